@@ -1,0 +1,10 @@
+"""Transfer variational autoencoder (trVAE) for scvi-tools."""
+
+from importlib.metadata import version
+
+from trvae import datasets, metrics, pl
+from trvae._model import TRVAE
+from trvae._module import TRVAEModule
+
+__all__ = ["TRVAE", "TRVAEModule", "datasets", "metrics", "pl"]
+__version__ = version("trvae-tools")

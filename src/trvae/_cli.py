@@ -1,0 +1,310 @@
+"""The ``trvae`` command: a thin shell over the Python API."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import platform
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pandas as pd
+    from anndata import AnnData
+
+    from trvae._evaluate import HeldOutPrediction
+
+app = typer.Typer(
+    help="Predict cells under conditions in which they were not measured, with trVAE.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+Likelihood = Literal["nb", "zinb", "poisson", "normal"]
+Data = Annotated[Path, typer.Argument(help="h5ad file with the cells.", exists=True)]
+ConditionKey = Annotated[str, typer.Option(help="Column of obs with the conditions.")]
+LabelsKey = Annotated[str | None, typer.Option(help="Column of obs with the cell types.")]
+Layer = Annotated[str | None, typer.Option(help="Layer with the counts; X if not given.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
+MaxEpochs = Annotated[int | None, typer.Option(help="Passes over the data.", min=1)]
+GeneLikelihood = Annotated[
+    Likelihood, typer.Option(help="'normal' for log-normalised values, else one of counts.")
+]
+
+_SHOWN_METRICS = {
+    "r2_mean": "R² of\nmeans",
+    "r2_variance": "R² of\nvariances",
+    "r2_mean_top": "R² top\ngenes",
+    "change": "r of\nchange",
+    "rmse": "RMSE",
+    "energy_distance": "energy\ndistance",
+}
+
+
+def errors_on_one_line(command: Callable) -> Callable:
+    """Show what the user can mend as one line, without a traceback, and exit with 1."""
+
+    @functools.wraps(command)
+    def wrapped(*args, **kwargs):
+        try:
+            return command(*args, **kwargs)
+        except (ValueError, OSError, RuntimeError) as error:
+            message = " ".join(str(error).split())
+            Console(stderr=True).print(
+                f"[bold red]Error:[/] {escape(message)}", highlight=False, soft_wrap=True
+            )
+            raise typer.Exit(1) from error
+
+    return wrapped
+
+
+@app.command()
+@errors_on_one_line
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("trvae-demo"),
+    seed: Seed = 0,
+    max_epochs: MaxEpochs = None,
+) -> None:
+    """Predict NK cells under interferon-beta that the model has never seen.
+
+    Uses the PBMCs of Kang et al. (2018) that ship with the package. Writes a figure, the
+    prediction, the model and the metrics into the folder --out.
+    """
+    _quiet()
+    import trvae
+
+    out.mkdir(parents=True, exist_ok=True)
+    console.print("Training on all cells but the stimulated NK cells ...")
+    result = _predict_held_out(
+        trvae.datasets.kang18(),
+        "NK",
+        "control",
+        "stimulated",
+        condition_key="condition",
+        labels_key="cell_type",
+        library_key="n_counts",
+        seed=seed,
+        max_epochs=max_epochs,
+    )
+    _print_metrics(result.metrics, "Stimulated NK cells, never seen in training")
+    _save_held_out(result, out, library_key="n_counts", seed=seed)
+    console.print(
+        f"Wrote figure.png, predicted.h5ad, model and metrics.json to {out}.", soft_wrap=True
+    )
+
+
+@app.command()
+@errors_on_one_line
+def train(
+    data: Data,
+    condition_key: ConditionKey,
+    out: Annotated[Path, typer.Option(help="Folder for the model.")],
+    labels_key: LabelsKey = None,
+    layer: Layer = None,
+    gene_likelihood: GeneLikelihood = "nb",
+    max_epochs: MaxEpochs = None,
+    seed: Seed = 0,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing model.")] = False,
+) -> None:
+    """Train a model on an h5ad file and save it.
+
+    Example: trvae train pbmc.h5ad --condition-key condition --labels-key cell_type --out model
+    """
+    _quiet()
+    import trvae
+
+    if out.exists() and not overwrite:
+        raise ValueError(f"{out} exists already. Name another folder, or give --overwrite.")
+    adata = _read(data)
+    trvae.TRVAE.setup_anndata(
+        adata, condition_key=condition_key, labels_key=labels_key, layer=layer
+    )
+    model = trvae.TRVAE(adata, gene_likelihood=gene_likelihood, seed=seed)
+    model.train(max_epochs)
+    model.save(str(out), overwrite=overwrite)
+    conditions = ", ".join(map(str, model.conditions))
+    console.print(f"Saved the model to {out}. Its conditions: {conditions}.", soft_wrap=True)
+
+
+@app.command()
+@errors_on_one_line
+def transfer(
+    model: Annotated[Path, typer.Argument(help="Folder of a saved model.", exists=True)],
+    data: Data,
+    to: Annotated[str, typer.Option(help="Condition to predict.")],
+    out: Annotated[Path, typer.Option(help="h5ad file for the prediction.")],
+    source: Annotated[
+        str | None, typer.Option("--from", help="Transfer only cells of this condition.")
+    ] = None,
+    estimate: Annotated[
+        Literal["counterfactual", "decoded"],
+        typer.Option(help="Of these very cells, or the decoder's average cells."),
+    ] = "counterfactual",
+    seed: Seed = 0,
+) -> None:
+    """Predict the cells of an h5ad file under another condition.
+
+    Example: trvae transfer model nk.h5ad --from control --to stimulated --out predicted.h5ad
+    """
+    _quiet()
+    import trvae
+
+    loaded = trvae.TRVAE.load(str(model), adata=False)
+    predicted = loaded.transfer(
+        _read(data), to, source_condition=source, estimate=estimate, seed=seed
+    )
+    _write(predicted, out)
+    console.print(
+        f"Wrote {predicted.n_obs} cells x {predicted.n_vars} genes to {out}.", soft_wrap=True
+    )
+
+
+@app.command()
+@errors_on_one_line
+def evaluate(
+    data: Data,
+    condition_key: ConditionKey,
+    labels_key: Annotated[str, typer.Option(help="Column of obs with the cell types.")],
+    label: Annotated[str, typer.Option(help="Cell type to hold out.")],
+    source: Annotated[str, typer.Option("--from", help="Condition to predict from.")],
+    to: Annotated[str, typer.Option(help="Condition to hold out and predict.")],
+    layer: Layer = None,
+    library_key: Annotated[
+        str | None, typer.Option(help="Column of obs with library sizes over all genes.")
+    ] = None,
+    gene_likelihood: GeneLikelihood = "nb",
+    max_epochs: MaxEpochs = None,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
+) -> None:
+    """Hold out one cell type's treated cells, predict them, and compare with the measured ones.
+
+    Example: trvae evaluate pbmc.h5ad --condition-key condition --labels-key cell_type --label NK
+    --from control --to stimulated
+    """
+    _quiet()
+    result = _predict_held_out(
+        _read(data),
+        label,
+        source,
+        to,
+        condition_key=condition_key,
+        labels_key=labels_key,
+        layer=layer,
+        library_key=library_key,
+        seed=seed,
+        max_epochs=max_epochs,
+        model_kwargs={"gene_likelihood": gene_likelihood},
+    )
+    _print_metrics(result.metrics, f"{label} under {to}, never seen in training")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        _save_held_out(result, out, layer=layer, library_key=library_key, seed=seed)
+        console.print(
+            f"Wrote figure.png, predicted.h5ad, model and metrics.json to {out}.", soft_wrap=True
+        )
+
+
+def _predict_held_out(adata, label, source, to, *, max_epochs, **kwargs) -> HeldOutPrediction:
+    from trvae._evaluate import predict_held_out
+
+    return predict_held_out(
+        adata,
+        label=label,
+        source_condition=source,
+        target_condition=to,
+        train_kwargs={"max_epochs": max_epochs},
+        **kwargs,
+    )
+
+
+def _save_held_out(
+    result: HeldOutPrediction,
+    out: Path,
+    *,
+    seed: int,
+    library_key: str | None,
+    layer: str | None = None,
+) -> None:
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt
+
+    import trvae
+
+    groups = (result.predicted, result.observed, result.control)
+    scale = {"layer": layer, "library_key": library_key}
+    figure, axes = plt.subplots(1, 3, figsize=(13.5, 4.8), layout="constrained")
+    trvae.pl.mean_scatter(*groups, ax=axes[0], title="Means", **scale)
+    trvae.pl.mean_scatter(*groups, statistic="variance", ax=axes[1], title="Variances", **scale)
+    trvae.pl.response(*groups, ax=axes[2], title="Response", **scale)
+    figure.savefig(out / "figure.png", dpi=150)
+    plt.close(figure)
+
+    _write(result.predicted, out / "predicted.h5ad")
+    result.model.save(str(out / "model"), overwrite=True)
+    packages = ("trvae-tools", "scvi-tools", "torch", "anndata", "numpy", "scipy")
+    record = {
+        "metrics": result.metrics.to_dict(orient="index"),
+        "nearest": result.metrics.attrs["nearest"],
+        "seed": seed,
+        "n_cells": {"predicted": result.predicted.n_obs, "observed": result.observed.n_obs},
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+    }
+    (out / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _print_metrics(metrics: pd.DataFrame, title: str) -> None:
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("", no_wrap=True)
+    for heading in _SHOWN_METRICS.values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    nearest = metrics.attrs["nearest"]
+    for method, row in metrics.iterrows():
+        name = f"{method} ({nearest})" if method == "nearest shift" else str(method)
+        style = "bold" if method == "prediction" else None
+        table.add_row(name, *(f"{row[m]:.3f}" for m in _SHOWN_METRICS), style=style)
+    console.print(table)
+    console.print(
+        "For RMSE and energy distance lower is better, for all others higher. "
+        "Ceiling: one half of the measured cells against the other.",
+        style="dim",
+    )
+
+
+def _read(path: Path) -> AnnData:
+    from anndata import read_h5ad
+
+    return read_h5ad(path)
+
+
+def _write(adata: AnnData, path: Path) -> None:
+    """Write beside and rename, so that an interruption leaves no half-written file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        adata.write_h5ad(unfinished, compression="gzip")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _quiet() -> None:
+    """Leave progress bars and results on the screen, and nothing else."""
+    warnings.filterwarnings("ignore")
+    for name in ("lightning", "lightning.pytorch", "scvi"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,196 @@
+"""Checks of users' data, and private copies so that it is never written to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+from scvi.data.fields import CategoricalObsField
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+_ROWS_AT_ONCE = 10_000
+_NAMES_SHOWN = 10
+
+
+class UsedCategoricalObsField(CategoricalObsField):
+    """A categorical column of ``obs`` of which only the categories that occur are registered.
+
+    A declared category without a cell would otherwise become a condition whose weights are never
+    trained, and into which cells could be transferred.
+    """
+
+    def register_field(self, adata: AnnData) -> dict:
+        """Register the column as if its unused categories were not declared."""
+        if self.is_default:
+            return super().register_field(adata)
+        self.validate_field(adata)
+        column = self._get_original_column(adata)
+        used = pd.Series(np.asarray(column).ravel()).unique()
+        declared = getattr(adata.obs[self._original_attr_key].dtype, "categories", None)
+        ordered = sorted(used) if declared is None else [c for c in declared if c in set(used)]
+        return self.transfer_field(
+            {self.CATEGORICAL_MAPPING_KEY: pd.Index(ordered).to_numpy()}, adata
+        )
+
+
+def join_names(names: Iterable[Any]) -> str:
+    """Quote and join names for a message, the first few of many."""
+    names = list(names)
+    shown = ", ".join(repr(str(n)) for n in names[:_NAMES_SHOWN])
+    return shown + (f", … ({len(names)} in all)" if len(names) > _NAMES_SHOWN else "")
+
+
+def check_choice(argument: str, given: Any, allowed: Sequence[Any]) -> None:
+    """Raise a ``ValueError`` that names what is allowed unless ``given`` is."""
+    if given not in allowed:
+        raise ValueError(f"{argument}={given!r} is not one of {', '.join(map(repr, allowed))}.")
+
+
+def get_matrix(adata: AnnData, layer: str | None) -> Any:
+    """Return ``adata.X`` or the layer, or raise a ``ValueError`` if there is none."""
+    if layer is None:
+        if adata.X is None:
+            raise ValueError("adata.X is empty. Name the layer that holds the data: layer=...")
+        return adata.X
+    if layer not in adata.layers:
+        raise ValueError(f"layer {layer!r} is not in adata.layers: {join_names(adata.layers)}.")
+    return adata.layers[layer]
+
+
+def check_obs_column(adata: AnnData, argument: str, key: str) -> pd.Series:
+    """Return the column of ``obs``, or raise a ``ValueError`` if it is missing or has gaps."""
+    if key not in adata.obs:
+        raise ValueError(f"{argument} {key!r} is not in adata.obs: {join_names(adata.obs)}.")
+    column = adata.obs[key]
+    if column.isna().any():
+        raise ValueError(
+            f"{argument} {key!r}: {int(column.isna().sum())} of {len(column)} cells have no value "
+            "in adata.obs. Remove those cells or give them a value."
+        )
+    return column
+
+
+def check_unique_genes(adata: AnnData) -> None:
+    """Raise a ``ValueError`` if two genes share a name."""
+    if not adata.var_names.is_unique:
+        twice = adata.var_names[adata.var_names.duplicated()].unique()
+        raise ValueError(
+            f"adata.var_names are not unique: {join_names(twice)}. "
+            "Call adata.var_names_make_unique() first."
+        )
+
+
+def check_expression(matrix: Any, gene_likelihood: str, where: str) -> None:
+    """Raise a ``ValueError`` if the values don't suit the likelihood.
+
+    Parameters
+    ----------
+    matrix
+        Dense, sparse or backed, ``n_cells x n_genes``. All values are looked at.
+    gene_likelihood
+        ``"normal"`` for log-normalised values, otherwise one of counts.
+    where
+        Where the values are, for the message.
+    """
+    only_integers, largest = True, 0.0
+    for values in _blocks_of_values(matrix):
+        if values.size == 0:
+            continue
+        n_bad = int(values.size - np.isfinite(values).sum())
+        if n_bad:
+            raise ValueError(
+                f"{where} has {n_bad} values that are NaN or infinite. Remove or replace them."
+            )
+        fractional = values[values % 1 != 0]
+        only_integers = only_integers and fractional.size == 0
+        largest = max(largest, float(values.max()))
+        if gene_likelihood == "normal":
+            continue
+        if values.min() < 0:
+            raise ValueError(
+                f"{where} has negative values (as low as {values.min():g}), but "
+                f"gene_likelihood={gene_likelihood!r} is for raw counts."
+            )
+        if fractional.size:
+            raise ValueError(
+                f"{where} has values that are not integers (such as {fractional.flat[0]:g}), but "
+                f"gene_likelihood={gene_likelihood!r} is for raw counts. Register the layer that "
+                "holds the counts, or use gene_likelihood='normal' for log-normalised values."
+            )
+    if gene_likelihood == "normal" and only_integers and largest > 1:
+        raise ValueError(
+            f"{where} holds only integers (up to {largest:g}), which look like raw counts, but "
+            "gene_likelihood='normal' is for log-normalised values. Use gene_likelihood='nb', or "
+            "register log-normalised values."
+        )
+
+
+def smallest_value(matrix: Any) -> float:
+    """Return the smallest value, counting the zeros that a sparse matrix leaves out."""
+    smallest = 0.0 if not isinstance(matrix, np.ndarray) else np.inf
+    for values in _blocks_of_values(matrix):
+        if values.size:
+            smallest = min(smallest, float(values.min()))
+    return smallest
+
+
+def _blocks_of_values(matrix: Any) -> Iterator[np.ndarray]:
+    """Yield the values (of a sparse matrix the stored ones), a limited number of rows at once."""
+    if isinstance(matrix, np.ndarray):
+        yield matrix
+    elif sparse.issparse(matrix):
+        yield matrix.data
+    elif isinstance(matrix, pd.DataFrame):
+        yield matrix.to_numpy()
+    else:
+        for start in range(0, matrix.shape[0], _ROWS_AT_ONCE):
+            block = matrix[start : start + _ROWS_AT_ONCE]
+            block = block.compute() if hasattr(block, "compute") else block
+            yield from _blocks_of_values(block)
+
+
+def private_copy(adata: AnnData, var_names: Sequence[str], layer: str | None) -> AnnData:
+    """Return an AnnData of the model's genes that can be registered in place of the user's.
+
+    It shares the matrix where genes and format allow it, and has its own ``obs``.
+
+    Parameters
+    ----------
+    adata
+        The user's cells. Genes are matched by name, others are left out.
+    var_names
+        The model's genes.
+    layer
+        The layer to take, or ``None`` for ``X``.
+
+    Raises
+    ------
+    ValueError
+        If there is no cell, a gene name occurs twice or one of the model's genes is missing.
+    """
+    if adata.n_obs == 0:
+        raise ValueError("The AnnData has no cells.")
+    check_unique_genes(adata)
+    position = adata.var_names.get_indexer(pd.Index(var_names))
+    if (position < 0).any():
+        missing = np.asarray(var_names)[position < 0]
+        raise ValueError(
+            f"{len(missing)} of the model's {len(var_names)} genes are not in adata.var_names: "
+            f"{join_names(missing)}."
+        )
+    matrix = get_matrix(adata, layer)
+    if not np.array_equal(position, np.arange(adata.n_vars)):
+        matrix = matrix[:, position]
+    if sparse.issparse(matrix):
+        matrix = matrix.tocsr()
+    copy = AnnData(obs=adata.obs.copy(), var=adata.var.iloc[position].copy())
+    if layer is None:
+        copy.X = matrix
+    else:
+        copy.layers[layer] = matrix
+    return copy

@@ -1,0 +1,619 @@
+"""The model as people use it: register data, train, represent, save and load."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager
+from scvi.data._utils import _get_adata_minify_type
+from scvi.data.fields import (
+    CategoricalJointObsField,
+    LayerField,
+    NumericalJointObsField,
+    NumericalObsField,
+)
+from scvi.model.base import (
+    ArchesMixin,
+    BaseMinifiedModeModelClass,
+    RNASeqMixin,
+    UnsupervisedTrainingMixin,
+    VAEMixin,
+)
+from scvi.utils import setup_anndata_dsp
+from scvi.utils._docstrings import devices_dsp
+
+from trvae._data import (
+    UsedCategoricalObsField,
+    check_choice,
+    check_expression,
+    check_obs_column,
+    check_unique_genes,
+    get_matrix,
+    join_names,
+    private_copy,
+    smallest_value,
+)
+from trvae._mmd import BANDWIDTHS
+from trvae._module import FIRST_LAYER_KEY, TRVAEModule
+from trvae._train import ConditionBalancedDataSplitter, TRVAETrainingPlan, seeded
+from trvae._transfer import TransferMixin
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    import pandas as pd
+    from anndata import AnnData
+    from lightning import LightningDataModule
+
+    from trvae._module import DecoderName, Dispersion, GeneLikelihood, MMDLayer
+    from trvae._nn import Normalization
+
+logger = logging.getLogger(__name__)
+
+# Minibatches that training takes by default, whatever the number of cells.
+_DEFAULT_STEPS = 4_500
+_MIN_EPOCHS, _MAX_EPOCHS = 10, 400
+_SHARE_OF_KL_WARMUP = 0.25
+
+
+class TRVAE(
+    TransferMixin,
+    RNASeqMixin,
+    VAEMixin,
+    ArchesMixin,
+    UnsupervisedTrainingMixin,
+    BaseMinifiedModeModelClass,
+):
+    """Transfer variational autoencoder :cite:p:`Lotfollahi20`.
+
+    A conditional VAE whose first decoder layer is matched across conditions, so that cells
+    encoded under one condition can be decoded under another, also where that combination of cell
+    type and condition was never measured.
+
+    Parameters
+    ----------
+    adata
+        AnnData registered with :meth:`setup_anndata`.
+    registry
+        Registry of a data module to train on in place of ``adata``.
+    n_latent
+        Size of the latent space.
+    hidden_sizes
+        Widths of the encoder's hidden layers; the decoder has them in reverse. The paper's are
+        ``(800, 800, 128)``.
+    dropout_rate
+        Dropout after each hidden layer.
+    gene_likelihood
+        One of:
+
+        * ``"nb"`` - negative binomial, for counts
+        * ``"zinb"`` - zero-inflated negative binomial, for counts
+        * ``"poisson"`` - Poisson, for counts
+        * ``"normal"`` - normal, for log-normalised values (the paper's)
+    dispersion
+        One of:
+
+        * ``"gene"`` - one dispersion a gene (for ``"normal"``: one standard deviation)
+        * ``"gene-condition"`` - one a gene and condition
+    decoder
+        One of:
+
+        * ``"additive"`` - ``base(z) + effect(z, condition)``; only the effect sees the condition
+        * ``"conditional"`` - the condition enters the first layer (the paper's)
+    effect_sizes
+        Widths of the hidden layers of the additive decoder's effect.
+    normalization
+        Normalisation of hidden layers: ``"batch"``, ``"layer"`` or ``"none"``.
+    mmd_weight
+        Weight of the maximum mean discrepancy (MMD) between conditions in the loss; 0 only
+        watches it.
+    mmd_layer
+        What is matched: the first layer of the ``"decoder"`` (of the base, if it is additive),
+        the ``"latent"`` representation, or ``"both"``.
+    mmd_within_labels
+        Whether conditions are matched within each label only, so that conditions with different
+        cell types are not made alike. By default if labels are registered.
+    mmd_bandwidths
+        Squared bandwidths of the kernel.
+    seed
+        Seed of weights, data split, minibatches and dropout. ``None`` leaves that to
+        ``scvi.settings.seed``.
+
+    Raises
+    ------
+    ValueError
+        If an argument is not one of those allowed, or the data don't suit the likelihood.
+
+    Examples
+    --------
+    >>> adata = trvae.datasets.kang18()
+    >>> held_out = (adata.obs["cell_type"] == "NK") & (adata.obs["condition"] == "stimulated")
+    >>> train = adata[~held_out].copy()
+    >>> trvae.TRVAE.setup_anndata(train, condition_key="condition", labels_key="cell_type")
+    >>> model = trvae.TRVAE(train)
+    >>> model.train()
+    >>> nk = train[train.obs["cell_type"] == "NK"]
+    >>> predicted = model.transfer(nk, target_condition="stimulated")
+
+    References
+    ----------
+    Lotfollahi, Naghipourfar, Theis & Wolf, *Bioinformatics* 36, i610 (2020).
+    """
+
+    _module_cls = TRVAEModule
+    _data_splitter_cls = ConditionBalancedDataSplitter
+    _training_plan_cls = TRVAETrainingPlan
+    _LATENT_QZM_KEY = "trvae_latent_qzm"
+    _LATENT_QZV_KEY = "trvae_latent_qzv"
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        registry: dict | None = None,
+        *,
+        n_latent: int = 10,
+        hidden_sizes: Sequence[int] = (256, 64),
+        dropout_rate: float = 0.1,
+        gene_likelihood: GeneLikelihood = "nb",
+        dispersion: Dispersion = "gene",
+        decoder: DecoderName = "additive",
+        effect_sizes: Sequence[int] = (64,),
+        normalization: Normalization = "batch",
+        mmd_weight: float = 100.0,
+        mmd_layer: MMDLayer = "decoder",
+        mmd_within_labels: bool | None = None,
+        mmd_bandwidths: Sequence[float] = BANDWIDTHS,
+        seed: int | None = None,
+    ):
+        if adata is None and registry is None:
+            raise ValueError("Give adata, registered with TRVAE.setup_anndata, or a registry.")
+        check_choice("gene_likelihood", gene_likelihood, ("nb", "zinb", "poisson", "normal"))
+        check_choice("dispersion", dispersion, ("gene", "gene-condition"))
+        check_choice("decoder", decoder, ("additive", "conditional"))
+        check_choice("normalization", normalization, ("batch", "layer", "none"))
+        check_choice("mmd_layer", mmd_layer, ("decoder", "latent", "both"))
+        _check_positive_sizes(n_latent=[n_latent], hidden_sizes=hidden_sizes)
+        _check_positive_sizes(effect_sizes=effect_sizes)
+        if not 0 <= dropout_rate < 1:
+            raise ValueError(f"dropout_rate={dropout_rate} is not in [0, 1).")
+        if mmd_weight < 0:
+            raise ValueError(f"mmd_weight={mmd_weight} is negative.")
+        super().__init__(adata, registry)
+
+        setup_args = self.registry["setup_args"]
+        has_labels = setup_args.get("labels_key") is not None
+        if mmd_within_labels and not has_labels:
+            raise ValueError("mmd_within_labels=True needs labels: setup_anndata(labels_key=...).")
+        self.seed = seed
+        self.smallest_expression_ = None
+        self.data_is_sparse_ = True
+        if adata is not None and self.minified_data_type is None:
+            self._check_own_data(gene_likelihood)
+
+        with seeded(seed):
+            self.module = self._module_cls(
+                n_input=self.summary_stats.n_vars,
+                n_batch=self.summary_stats.n_batch,
+                n_labels=self.summary_stats.n_labels,
+                n_continuous_cov=self.summary_stats.get("n_extra_continuous_covs", 0),
+                n_cats_per_cov=self._field_state(REGISTRY_KEYS.CAT_COVS_KEY).get("n_cats_per_key"),
+                use_size_factor_key=setup_args.get("size_factor_key") is not None,
+                n_latent=n_latent,
+                hidden_sizes=tuple(hidden_sizes),
+                dropout_rate=dropout_rate,
+                gene_likelihood=gene_likelihood,
+                dispersion=dispersion,
+                decoder=decoder,
+                effect_sizes=tuple(effect_sizes),
+                normalization=normalization,
+                mmd_weight=mmd_weight,
+                mmd_layer=mmd_layer,
+                mmd_within_labels=has_labels if mmd_within_labels is None else mmd_within_labels,
+                mmd_bandwidths=tuple(mmd_bandwidths),
+            )
+        self.module.minified_data_type = self.minified_data_type
+        self._model_summary_string = (
+            f"TRVAE model with the following parameters: \nconditions: "
+            f"{join_names(self.conditions)}, gene_likelihood: {gene_likelihood}, "
+            f"decoder: {decoder}, n_latent: {n_latent}, hidden_sizes: {tuple(hidden_sizes)}, "
+            f"mmd_weight: {mmd_weight}, mmd_layer: {mmd_layer}, "
+            f"mmd_within_labels: {self.module.mmd_within_labels}."
+        )
+        self.init_params_ = self._get_init_params(locals())
+
+    # -------------------------------------------------------------- data registration
+
+    @classmethod
+    @setup_anndata_dsp.dedent
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        *,
+        condition_key: str,
+        layer: str | None = None,
+        labels_key: str | None = None,
+        size_factor_key: str | None = None,
+        categorical_covariate_keys: list[str] | None = None,
+        continuous_covariate_keys: list[str] | None = None,
+        **kwargs,
+    ) -> None:
+        """%(summary)s.
+
+        Parameters
+        ----------
+        %(param_adata)s
+        condition_key
+            Key in ``adata.obs`` of the conditions between which cells are transferred.
+        %(param_layer)s
+        %(param_labels_key)s
+        %(param_size_factor_key)s
+        %(param_cat_cov_keys)s
+        %(param_cont_cov_keys)s
+
+        Raises
+        ------
+        ValueError
+            If a key is missing, a value is missing in one of the columns, there are fewer than
+            two conditions or two cells, or gene names are not unique. ``adata`` is then as it
+            was.
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        _check_columns(adata, setup_method_args["setup_args"])
+        if "source_registry" not in kwargs:
+            _check_at_least_two_conditions(adata, condition_key)
+        fields = [
+            # Whether values suit the likelihood is checked once that is known.
+            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
+            UsedCategoricalObsField(REGISTRY_KEYS.BATCH_KEY, condition_key),
+            UsedCategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
+            NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
+            CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
+            NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
+        ]
+        minify_type = _get_adata_minify_type(adata)
+        if minify_type is not None:
+            fields += cls._get_fields_for_adata_minification(minify_type)
+        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
+
+    @property
+    def conditions(self) -> list[Any]:
+        """The conditions that the model knows, in the order of their codes."""
+        return list(self._field_state(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"])
+
+    @property
+    def _condition_key(self) -> str:
+        return self.registry["setup_args"]["condition_key"]
+
+    @property
+    def _var_names(self) -> np.ndarray:
+        return np.asarray(self._field_state(REGISTRY_KEYS.X_KEY)["column_names"])
+
+    def _field_state(self, registry_key: str) -> dict:
+        return self.registry["field_registries"].get(registry_key, {}).get("state_registry", {})
+
+    def _check_own_data(self, gene_likelihood: str) -> None:
+        layer = self.registry["setup_args"]["layer"]
+        matrix = get_matrix(self.adata, layer)
+        check_expression(matrix, gene_likelihood, _where(layer))
+        self.data_is_sparse_ = not isinstance(matrix, np.ndarray)
+        if gene_likelihood == "normal" and (smallest := smallest_value(matrix)) >= 0:
+            self.smallest_expression_ = smallest
+
+    def _validate_anndata(
+        self,
+        adata: AnnData | None = None,
+        copy_if_view: bool = True,
+        obs: pd.DataFrame | None = None,
+    ) -> AnnData:
+        """Return an AnnData registered with the model that has the cells of ``adata``.
+
+        Cells that the model doesn't know yet are registered as a private copy, so that the
+        user's AnnData is never written to.
+
+        Parameters
+        ----------
+        adata
+            By default the model's own.
+        copy_if_view
+            Kept for scvi-tools.
+        obs
+            Taken in place of ``adata.obs``.
+        """
+        if adata is None or adata is self._adata or _get_adata_minify_type(adata) is not None:
+            return super()._validate_anndata(adata, copy_if_view=copy_if_view)
+        known = self._per_instance_manager_store.get(self.id, {}).values()
+        if any(manager.adata is adata for manager in known):
+            return adata
+        return self._register_private_copy(adata, obs)
+
+    def _register_private_copy(self, adata: AnnData, obs: pd.DataFrame | None) -> AnnData:
+        setup_args = self.registry["setup_args"]
+        copy = private_copy(adata, self._var_names, setup_args["layer"])
+        if obs is not None:
+            copy.obs = obs
+        labels_key = setup_args["labels_key"]
+        if labels_key is not None and labels_key not in copy.obs:
+            # Labels only steer the training.
+            copy.obs[labels_key] = self._field_state(REGISTRY_KEYS.LABELS_KEY)[
+                "categorical_mapping"
+            ][0]
+        _check_columns(copy, setup_args)
+        self._check_known_categories(copy)
+        matrix = get_matrix(copy, setup_args["layer"])
+        check_expression(matrix, self.module.gene_likelihood, _where(setup_args["layer"]))
+
+        type(self).setup_anndata(
+            copy, source_registry=self.registry, extend_categories=True, **setup_args
+        )
+        manager = self._get_most_recent_anndata_manager(copy, required=True)
+        del self._setup_adata_manager_store[manager.adata_uuid]
+        # Only the last copy is kept, or each would hold on to its user's matrix for good.
+        managers = self._per_instance_manager_store.setdefault(self.id, {})
+        managers.pop(getattr(self, "_private_copy_uuid", None), None)
+        self._private_copy_uuid = manager.adata_uuid
+        managers[manager.adata_uuid] = manager
+        return copy
+
+    def _check_known_categories(self, adata: AnnData) -> None:
+        known = {self._condition_key: self.conditions}
+        known |= self._field_state(REGISTRY_KEYS.CAT_COVS_KEY).get("mappings", {})
+        for key, categories in known.items():
+            unknown = set(adata.obs[key].unique()) - set(categories)
+            if unknown:
+                raise ValueError(
+                    f"adata.obs[{key!r}] has values that the model was not trained on: "
+                    f"{join_names(sorted(map(str, unknown)))}. It knows {join_names(categories)}."
+                )
+
+    # ------------------------------------------------------------------------ training
+
+    @devices_dsp.dedent
+    def train(
+        self,
+        max_epochs: int | None = None,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        train_size: float | None = None,
+        validation_size: float | None = None,
+        shuffle_set_split: bool = True,
+        load_sparse_tensor: bool = False,
+        batch_size: int = 128,
+        early_stopping: bool = False,
+        condition_balanced: bool | None = None,
+        check_val_every_n_epoch: int | None = 1,
+        datasplitter_kwargs: dict | None = None,
+        plan_kwargs: dict | None = None,
+        datamodule: LightningDataModule | None = None,
+        **trainer_kwargs,
+    ) -> None:
+        """Train the model.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the data. By default as many as make 4,500 minibatches, between 10 and
+            400.
+        %(param_accelerator)s
+        %(param_devices)s
+        train_size
+            Share of the cells to train on, by default 0.9.
+        validation_size
+            Share of the cells to validate on, by default the rest.
+        shuffle_set_split
+            Whether to split at random rather than in the order of the cells.
+        load_sparse_tensor
+            Whether to move minibatches to the device as sparse tensors.
+        batch_size
+            Cells in a minibatch.
+        early_stopping
+            Whether to stop when ``objective_validation`` no longer falls: the loss with the
+            final KL weight, the MMD included.
+        condition_balanced
+            Whether every minibatch has cells of every condition, those of rare conditions
+            repeatedly. By default if a minibatch would have fewer than 8 of the rarest by
+            chance.
+        check_val_every_n_epoch
+            How often the validation cells are looked at.
+        datasplitter_kwargs
+            Passed to :class:`~scvi.dataloaders.DataSplitter`.
+        plan_kwargs
+            Passed to :class:`~scvi.train.TrainingPlan`. The KL weight rises over the first
+            quarter of the epochs unless ``n_epochs_kl_warmup`` or ``n_steps_kl_warmup`` is given.
+        datamodule
+            Data to train on if the model was made from a ``registry``.
+        **trainer_kwargs
+            Passed to :class:`~scvi.train.Trainer`.
+
+        Notes
+        -----
+        :attr:`history` has, for ``train`` and ``validation``, ``elbo``, ``reconstruction_loss``,
+        ``kl_local``, ``mmd`` and ``objective``, beside ``train_loss`` and ``validation_loss``.
+        """
+        if max_epochs is None:
+            n_cells = self.adata.n_obs if datamodule is None else datamodule.n_obs
+            epochs = round(_DEFAULT_STEPS * batch_size / max(n_cells, 1))
+            max_epochs = min(max(epochs, _MIN_EPOCHS), _MAX_EPOCHS)
+        plan_kwargs = dict(plan_kwargs or {})
+        if plan_kwargs.get("n_steps_kl_warmup") is None:
+            plan_kwargs.setdefault(
+                "n_epochs_kl_warmup", max(1, round(_SHARE_OF_KL_WARMUP * max_epochs))
+            )
+        trainer_kwargs.setdefault("early_stopping_monitor", "objective_validation")
+        if datamodule is None:
+            datasplitter_kwargs = {
+                "condition_balanced": condition_balanced,
+                **(datasplitter_kwargs or {}),
+            }
+        # A trained model is left in evaluation mode, in which further training would have neither
+        # dropout nor batch statistics.
+        self.module.train()
+        with seeded(self.seed):
+            super().train(
+                max_epochs=max_epochs,
+                accelerator=accelerator,
+                devices=devices,
+                train_size=train_size,
+                validation_size=validation_size,
+                shuffle_set_split=shuffle_set_split,
+                load_sparse_tensor=load_sparse_tensor,
+                batch_size=batch_size,
+                early_stopping=early_stopping,
+                check_val_every_n_epoch=check_val_every_n_epoch,
+                datasplitter_kwargs=datasplitter_kwargs,
+                plan_kwargs=plan_kwargs,
+                datamodule=datamodule,
+                **trainer_kwargs,
+            )
+
+    @classmethod
+    def load_query_data(
+        cls,
+        adata: AnnData | None = None,
+        reference_model: str | Path | TRVAE | None = None,
+        *,
+        unfrozen: bool = False,
+        **kwargs,
+    ) -> TRVAE:
+        """Map cells of new conditions onto a trained reference.
+
+        Parameters
+        ----------
+        adata
+            Cells with the columns that the reference was set up with; new conditions and new
+            categories of covariates are allowed. It is registered as by :meth:`setup_anndata`.
+        reference_model
+            The trained model, or the folder it is saved in.
+        unfrozen
+            Whether :meth:`train` changes all weights. By default only those of new conditions
+            and categories: what the reference predicts stays the same.
+        **kwargs
+            Passed to :meth:`scvi.model.base.ArchesMixin.load_query_data`.
+
+        Returns
+        -------
+        A model of old and new conditions, yet to be trained on ``adata``.
+
+        Raises
+        ------
+        ValueError
+            If there is no reference model or a column is missing.
+
+        References
+        ----------
+        Lotfollahi et al., *Nature Biotechnology* 40, 121 (2022).
+        """
+        if isinstance(reference_model, str | Path):
+            reference_model = cls.load(str(reference_model), adata=False)
+        model = super().load_query_data(adata, reference_model, unfrozen=True, **kwargs)
+        if not unfrozen:
+            model.module.train_new_categories_only(reference_model.module.state_dict())
+        return model
+
+    # ----------------------------------------------------------------- representations
+
+    @torch.inference_mode()
+    def get_mmd_representation(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        """Activations of the first decoder layer, where conditions are matched.
+
+        Parameters
+        ----------
+        adata
+            Cells, by default those that the model was trained on. Genes are matched by name.
+        indices
+            Positions of the cells to use, by default all.
+        batch_size
+            Cells in a minibatch, by default ``scvi.settings.batch_size``.
+
+        Returns
+        -------
+        ``n_cells x n_features`` with as many features as the last of ``hidden_sizes``, at the
+        posterior mean of ``z``.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        ValueError
+            If the cells don't fit the model.
+
+        Notes
+        -----
+        Lotfollahi et al., *Bioinformatics* 36, i610 (2020), section 2.
+        """
+        self._check_if_trained(warn=False)
+        adata = self._validate_anndata(adata)
+        loader = self._make_data_loader(adata=adata, indices=indices, batch_size=batch_size)
+        with self.module.posterior_mean():
+            return np.concatenate(
+                [
+                    self.module(tensors, compute_loss=False)[1][FIRST_LAYER_KEY].cpu().numpy()
+                    for tensors in loader
+                ]
+            )
+
+    @functools.wraps(RNASeqMixin.get_normalized_expression)
+    def get_normalized_expression(self, *args, **kwargs) -> pd.DataFrame | np.ndarray:
+        """As scvi-tools', but at the posterior mean of ``z`` unless draws are asked for."""
+        inherited = super().get_normalized_expression
+        given = inspect.signature(inherited).bind(*args, **kwargs)
+        given.apply_defaults()
+        draws = (
+            given.arguments["n_samples"] > 1 or given.arguments["n_samples_overall"] is not None
+        )
+        with self.module.posterior_mean(not draws):
+            return inherited(*args, **kwargs)
+
+
+def _where(layer: str | None) -> str:
+    return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+
+
+def _check_positive_sizes(**sizes: Sequence[int]) -> None:
+    for argument, values in sizes.items():
+        if len(values) == 0 or any(int(v) != v or v < 1 for v in values):
+            raise ValueError(f"{argument}={tuple(values)} is not a list of positive integers.")
+
+
+def _check_columns(adata: AnnData, setup_args: dict) -> None:
+    """Check what ``setup_anndata`` is given before it changes anything."""
+    if adata.n_obs == 0 or adata.n_vars == 0:
+        raise ValueError(f"The AnnData is empty: {adata.n_obs} cells x {adata.n_vars} genes.")
+    get_matrix(adata, setup_args["layer"])
+    check_unique_genes(adata)
+    for argument in ("condition_key", "labels_key", "size_factor_key"):
+        if setup_args[argument] is not None:
+            check_obs_column(adata, argument, setup_args[argument])
+    for argument in ("categorical_covariate_keys", "continuous_covariate_keys"):
+        for key in setup_args[argument] or []:
+            check_obs_column(adata, argument, key)
+    if setup_args["size_factor_key"] is not None:
+        size_factor = adata.obs[setup_args["size_factor_key"]]
+        if not (size_factor > 0).all():
+            raise ValueError(
+                f"size_factor_key {setup_args['size_factor_key']!r} has values that are not "
+                f"positive (as low as {size_factor.min()})."
+            )
+
+
+def _check_at_least_two_conditions(adata: AnnData, condition_key: str) -> None:
+    conditions = adata.obs[condition_key].unique()
+    if len(conditions) < 2:
+        raise ValueError(
+            f"condition_key {condition_key!r} has only one condition, {join_names(conditions)}; "
+            "a transfer needs at least two."
+        )

@@ -1,0 +1,442 @@
+"""The network, its likelihoods and its loss."""
+
+from __future__ import annotations
+
+import functools
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.distributions import Normal, Poisson, ZeroInflatedNegativeBinomial
+from scvi.module._constants import MODULE_KEYS
+from scvi.module.base import BaseMinifiedModeModuleClass, LossOutput, auto_move_data
+from torch import nn
+from torch.distributions import kl_divergence
+from torch.nn.functional import log_softmax, softplus
+
+from trvae._likelihood import NegativeBinomial
+from trvae._mmd import BANDWIDTHS, multi_scale_mmd
+from trvae._nn import (
+    AdditiveDecoder,
+    ConditionalDecoder,
+    Covariates,
+    CovariateSizes,
+    Encoder,
+    Normalization,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch.distributions import Distribution
+
+GeneLikelihood = Literal["nb", "zinb", "poisson", "normal"]
+Dispersion = Literal["gene", "gene-condition"]
+DecoderName = Literal["additive", "conditional"]
+MMDLayer = Literal["decoder", "latent", "both"]
+
+FIRST_LAYER_KEY = "first_layer"
+# An all-zero cell would have a log library size of minus infinity.
+_SMALLEST_LIBRARY = 1e-6
+
+
+class TRVAEModule(BaseMinifiedModeModuleClass):
+    r"""Transfer variational autoencoder :cite:p:`Lotfollahi20`.
+
+    A conditional VAE. Its loss is
+
+    .. math::
+
+        \frac{1}{n} \sum_{\text{cells}} \left[ -\sum_g \log p(x_g \mid z, c)
+        + w_{KL}\, \mathrm{KL}(q(z \mid x, c) \,\Vert\, \mathcal{N}(0, 1)) \right]
+        + w_{MMD} \sum_{i<j} \mathrm{MMD}^2(y_i, y_j)
+
+    with :math:`y_i` the activations of the first decoder layer of the cells of condition
+    :math:`i`.
+
+    Parameters
+    ----------
+    n_input
+        Number of genes.
+    n_batch
+        Number of conditions, which scvi-tools registers as batches.
+    n_labels
+        Number of labels.
+    n_continuous_cov
+        Number of continuous covariates.
+    n_cats_per_cov
+        Number of categories of each categorical covariate.
+    use_size_factor_key
+        Whether a registered size factor scales the rates in place of the library size.
+    n_latent, hidden_sizes, dropout_rate, gene_likelihood, dispersion, decoder, effect_sizes, \
+normalization, mmd_weight, mmd_layer, mmd_within_labels, mmd_bandwidths
+        See :class:`~trvae.TRVAE`.
+    """
+
+    def __init__(
+        self,
+        n_input: int,
+        n_batch: int,
+        n_labels: int = 1,
+        n_continuous_cov: int = 0,
+        n_cats_per_cov: Sequence[int] | None = None,
+        *,
+        use_size_factor_key: bool = False,
+        n_latent: int,
+        hidden_sizes: Sequence[int],
+        dropout_rate: float,
+        gene_likelihood: GeneLikelihood,
+        dispersion: Dispersion,
+        decoder: DecoderName,
+        effect_sizes: Sequence[int],
+        normalization: Normalization,
+        mmd_weight: float,
+        mmd_layer: MMDLayer,
+        mmd_within_labels: bool,
+        mmd_bandwidths: Sequence[float] = BANDWIDTHS,
+    ):
+        super().__init__()
+        self.n_input = n_input
+        self.n_batch = n_batch
+        self.n_labels = n_labels
+        self.n_latent = n_latent
+        self.gene_likelihood = gene_likelihood
+        self.dispersion = dispersion
+        self.use_size_factor_key = use_size_factor_key
+        # scvi-tools asks for it: the library size is never a latent variable here.
+        self.use_observed_lib_size = True
+        self.mmd_weight = mmd_weight
+        self.mmd_layer = mmd_layer
+        self.mmd_within_labels = mmd_within_labels
+        self.mmd_bandwidths = tuple(mmd_bandwidths)
+        self._posterior_mean = False
+
+        sizes = CovariateSizes(n_batch, tuple(n_cats_per_cov or ()), n_continuous_cov)
+        shared = {"normalization": normalization, "dropout_rate": dropout_rate}
+        self.encoder = Encoder(n_input, n_latent, hidden_sizes, sizes, **shared)
+        decoder_cls = ConditionalDecoder
+        if decoder == "additive":
+            decoder_cls = AdditiveDecoder
+            shared["effect_sizes"] = effect_sizes
+        self.decoder = decoder_cls(
+            n_latent,
+            n_input,
+            tuple(reversed(hidden_sizes)),
+            sizes,
+            zero_inflated=gene_likelihood == "zinb",
+            **shared,
+        )
+        if gene_likelihood != "poisson":
+            n_rows = n_batch if dispersion == "gene-condition" else 1
+            self.log_dispersion = nn.Embedding(n_rows, n_input)
+            nn.init.zeros_(self.log_dispersion.weight)
+
+    @property
+    def is_count_model(self) -> bool:
+        """Whether the likelihood is one of counts."""
+        return self.gene_likelihood != "normal"
+
+    @contextmanager
+    def posterior_mean(self, active: bool = True) -> Iterator[None]:
+        """Let single draws of ``z`` be its posterior mean within the context."""
+        before, self._posterior_mean = self._posterior_mean, active
+        try:
+            yield
+        finally:
+            self._posterior_mean = before
+
+    def train_new_categories_only(self, reference: dict[str, torch.Tensor]) -> None:
+        """Freeze all weights but the rows that the categories' tables have more.
+
+        Parameters
+        ----------
+        reference
+            State of the module that this one was extended from. New categories are the last.
+        """
+        for name, parameter in self.named_parameters():
+            n_known = len(reference[name])
+            parameter.requires_grad = len(parameter) > n_known
+            if parameter.requires_grad:
+                parameter.register_hook(functools.partial(_without_rows, n_known))
+        for layer in self.modules():
+            if isinstance(layer, nn.BatchNorm1d):
+                layer.momentum = 0.0
+
+    # ------------------------------------------------------------------ inference
+
+    def _get_inference_input(
+        self, tensors: dict[str, torch.Tensor], full_forward_pass: bool = False
+    ) -> dict[str, torch.Tensor | None]:
+        if REGISTRY_KEYS.LATENT_QZM_KEY in tensors and not full_forward_pass:
+            return {
+                MODULE_KEYS.QZM_KEY: tensors[REGISTRY_KEYS.LATENT_QZM_KEY],
+                MODULE_KEYS.QZV_KEY: tensors[REGISTRY_KEYS.LATENT_QZV_KEY],
+                REGISTRY_KEYS.OBSERVED_LIB_SIZE: tensors[REGISTRY_KEYS.OBSERVED_LIB_SIZE],
+            }
+        return {
+            MODULE_KEYS.X_KEY: tensors[REGISTRY_KEYS.X_KEY],
+            MODULE_KEYS.BATCH_INDEX_KEY: tensors[REGISTRY_KEYS.BATCH_KEY],
+            MODULE_KEYS.CONT_COVS_KEY: tensors.get(REGISTRY_KEYS.CONT_COVS_KEY),
+            MODULE_KEYS.CAT_COVS_KEY: tensors.get(REGISTRY_KEYS.CAT_COVS_KEY),
+        }
+
+    @auto_move_data
+    def _regular_inference(
+        self,
+        x: torch.Tensor,
+        batch_index: torch.Tensor,
+        cont_covs: torch.Tensor | None = None,
+        cat_covs: torch.Tensor | None = None,
+        n_samples: int = 1,
+    ) -> dict[str, torch.Tensor | Distribution | None]:
+        encoder_input = torch.log1p(x) if self.is_count_model else x
+        mean, scale = self.encoder(encoder_input, _covariates(batch_index, cat_covs, cont_covs))
+        return self._inference_outputs(mean, scale, x.sum(-1, keepdim=True), n_samples)
+
+    @auto_move_data
+    def _cached_inference(
+        self,
+        qzm: torch.Tensor,
+        qzv: torch.Tensor,
+        observed_lib_size: torch.Tensor,
+        n_samples: int = 1,
+    ) -> dict[str, torch.Tensor | Distribution | None]:
+        return self._inference_outputs(qzm, qzv.sqrt(), observed_lib_size, n_samples)
+
+    def _inference_outputs(self, mean, scale, library, n_samples):
+        qz = Normal(mean, scale)
+        if n_samples > 1:
+            z = qz.rsample((n_samples,))
+        else:
+            z = mean if self._posterior_mean else qz.rsample()
+        return {
+            MODULE_KEYS.Z_KEY: z,
+            MODULE_KEYS.QZ_KEY: qz,
+            MODULE_KEYS.QL_KEY: None,
+            MODULE_KEYS.LIBRARY_KEY: library.clamp(min=_SMALLEST_LIBRARY).log(),
+        }
+
+    # ----------------------------------------------------------------- generation
+
+    def _get_generative_input(
+        self, tensors: dict[str, torch.Tensor], inference_outputs: dict
+    ) -> dict[str, torch.Tensor | None]:
+        return {
+            MODULE_KEYS.Z_KEY: inference_outputs[MODULE_KEYS.Z_KEY],
+            MODULE_KEYS.LIBRARY_KEY: inference_outputs[MODULE_KEYS.LIBRARY_KEY],
+            MODULE_KEYS.BATCH_INDEX_KEY: tensors[REGISTRY_KEYS.BATCH_KEY],
+            MODULE_KEYS.CONT_COVS_KEY: tensors.get(REGISTRY_KEYS.CONT_COVS_KEY),
+            MODULE_KEYS.CAT_COVS_KEY: tensors.get(REGISTRY_KEYS.CAT_COVS_KEY),
+            MODULE_KEYS.SIZE_FACTOR_KEY: tensors.get(REGISTRY_KEYS.SIZE_FACTOR_KEY),
+        }
+
+    @auto_move_data
+    def generative(
+        self,
+        z: torch.Tensor,
+        library: torch.Tensor,
+        batch_index: torch.Tensor,
+        cont_covs: torch.Tensor | None = None,
+        cat_covs: torch.Tensor | None = None,
+        size_factor: torch.Tensor | None = None,
+        transform_batch: int | None = None,
+    ) -> dict[str, torch.Tensor | Distribution]:
+        """Decode ``z``.
+
+        Parameters
+        ----------
+        z
+            ``n_cells x n_latent``, or ``n_samples x n_cells x n_latent``.
+        library
+            Log library size, ``n_cells x 1``.
+        batch_index
+            Codes of the condition to decode under, ``n_cells x 1``.
+        cont_covs, cat_covs
+            Covariates, ``n_cells x n_covariates``.
+        size_factor
+            Registered size factor, ``n_cells x 1``.
+        transform_batch
+            Code of a condition to decode all cells under, in place of ``batch_index``.
+
+        Returns
+        -------
+        The likelihood under ``"px"``, the prior under ``"pz"`` and the activations of the first
+        decoder layer under ``"first_layer"``.
+        """
+        if transform_batch is not None:
+            batch_index = torch.full_like(batch_index, int(transform_batch))
+        covariates = _covariates(batch_index, cat_covs, cont_covs)
+        decoded = self.decoder(z, covariates)
+        log_size = library if size_factor is None else size_factor.log()
+        return {
+            MODULE_KEYS.PX_KEY: self._likelihood(
+                decoded.logits, decoded.dropout_logits, log_size, covariates.condition
+            ),
+            MODULE_KEYS.PZ_KEY: Normal(torch.zeros_like(z), torch.ones_like(z)),
+            FIRST_LAYER_KEY: decoded.first_layer,
+        }
+
+    def _likelihood(self, logits, dropout_logits, log_size, condition) -> Distribution:
+        if self.gene_likelihood != "poisson":
+            dispersion = self.log_dispersion.weight.exp()
+            if self.dispersion == "gene-condition":
+                dispersion = dispersion[condition]
+        if self.gene_likelihood == "normal":
+            return Normal(logits, dispersion, normal_mu=logits)
+
+        if self.use_size_factor_key:
+            log_scale = softplus(logits).log()
+        else:
+            log_scale = log_softmax(logits, dim=-1)
+        log_rate, scale = log_size + log_scale, log_scale.exp()
+        if self.gene_likelihood == "poisson":
+            return Poisson(log_rate.exp(), scale=scale)
+        if self.gene_likelihood == "nb":
+            return NegativeBinomial(log_rate, dispersion, scale)
+        return ZeroInflatedNegativeBinomial(
+            mu=log_rate.exp(), theta=dispersion, zi_logits=dropout_logits, scale=scale
+        )
+
+    # ----------------------------------------------------------------------- loss
+
+    def loss(
+        self,
+        tensors: dict[str, torch.Tensor],
+        inference_outputs: dict[str, torch.Tensor | Distribution | None],
+        generative_outputs: dict[str, torch.Tensor | Distribution],
+        kl_weight: torch.Tensor | float = 1.0,
+        final_kl_weight: float = 1.0,
+    ) -> LossOutput:
+        """Loss of a minibatch.
+
+        Beside the loss it gives the metrics ``mmd``, unweighted, and ``objective``: the loss as
+        it is once the KL warm-up is over, which can be compared between epochs.
+        """
+        z, qz = inference_outputs[MODULE_KEYS.Z_KEY], inference_outputs[MODULE_KEYS.QZ_KEY]
+        kl = kl_divergence(qz, generative_outputs[MODULE_KEYS.PZ_KEY]).sum(-1)
+        px = generative_outputs[MODULE_KEYS.PX_KEY]
+        reconstruction = -px.log_prob(tensors[REGISTRY_KEYS.X_KEY]).sum(-1)
+        mmd = self._mmd(tensors, z, generative_outputs[FIRST_LAYER_KEY])
+
+        def objective(weight):
+            return (reconstruction + weight * kl).mean() + self.mmd_weight * mmd
+
+        return LossOutput(
+            loss=objective(kl_weight),
+            reconstruction_loss=reconstruction,
+            kl_local={MODULE_KEYS.KL_Z_KEY: kl},
+            extra_metrics={
+                "mmd": mmd.detach(),
+                "objective": objective(final_kl_weight).detach(),
+            },
+        )
+
+    def _mmd(self, tensors, z, first_layer) -> torch.Tensor:
+        condition = tensors[REGISTRY_KEYS.BATCH_KEY].flatten()
+        label = tensors[REGISTRY_KEYS.LABELS_KEY].flatten() if self.mmd_within_labels else None
+        compared = {"decoder": [first_layer], "latent": [z], "both": [first_layer, z]}
+        # Without a weight it is only watched.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.mmd_weight > 0):
+            # Several posterior draws (as for the marginal likelihood) are averaged.
+            return sum(
+                multi_scale_mmd(draw, condition, label, self.mmd_bandwidths)
+                for y in compared[self.mmd_layer]
+                for draw in y.reshape(-1, *y.shape[-2:])
+            ) / (z.numel() / (z.shape[-1] * z.shape[-2]))
+
+    # ------------------------------------------------------- for scvi-tools' mixins
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        tensors: dict[str, torch.Tensor],
+        n_samples: int = 1,
+        generative_kwargs: dict | None = None,
+    ) -> torch.Tensor:
+        """Draw from the posterior predictive distribution.
+
+        Parameters
+        ----------
+        tensors
+            A minibatch.
+        n_samples
+            Number of draws of ``z``, each with one draw of the expression.
+        generative_kwargs
+            Passed to :meth:`generative`.
+
+        Returns
+        -------
+        On the CPU, ``n_cells x n_genes``, or ``n_cells x n_genes x n_samples`` if there are
+        several.
+        """
+        _, generative_outputs = self.forward(
+            tensors,
+            inference_kwargs={"n_samples": n_samples},
+            generative_kwargs=generative_kwargs,
+            compute_loss=False,
+        )
+        drawn = generative_outputs[MODULE_KEYS.PX_KEY].sample()
+        return (drawn.permute(1, 2, 0) if n_samples > 1 else drawn).cpu()
+
+    @torch.inference_mode()
+    @auto_move_data
+    def marginal_ll(
+        self,
+        tensors: dict[str, torch.Tensor],
+        n_mc_samples: int,
+        return_mean: bool = False,
+        n_mc_samples_per_pass: int = 1,
+    ) -> torch.Tensor | float:
+        r"""Importance-weighted estimate of :math:`\log p(x)`.
+
+        Parameters
+        ----------
+        tensors
+            A minibatch.
+        n_mc_samples
+            Number of draws of ``z``.
+        return_mean
+            Whether to average over cells.
+        n_mc_samples_per_pass
+            How many draws are held in memory at once.
+
+        Returns
+        -------
+        A number, or one for each cell, ``n_cells``.
+        """
+        log_weights: list[torch.Tensor] = []
+        while (n_left := n_mc_samples - sum(len(w) for w in log_weights)) > 0:
+            inference_outputs, generative_outputs = self.forward(
+                tensors,
+                inference_kwargs={"n_samples": min(n_mc_samples_per_pass, n_left)},
+                get_inference_input_kwargs={"full_forward_pass": True},
+                compute_loss=False,
+            )
+            z = inference_outputs[MODULE_KEYS.Z_KEY]
+            log_weight = (
+                generative_outputs[MODULE_KEYS.PX_KEY]
+                .log_prob(tensors[REGISTRY_KEYS.X_KEY])
+                .sum(-1)
+                + generative_outputs[MODULE_KEYS.PZ_KEY].log_prob(z).sum(-1)
+                - inference_outputs[MODULE_KEYS.QZ_KEY].log_prob(z).sum(-1)
+            )
+            log_weights.append(log_weight.reshape(-1, log_weight.shape[-1]))
+        weights = torch.cat(log_weights)
+        log_marginal = torch.logsumexp(weights, 0) - torch.log(torch.tensor(float(len(weights))))
+        return log_marginal.mean().item() if return_mean else log_marginal.cpu()
+
+
+def _covariates(batch_index, cat_covs, cont_covs) -> Covariates:
+    return Covariates(
+        batch_index.flatten().long(),
+        None if cat_covs is None else cat_covs.long(),
+        cont_covs,
+    )
+
+
+def _without_rows(n_rows: int, grad: torch.Tensor) -> torch.Tensor:
+    """Gradient that leaves the first rows of a table where they are."""
+    grad = grad.clone()
+    grad[:n_rows] = 0
+    return grad

@@ -1,0 +1,297 @@
+"""Layers that know of covariates: the encoder and the two decoders."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Normalization = Literal["batch", "layer", "none"]
+
+
+class Covariates(NamedTuple):
+    """What is known of each cell beside its expression."""
+
+    condition: torch.Tensor
+    """Integer codes, ``n_cells``."""
+    categorical: torch.Tensor | None = None
+    """Integer codes, ``n_cells x n_categorical_covariates``."""
+    continuous: torch.Tensor | None = None
+    """Values, ``n_cells x n_continuous_covariates``."""
+
+
+class CovariateSizes(NamedTuple):
+    """How many conditions, categories of each covariate, and continuous covariates there are."""
+
+    n_conditions: int
+    n_cats_per_cov: tuple[int, ...] = ()
+    n_continuous_cov: int = 0
+
+    def without_condition(self) -> CovariateSizes:
+        """The same covariates for a layer that must not see the condition."""
+        return self._replace(n_conditions=0)
+
+
+class CovariateLinear(nn.Module):
+    """A linear layer of ``[x, condition, covariates]`` with a weight block for each covariate.
+
+    It equals a linear layer of the concatenated one-hot encodings. Each categorical covariate
+    keeps its own table with a row for each category, so that a new category (reference mapping)
+    appends a row to the right table.
+
+    Parameters
+    ----------
+    n_in
+        Number of input features.
+    n_out
+        Number of output features.
+    sizes
+        Covariates that enter. The condition stays out if ``n_conditions`` is 0.
+    """
+
+    def __init__(self, n_in: int, n_out: int, sizes: CovariateSizes):
+        super().__init__()
+        self.linear = nn.Linear(n_in, n_out)
+        self.condition = (
+            nn.Embedding(sizes.n_conditions, n_out) if sizes.n_conditions > 0 else None
+        )
+        self.categorical = nn.ModuleList(nn.Embedding(n, n_out) for n in sizes.n_cats_per_cov)
+        self.continuous = (
+            nn.Linear(sizes.n_continuous_cov, n_out, bias=False)
+            if sizes.n_continuous_cov > 0
+            else None
+        )
+        # The scale that nn.Linear gives the columns of a concatenated one-hot encoding.
+        bound = (n_in + sum(sizes.n_cats_per_cov) + sizes.n_conditions) ** -0.5
+        for table in self.category_tables():
+            nn.init.uniform_(table.weight, -bound, bound)
+
+    def category_tables(self) -> list[nn.Embedding]:
+        """The tables of the condition (if it enters) and of the categorical covariates."""
+        return ([] if self.condition is None else [self.condition]) + list(self.categorical)
+
+    def forward(self, x: torch.Tensor, covariates: Covariates) -> torch.Tensor:
+        """Map ``... x n_cells x n_in`` to ``... x n_cells x n_out``."""
+        out = self.linear(x)
+        if self.condition is not None:
+            out = out + self.condition(covariates.condition)
+        for i, table in enumerate(self.categorical):
+            out = out + table(covariates.categorical[:, i])
+        if self.continuous is not None:
+            out = out + self.continuous(covariates.continuous)
+        return out
+
+
+class HiddenLayer(nn.Module):
+    """Linear map (with or without covariates), normalisation, ReLU, then dropout.
+
+    :meth:`activate` stops before the dropout, which is where the MMD is taken.
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        *,
+        sizes: CovariateSizes | None = None,
+        normalization: Normalization = "batch",
+        dropout_rate: float = 0.0,
+    ):
+        super().__init__()
+        self.map = nn.Linear(n_in, n_out) if sizes is None else CovariateLinear(n_in, n_out, sizes)
+        self.takes_covariates = sizes is not None
+        # scvi-tools' settings of the two norms.
+        self.norm = {
+            "batch": lambda: nn.BatchNorm1d(n_out, momentum=0.01, eps=0.001),
+            "layer": lambda: nn.LayerNorm(n_out, elementwise_affine=False),
+            "none": nn.Identity,
+        }[normalization]()
+        self.dropout = nn.Dropout(dropout_rate)
+
+    def activate(self, x: torch.Tensor, covariates: Covariates) -> torch.Tensor:
+        """Activations before dropout, ``... x n_cells x n_out``."""
+        out = self.map(x, covariates) if self.takes_covariates else self.map(x)
+        # BatchNorm1d takes one batch dimension; several posterior draws are one long batch.
+        out = self.norm(out.reshape(-1, out.shape[-1])).reshape(out.shape)
+        return torch.relu(out)
+
+    def forward(self, x: torch.Tensor, covariates: Covariates) -> torch.Tensor:
+        """Activations after dropout, ``... x n_cells x n_out``."""
+        return self.dropout(self.activate(x, covariates))
+
+
+class HiddenStack(nn.Module):
+    """Hidden layers, the first of which takes the covariates."""
+
+    def __init__(
+        self,
+        n_in: int,
+        hidden_sizes: Sequence[int],
+        sizes: CovariateSizes,
+        normalization: Normalization,
+        dropout_rate: float,
+    ):
+        super().__init__()
+        widths = [n_in, *hidden_sizes]
+        self.layers = nn.ModuleList(
+            HiddenLayer(
+                before,
+                after,
+                sizes=sizes if i == 0 else None,
+                normalization=normalization,
+                dropout_rate=dropout_rate,
+            )
+            for i, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True))
+        )
+
+    def forward(
+        self, x: torch.Tensor, covariates: Covariates
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the first layer's activations before dropout and the last layer's output."""
+        first = self.layers[0].activate(x, covariates)
+        hidden = self.layers[0].dropout(first)
+        for layer in self.layers[1:]:
+            hidden = layer(hidden, covariates)
+        return first, hidden
+
+
+class Encoder(nn.Module):
+    """``[x, condition, covariates]`` to the mean and standard deviation of ``q(z | x)``."""
+
+    def __init__(
+        self,
+        n_input: int,
+        n_latent: int,
+        hidden_sizes: Sequence[int],
+        sizes: CovariateSizes,
+        normalization: Normalization,
+        dropout_rate: float,
+    ):
+        super().__init__()
+        self.hidden = HiddenStack(n_input, hidden_sizes, sizes, normalization, dropout_rate)
+        self.mean = nn.Linear(hidden_sizes[-1], n_latent)
+        self.log_variance = nn.Linear(hidden_sizes[-1], n_latent)
+
+    def forward(
+        self, x: torch.Tensor, covariates: Covariates
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map ``n_cells x n_input`` to two tensors of ``n_cells x n_latent``."""
+        _, hidden = self.hidden(x, covariates)
+        # The floor keeps the KL divergence finite should a dimension collapse.
+        scale = torch.exp(0.5 * self.log_variance(hidden)).clamp(min=1e-4)
+        return self.mean(hidden), scale
+
+
+class DecoderOutput(NamedTuple):
+    """What a decoder gives."""
+
+    first_layer: torch.Tensor
+    """Activations of the first layer before dropout, ``... x n_cells x first width``."""
+    logits: torch.Tensor
+    """One value a gene, ``... x n_cells x n_genes``; the likelihood gives it its meaning."""
+    dropout_logits: torch.Tensor | None
+    """Logits of zero inflation, ``... x n_cells x n_genes``."""
+
+
+class ConditionalDecoder(nn.Module):
+    """The paper's decoder: the condition enters the first layer (Lotfollahi et al. 2020, fig. 1).
+
+    Parameters
+    ----------
+    n_latent
+        Size of ``z``.
+    n_genes
+        Number of genes.
+    hidden_sizes
+        Widths from the bottleneck to the genes.
+    sizes
+        Covariates that enter the first layer.
+    normalization
+        Normalisation of the hidden layers.
+    dropout_rate
+        Dropout after each hidden layer.
+    zero_inflated
+        Whether to give logits of zero inflation.
+    """
+
+    def __init__(
+        self,
+        n_latent: int,
+        n_genes: int,
+        hidden_sizes: Sequence[int],
+        sizes: CovariateSizes,
+        *,
+        normalization: Normalization = "batch",
+        dropout_rate: float = 0.0,
+        zero_inflated: bool = False,
+    ):
+        super().__init__()
+        self.hidden = HiddenStack(n_latent, hidden_sizes, sizes, normalization, dropout_rate)
+        self.logits = nn.Linear(hidden_sizes[-1], n_genes)
+        self.dropout_logits = nn.Linear(hidden_sizes[-1], n_genes) if zero_inflated else None
+
+    def forward(self, z: torch.Tensor, covariates: Covariates) -> DecoderOutput:
+        """Decode ``... x n_cells x n_latent``."""
+        first, hidden = self.hidden(z, covariates)
+        dropout_logits = None if self.dropout_logits is None else self.dropout_logits(hidden)
+        return DecoderOutput(first, self.logits(hidden), dropout_logits)
+
+
+class AdditiveDecoder(nn.Module):
+    """``base(z) + effect(z, condition)``: only the effect sees the condition.
+
+    The base is a :class:`ConditionalDecoder` without the condition. Its first layer is where the
+    conditions should not differ, and there the MMD is taken.
+
+    Parameters
+    ----------
+    n_latent
+        Size of ``z``.
+    n_genes
+        Number of genes.
+    hidden_sizes
+        Widths of the base from the bottleneck to the genes.
+    sizes
+        Covariates: the condition enters the effect, all others the base's first layer.
+    effect_sizes
+        Widths of the effect's hidden layers.
+    **kwargs
+        As in :class:`ConditionalDecoder`.
+    """
+
+    def __init__(
+        self,
+        n_latent: int,
+        n_genes: int,
+        hidden_sizes: Sequence[int],
+        sizes: CovariateSizes,
+        *,
+        effect_sizes: Sequence[int],
+        normalization: Normalization = "batch",
+        dropout_rate: float = 0.0,
+        zero_inflated: bool = False,
+    ):
+        super().__init__()
+        self.base = ConditionalDecoder(
+            n_latent,
+            n_genes,
+            hidden_sizes,
+            sizes.without_condition(),
+            normalization=normalization,
+            dropout_rate=dropout_rate,
+            zero_inflated=zero_inflated,
+        )
+        self.effect = HiddenStack(
+            n_latent, effect_sizes, CovariateSizes(sizes.n_conditions), normalization, dropout_rate
+        )
+        self.effect_logits = nn.Linear(effect_sizes[-1], n_genes)
+
+    def forward(self, z: torch.Tensor, covariates: Covariates) -> DecoderOutput:
+        """Decode ``... x n_cells x n_latent``."""
+        base = self.base(z, covariates)
+        _, hidden = self.effect(z, covariates)
+        return base._replace(logits=base.logits + self.effect_logits(hidden))

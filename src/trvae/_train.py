@@ -1,0 +1,237 @@
+"""Training: minibatches in which every condition has cells, the plan, and seeds."""
+
+from __future__ import annotations
+
+import random
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scvi import REGISTRY_KEYS, settings
+from scvi.dataloaders import DataSplitter
+from scvi.train import TrainingPlan
+from torch.utils.data import DataLoader, Sampler
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from scvi.module.base import BaseModuleClass
+
+# Cells of each condition in a minibatch, below which minibatches are balanced.
+MIN_CELLS_PER_CONDITION = 8
+
+
+class ConditionBalancedSampler(Sampler[list[int]]):
+    """Minibatches with at least a few cells of every condition.
+
+    In an epoch every cell is seen once; cells of a condition that is too rare for that are seen
+    repeatedly, so that each minibatch has ``min_per_condition`` of them. Minibatches are about
+    equally large: none is left with a single cell.
+
+    Parameters
+    ----------
+    condition
+        Code of each cell's condition, ``n_cells``.
+    batch_size
+        Number of cells in a minibatch, without the repeated ones of rare conditions.
+    min_per_condition
+        Smallest number of cells of each condition in a minibatch. It is lowered to
+        ``batch_size // n_conditions`` if there are many; 0 leaves the composition to chance.
+    """
+
+    def __init__(
+        self,
+        condition: np.ndarray,
+        batch_size: int,
+        min_per_condition: int = MIN_CELLS_PER_CONDITION,
+    ):
+        if len(condition) < 2:
+            raise ValueError(f"Training needs at least 2 cells, got {len(condition)}.")
+        if batch_size < 2:
+            raise ValueError(f"batch_size={batch_size} is too small: 2 or more.")
+        self.n_minibatches = max(1, -(-len(condition) // batch_size))
+        if len(condition) < 2 * self.n_minibatches:
+            self.n_minibatches = len(condition) // 2
+        conditions = np.unique(condition)
+        self.min_per_condition = min(min_per_condition, batch_size // len(conditions))
+        if self.min_per_condition > 0:
+            self.strata = [np.flatnonzero(condition == c) for c in conditions]
+        else:
+            self.strata = [np.arange(len(condition))]
+
+    def __len__(self) -> int:
+        return self.n_minibatches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        parts = [self._split(stratum) for stratum in self.strata]
+        for minibatch in zip(*parts, strict=True):
+            yield np.concatenate(minibatch).tolist()
+
+    def _split(self, cells: np.ndarray) -> list[np.ndarray]:
+        """Divide cells in random order among the minibatches, repeating rare ones."""
+        n_needed = max(len(cells), self.min_per_condition * self.n_minibatches)
+        n_rounds = -(-n_needed // len(cells))
+        order = np.concatenate([torch.randperm(len(cells)).numpy() for _ in range(n_rounds)])
+        return np.array_split(cells[order[:n_needed]], self.n_minibatches)
+
+
+class ConditionBalancedDataSplitter(DataSplitter):
+    """scvi-tools' splitter with :class:`ConditionBalancedSampler` for the training set.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        Passed to :class:`~scvi.dataloaders.DataSplitter`.
+    condition_balanced
+        Whether every minibatch shall have cells of every condition. ``None``: if chance alone
+        would leave the rarest condition with too few.
+    """
+
+    def __init__(self, *args, condition_balanced: bool | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.condition_balanced = condition_balanced
+
+    def val_dataloader(self) -> DataLoader | list:
+        """Validation minibatches, none if all cells are trained on."""
+        return super().val_dataloader() if len(self.val_idx) > 0 else []
+
+    def train_dataloader(self) -> DataLoader:
+        """Training minibatches."""
+        loader_kwargs = dict(self.data_loader_kwargs)
+        batch_size = loader_kwargs.pop("batch_size", settings.batch_size)
+        if loader_kwargs.pop("distributed_sampler", False):
+            return super().train_dataloader()
+
+        condition = np.asarray(
+            self.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY)
+        ).ravel()[self.train_idx]
+        balanced = self.condition_balanced
+        if balanced is None:
+            rarest = np.unique(condition, return_counts=True)[1].min() / len(condition)
+            balanced = rarest * batch_size < MIN_CELLS_PER_CONDITION
+        sampler = ConditionBalancedSampler(
+            condition, batch_size, MIN_CELLS_PER_CONDITION if balanced else 0
+        )
+        dataset = self.adata_manager.create_torch_dataset(
+            indices=self.train_idx, load_sparse_tensor=self.load_sparse_tensor
+        )
+        loader_kwargs.setdefault("num_workers", settings.dl_num_workers)
+        loader_kwargs.setdefault("persistent_workers", settings.dl_persistent_workers)
+        return DataLoader(
+            dataset, batch_size=None, sampler=sampler, pin_memory=self.pin_memory, **loader_kwargs
+        )
+
+
+class TRVAETrainingPlan(TrainingPlan):
+    """scvi-tools' plan; the metric ``objective`` is the loss with the final KL weight.
+
+    Parameters
+    ----------
+    module
+        The module to train.
+    eps
+        Adam's epsilon.
+    weight_decay
+        Adam's weight decay. It would also move weights that are meant to be frozen.
+    max_kl_weight
+        Weight of the KL divergence after the warm-up.
+    **kwargs
+        Passed to :class:`~scvi.train.TrainingPlan`.
+    """
+
+    def __init__(
+        self,
+        module: BaseModuleClass,
+        *,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        max_kl_weight: float = 1.0,
+        **kwargs,
+    ):
+        super().__init__(
+            module, eps=eps, weight_decay=weight_decay, max_kl_weight=max_kl_weight, **kwargs
+        )
+        self.loss_kwargs["final_kl_weight"] = max_kl_weight
+        self._sums: dict[str, torch.Tensor] = {}
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        """Loss of a minibatch; its terms are added up for the end of the epoch."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
+        """As :meth:`training_step`."""
+        self._step(batch, "validation")
+
+    def on_train_epoch_end(self) -> None:
+        """Log the training terms, averaged over cells."""
+        self.log("kl_weight", float(self.loss_kwargs["kl_weight"]))
+        self._log_means("train")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation terms, averaged over cells."""
+        self._log_means("validation")
+
+    def _step(self, batch: dict[str, torch.Tensor], mode: str) -> torch.Tensor:
+        self.loss_kwargs["kl_weight"] = self.kl_weight
+        _, _, output = self.forward(batch, loss_kwargs=self.loss_kwargs)
+        n_cells = output.n_obs_minibatch
+        loss_name = "train_loss" if mode == "train" else "validation_loss"
+        sums = {
+            loss_name: output.loss.detach() * n_cells,
+            f"reconstruction_loss_{mode}": output.reconstruction_loss_sum.detach(),
+            f"kl_local_{mode}": output.kl_local_sum.detach(),
+            **{f"{k}_{mode}": v * n_cells for k, v in output.extra_metrics.items()},
+            f"n_cells_{mode}": torch.tensor(float(n_cells), device=output.loss.device),
+        }
+        for name, value in sums.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        if mode == "train":
+            # Shown in the progress bar.
+            self.log("train_loss_step", output.loss.detach(), prog_bar=False, logger=False)
+        return output.loss
+
+    def _log_means(self, mode: str) -> None:
+        names = [name for name in self._sums if mode in name.split("_")]
+        sums = {name: self._sums.pop(name) for name in names}
+        n_cells = sums.pop(f"n_cells_{mode}")
+        means = {name: value / n_cells for name, value in sums.items()}
+        means[f"elbo_{mode}"] = means[f"reconstruction_loss_{mode}"] + means[f"kl_local_{mode}"]
+        self.log_dict(means, prog_bar=False, sync_dist=self.use_sync_dist)
+
+    def get_optimizer_creator(self):
+        """Adam and AdamW in their fused form, which is several times faster on CPU and GPU."""
+        classes = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
+        if self.optimizer_name not in classes:
+            return super().get_optimizer_creator()
+        fused = self.device.type in ("cpu", "cuda")
+        return lambda params: classes[self.optimizer_name](
+            params, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=fused
+        )
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Seed everything that draws within the context, and put it back as it was after.
+
+    Parameters
+    ----------
+    seed
+        ``None`` leaves the generators alone, as scvi-tools does.
+    """
+    if seed is None:
+        yield
+        return
+    numpy_state, python_state, scvi_seed = np.random.get_state(), random.getstate(), settings.seed
+    with torch.random.fork_rng():
+        try:
+            torch.manual_seed(seed)
+            np.random.seed(seed)
+            random.seed(seed)
+            # The splitter reads the attribute; its setter would reseed the outer generators.
+            settings._seed = seed
+            yield
+        finally:
+            settings._seed = scvi_seed
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)

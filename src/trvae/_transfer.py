@@ -1,0 +1,420 @@
+"""Every question across conditions: what would these cells be under another condition?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scipy import sparse
+from scvi import REGISTRY_KEYS, settings
+from scvi.module._constants import MODULE_KEYS
+
+from trvae._counterfactual import count_quantile, draw_counts, expected_counts, shift_values
+from trvae._data import check_choice, join_names
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any
+
+Estimate = Literal["counterfactual", "decoded"]
+_ESTIMATES = ("counterfactual", "decoded")
+# Separates the streams of random numbers that one cell draws from.
+_DRAW_EXPRESSION, _DRAW_LATENT = 0, 1
+
+
+class _Selection(NamedTuple):
+    """The cells to transfer."""
+
+    adata: AnnData
+    """The user's, untouched."""
+    registered: AnnData
+    """What the model reads: the same cells, the model's genes."""
+    indices: np.ndarray
+    gene_order: np.ndarray
+    """Positions among the model's genes, in the order of the user's AnnData."""
+    source: np.ndarray
+    """Name of each selected cell's source condition."""
+
+
+class _Minibatch(NamedTuple):
+    """A minibatch decoded under both conditions. Arrays are ``n_cells x n_genes``."""
+
+    cells: np.ndarray
+    """Positions among the selected cells."""
+    x: np.ndarray
+    source: np.ndarray
+    target: np.ndarray
+    inverse_dispersion: np.ndarray | None
+    """Under the target condition; ``None`` unless the likelihood has one."""
+    zero_inflation: np.ndarray | None
+    """Probability under the target condition; ``None`` unless the likelihood has one."""
+
+
+class TransferMixin:
+    """Predict cells under conditions in which they were not measured."""
+
+    def transfer(
+        self,
+        adata: AnnData | None = None,
+        target_condition: Any = None,
+        *,
+        source_condition: Any = None,
+        indices: Sequence[int] | Sequence[bool] | None = None,
+        estimate: Estimate = "counterfactual",
+        seed: int = 0,
+        batch_size: int | None = None,
+    ) -> AnnData:
+        r"""Predict cells as they would be under another condition.
+
+        The cells are encoded under their own condition and decoded under both; :math:`r_0, r_1`
+        are the decoded expected counts. What the decoder misses of a cell is carried over: of a
+        gene with :math:`r_1 < r_0` the cell keeps :math:`\mathrm{Binomial}(x, r_1 / r_0)` of its
+        counts, to one with :math:`r_1 > r_0` it receives negative-binomial counts of mean
+        :math:`r_1 - r_0`. Log-normalised values get the difference of the decodings added.
+
+        Parameters
+        ----------
+        adata
+            Cells to transfer, by default those that the model was trained on. Genes are matched
+            by name. It is not changed.
+        target_condition
+            The condition to predict.
+        source_condition
+            Transfer only cells measured under this condition. If ``adata.obs`` has no column of
+            conditions, all cells count as measured under it. By default every cell is
+            transferred, from its own condition.
+        indices
+            Positions of the cells to transfer, or a mask of them. By default all.
+        estimate
+            * ``"counterfactual"``: of these very cells, as described above.
+            * ``"decoded"``: what the decoder gives for the target condition (the paper's
+              prediction): for count models counts drawn from the likelihood, for log-normalised
+              values its mean.
+        seed
+            Seed of the draws. A cell's draws depend on the seed and its name only: neither on
+            its neighbours nor on the order of the cells or the minibatch size.
+        batch_size
+            Cells decoded at once, by default ``scvi.settings.batch_size``.
+
+        Returns
+        -------
+        The cells under the target condition, on the scale that was registered: integer counts, or
+        log-normalised values, in ``X`` (and in the registered layer, if any). Names, order,
+        ``obs`` and ``var`` are those of ``adata``, with the target in the column of conditions;
+        ``uns["trvae"]`` tells where the prediction comes from.
+
+        Raises
+        ------
+        ValueError
+            If a condition is not one of the model's, no cell is selected, a gene is missing or a
+            value doesn't suit the likelihood.
+        RuntimeError
+            If the model is not trained.
+
+        Notes
+        -----
+        Transferring between conditions goes back to Lotfollahi et al., *Bioinformatics* 36, i610
+        (2020), section 2, who take the decoded mean.
+        """
+        selection = self._select(adata, target_condition, source_condition, indices, estimate)
+        draw = self._draw_counts if self.module.is_count_model else self._expect
+        keys = _cell_keys(selection.registered.obs_names)[selection.indices]
+        blocks = []
+        for minibatch in self._decode_both(selection, target_condition, batch_size):
+            predicted = draw(minibatch, estimate, keys[minibatch.cells], seed)
+            predicted = predicted[:, selection.gene_order].astype(np.float32)
+            blocks.append(sparse.csr_matrix(predicted) if self.data_is_sparse_ else predicted)
+        matrix = sparse.vstack(blocks, "csr") if self.data_is_sparse_ else np.concatenate(blocks)
+        provenance = {
+            "target_condition": str(target_condition),
+            "source_conditions": np.unique(selection.source.astype(str)),
+            "estimate": estimate,
+            "gene_likelihood": self.module.gene_likelihood,
+            "seed": seed,
+        }
+        return self._as_anndata(matrix, selection, target_condition, provenance)
+
+    @torch.inference_mode()
+    def get_transferred_expression(
+        self,
+        adata: AnnData | None = None,
+        target_condition: Any = None,
+        *,
+        source_condition: Any = None,
+        indices: Sequence[int] | Sequence[bool] | None = None,
+        gene_list: Sequence[str] | None = None,
+        library_size: float | Literal["observed"] = "observed",
+        n_samples: int = 1,
+        estimate: Estimate = "counterfactual",
+        seed: int = 0,
+        batch_size: int | None = None,
+        return_mean: bool = True,
+        return_numpy: bool | None = None,
+    ) -> pd.DataFrame | np.ndarray:
+        r"""Expected expression of cells under another condition.
+
+        The expectation of what :meth:`transfer` draws: for counts
+        :math:`x \min(r_1 / r_0, 1) + \max(r_1 - r_0, 0)`, with :math:`r_0, r_1` the decoded
+        expected counts under the source and the target condition.
+
+        Parameters
+        ----------
+        adata, target_condition, source_condition, indices, estimate, batch_size
+            As in :meth:`transfer`.
+        gene_list
+            Genes to return, by default all.
+        library_size
+            ``"observed"``: expected counts of the cell with the library size it was measured
+            with. A number: expected counts per that many. Log-normalised values are not scaled.
+        n_samples
+            ``1``: at the posterior mean of ``z``. More: that many draws of ``z`` from its
+            posterior.
+        seed
+            Seed of the posterior draws.
+        return_mean
+            Whether to average over the posterior draws.
+        return_numpy
+            Return an array in place of a DataFrame. Several posterior draws are always returned
+            as an array.
+
+        Returns
+        -------
+        DataFrame, ``n_cells x n_genes``, with names; or an array of that shape, or
+        ``n_samples x n_cells x n_genes`` if there are several draws and ``return_mean=False``.
+
+        Raises
+        ------
+        ValueError
+            As in :meth:`transfer`, or if a gene of ``gene_list`` is not one of the model's, or
+            ``library_size`` or ``n_samples`` is not positive.
+        RuntimeError
+            If the model is not trained.
+        """
+        if library_size != "observed" and (isinstance(library_size, str) or library_size <= 0):
+            raise ValueError(f"library_size={library_size!r} is neither 'observed' nor positive.")
+        if n_samples < 1:
+            raise ValueError(f"n_samples={n_samples} is not positive.")
+        selection = self._select(adata, target_condition, source_condition, indices, estimate)
+        columns = self._columns(selection, gene_list)
+
+        draws = []
+        for draw in range(n_samples):
+            blocks = []
+            latent_draw = (seed, draw) if n_samples > 1 else None
+            for minibatch in self._decode_both(
+                selection, target_condition, batch_size, latent_draw=latent_draw
+            ):
+                expected = self._expect(minibatch, estimate)
+                if library_size != "observed" and self.module.is_count_model:
+                    observed = minibatch.x.sum(1, keepdims=True)
+                    expected = expected * (library_size / np.maximum(observed, 1))
+                blocks.append(expected[:, columns].astype(np.float32))
+            draws.append(np.concatenate(blocks))
+        if n_samples > 1 and not return_mean:
+            return np.stack(draws)
+        expression = draws[0] if n_samples == 1 else np.mean(draws, axis=0)
+        if return_numpy:
+            return expression
+        return pd.DataFrame(
+            expression,
+            index=selection.registered.obs_names[selection.indices],
+            columns=selection.registered.var_names[columns],
+        )
+
+    # ------------------------------------------------------------------- selection
+
+    def _select(self, adata, target, source, indices, estimate) -> _Selection:
+        """Check what was asked for and find the cells."""
+        self._check_if_trained(warn=False)
+        check_choice("estimate", estimate, _ESTIMATES)
+        self._condition_code(target, "target_condition")
+        if source is not None:
+            self._condition_code(source, "source_condition")
+        adata, registered = self._read(adata, source)
+        if estimate == "counterfactual" and not self._has_expression(registered):
+            raise ValueError(
+                "estimate='counterfactual' needs the cells' own expression, which is not kept in "
+                "this minified AnnData. Use estimate='decoded', or pass the full AnnData."
+            )
+
+        positions = np.arange(registered.n_obs)
+        if indices is not None:
+            chosen = np.asarray(indices)
+            try:
+                positions = positions[chosen if len(chosen) else chosen.astype(int)]
+            except IndexError as error:
+                raise ValueError(f"indices don't fit {registered.n_obs} cells: {error}") from error
+        conditions = registered.obs[self._condition_key].to_numpy()[positions]
+        if source is not None:
+            chosen = conditions == source
+            positions, conditions = positions[chosen], conditions[chosen]
+        if len(positions) == 0:
+            among = "" if source is None else f" with {self._condition_key}={source!r}"
+            raise ValueError(f"No cells are selected: there are none{among} among those given.")
+
+        model_genes = pd.Index(self._var_names)
+        order = model_genes.get_indexer(adata.var_names)
+        return _Selection(adata, registered, positions, order[order >= 0], conditions)
+
+    def _read(self, adata, source) -> tuple[AnnData, AnnData]:
+        """Return the user's AnnData, and the one that the model reads in its place."""
+        if adata is None:
+            if self.adata is None:
+                raise ValueError("The model has no AnnData of its own. Pass the cells: adata=...")
+            return self.adata, self._validate_anndata(None)
+        if source is not None and self._condition_key not in adata.obs:
+            with_condition = AnnData(obs=adata.obs.copy(), var=adata.var)
+            with_condition.obs[self._condition_key] = source
+            return adata, self._validate_anndata(adata, obs=with_condition.obs)
+        return adata, self._validate_anndata(adata)
+
+    def _has_expression(self, registered: AnnData) -> bool:
+        manager = self.get_anndata_manager(registered, required=True)
+        return self.module.minified_data_type is None or (
+            REGISTRY_KEYS.MINIFY_TYPE_KEY not in manager.data_registry
+            or "counts" in manager.get_from_registry(REGISTRY_KEYS.MINIFY_TYPE_KEY)
+        )
+
+    def _condition_code(self, name: Any, argument: str) -> int:
+        """Code of a condition, or an error that lists the model's conditions."""
+        matches = np.flatnonzero(np.asarray(self.conditions, dtype=object) == name)
+        if len(matches) == 0:
+            raise ValueError(
+                f"{argument} {name!r} is not one of the model's conditions: "
+                f"{join_names(self.conditions)}."
+            )
+        return int(matches[0])
+
+    def _columns(self, selection: _Selection, gene_list) -> np.ndarray:
+        if gene_list is None:
+            return selection.gene_order
+        columns = pd.Index(self._var_names).get_indexer(list(gene_list))
+        if (columns < 0).any():
+            unknown = np.asarray(list(gene_list))[columns < 0]
+            raise ValueError(f"gene_list has genes unknown to the model: {join_names(unknown)}.")
+        return columns
+
+    # -------------------------------------------------------------------- decoding
+
+    @torch.inference_mode()
+    def _decode_both(
+        self,
+        selection: _Selection,
+        target: Any,
+        batch_size: int | None,
+        latent_draw: tuple[int, int] | None = None,
+    ) -> Iterator[_Minibatch]:
+        """Encode under the source and decode under both conditions, minibatch by minibatch.
+
+        ``latent_draw`` is the seed and the number of a posterior draw; ``None`` decodes the
+        posterior mean.
+        """
+        code = self._condition_code(target, "target_condition")
+        batch_size = batch_size or settings.batch_size
+        loader = self._make_data_loader(
+            selection.registered, indices=selection.indices, batch_size=batch_size
+        )
+        keys = _cell_keys(selection.registered.obs_names)[selection.indices]
+        self.module.eval()
+        start = 0
+        for tensors in loader:
+            x = tensors[REGISTRY_KEYS.X_KEY]
+            cells = np.arange(start, start + len(x))
+            start += len(x)
+            with self.module.posterior_mean():
+                inferred = self.module.inference(**self.module._get_inference_input(tensors))
+            if latent_draw is not None:
+                qz = inferred[MODULE_KEYS.QZ_KEY]
+                noise = _normal(keys[cells], *latent_draw, qz.loc.shape[-1])
+                inferred[MODULE_KEYS.Z_KEY] = qz.loc + qz.scale * torch.as_tensor(
+                    noise, dtype=qz.loc.dtype, device=qz.loc.device
+                )
+            inputs = self.module._get_generative_input(tensors, inferred)
+            source = self.module.generative(**inputs)[MODULE_KEYS.PX_KEY]
+            target_px = self.module.generative(**inputs, transform_batch=code)[MODULE_KEYS.PX_KEY]
+            yield _Minibatch(
+                cells,
+                x.numpy(),
+                _to_numpy(source.mean),
+                _to_numpy(target_px.mean),
+                _to_numpy(getattr(target_px, "theta", None)),
+                _to_numpy(getattr(target_px, "zi_probs", None)),
+            )
+
+    def _expect(self, minibatch: _Minibatch, estimate: Estimate, *_) -> np.ndarray:
+        if estimate == "decoded":
+            return minibatch.target
+        if self.module.is_count_model:
+            return expected_counts(minibatch.x, minibatch.source, minibatch.target)
+        return shift_values(
+            minibatch.x, minibatch.source, minibatch.target, self.smallest_expression_
+        )
+
+    def _draw_counts(
+        self, minibatch: _Minibatch, estimate: Estimate, keys: np.ndarray, seed: int
+    ) -> np.ndarray:
+        uniform = _uniform(keys, seed, minibatch.x.shape[1])
+        if estimate == "counterfactual":
+            return draw_counts(
+                minibatch.x,
+                minibatch.source,
+                minibatch.target,
+                minibatch.inverse_dispersion,
+                uniform,
+            )
+        mean = minibatch.target
+        if minibatch.zero_inflation is not None:
+            # The lowest quantiles are the inflated zeros, the others those of the NB.
+            share = 1 - minibatch.zero_inflation
+            mean = mean / np.maximum(share, 1e-12)
+            uniform = np.maximum(1 - (1 - uniform) / np.maximum(share, 1e-12), 0)
+        return count_quantile(uniform, mean, minibatch.inverse_dispersion)
+
+    def _as_anndata(self, matrix, selection: _Selection, target, provenance) -> AnnData:
+        registered = selection.registered
+        obs = selection.adata.obs.iloc[selection.indices].copy()
+        obs = obs.drop(columns=[column for column in obs if str(column).startswith("_scvi_")])
+        key = self._condition_key
+        conditions = pd.Index(self.conditions)
+        obs[key] = pd.Categorical([target] * len(obs), categories=conditions)
+        result = AnnData(matrix, obs=obs, var=registered.var.iloc[selection.gene_order].copy())
+        layer = self.registry["setup_args"]["layer"]
+        if layer is not None:
+            result.layers[layer] = result.X.copy()
+        result.uns["trvae"] = provenance
+        return result
+
+
+def _to_numpy(tensor: torch.Tensor | None) -> np.ndarray | None:
+    return None if tensor is None else tensor.cpu().numpy().astype(np.float64)
+
+
+def _cell_keys(names: pd.Index) -> np.ndarray:
+    """A stable number for each cell, from its name and how often the name came before."""
+    names = names.astype(str)
+    name_hash = pd.util.hash_array(names.to_numpy(dtype=object))
+    occurrence = pd.Series(name_hash).groupby(name_hash).cumcount().to_numpy()
+    return np.stack([name_hash, occurrence.astype(np.uint64)], axis=1)
+
+
+def _generators(keys: np.ndarray, seed: int, purpose: int, draw: int = 0):
+    """One counter-based generator a cell, so that no cell's draws depend on another's."""
+    for name_hash, occurrence in keys:
+        bits = np.random.Philox(
+            key=np.array([seed, name_hash], dtype=np.uint64),
+            counter=np.array([0, draw, purpose, occurrence], dtype=np.uint64),
+        )
+        yield np.random.Generator(bits)
+
+
+def _uniform(keys: np.ndarray, seed: int, n: int) -> np.ndarray:
+    """Uniform variates, ``n_cells x n``."""
+    return np.stack([g.random(n) for g in _generators(keys, seed, _DRAW_EXPRESSION)])
+
+
+def _normal(keys: np.ndarray, seed: int, draw: int, n: int) -> np.ndarray:
+    """Standard normal variates, ``n_cells x n``."""
+    return np.stack([g.standard_normal(n) for g in _generators(keys, seed, _DRAW_LATENT, draw)])

@@ -1,0 +1,24 @@
+"""How well predicted cells agree with observed ones."""
+
+from trvae.metrics._measures import (
+    energy_distance,
+    pearson_of_change,
+    r2_of_means,
+    r2_of_variances,
+    rank_changed_genes,
+    rmse_of_means,
+)
+from trvae.metrics._normalize import log_normalized, median_library_size
+from trvae.metrics._transfer_metrics import transfer_metrics
+
+__all__ = [
+    "energy_distance",
+    "log_normalized",
+    "median_library_size",
+    "pearson_of_change",
+    "r2_of_means",
+    "r2_of_variances",
+    "rank_changed_genes",
+    "rmse_of_means",
+    "transfer_metrics",
+]

@@ -1,0 +1,71 @@
+"""A common scale for predicted and observed cells."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import sparse
+
+from trvae._data import check_obs_column, get_matrix
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def log_normalized(
+    adata: AnnData,
+    *,
+    target_sum: float,
+    layer: str | None = None,
+    library_key: str | None = None,
+) -> np.ndarray:
+    """Counts as ``log(1 + count / library size * target_sum)``; other values as they are.
+
+    Parameters
+    ----------
+    adata
+        Cells with counts, or with log-normalised values, which are returned unchanged.
+    target_sum
+        Library size to scale to.
+    layer
+        Layer to use, by default ``X``.
+    library_key
+        Column of ``obs`` with each cell's library size over all genes that were measured. By
+        default the sum over the genes at hand.
+
+    Returns
+    -------
+    Dense ``float64``, ``n_cells x n_genes``.
+    """
+    matrix = get_matrix(adata, layer)
+    values = (matrix.toarray() if sparse.issparse(matrix) else np.asarray(matrix)).astype(float)
+    if not _is_counts(values):
+        return values
+    library = _library_sizes(adata, matrix, library_key)
+    return np.log1p(values / np.maximum(library, 1)[:, None] * target_sum)
+
+
+def median_library_size(
+    adata: AnnData, layer: str | None = None, library_key: str | None = None
+) -> float:
+    """Median library size of the cells, at least 1, to scale all groups of a comparison to.
+
+    Parameters
+    ----------
+    adata, layer, library_key
+        As in :func:`log_normalized`.
+    """
+    sizes = _library_sizes(adata, get_matrix(adata, layer), library_key)
+    return max(float(np.median(sizes)), 1.0)
+
+
+def _library_sizes(adata: AnnData, matrix, library_key: str | None) -> np.ndarray:
+    if library_key is None:
+        return np.asarray(matrix.sum(1)).ravel()
+    return check_obs_column(adata, "library_key", library_key).to_numpy(dtype=float)
+
+
+def _is_counts(values: np.ndarray) -> bool:
+    """Whether all values are integers, as counts are and log-normalised values are not."""
+    return bool(np.all(values % 1 == 0))

@@ -1,0 +1,198 @@
+"""A prediction beside what costs nothing and beside what cannot be beaten."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from sklearn.decomposition import PCA
+
+from trvae._data import check_obs_column, join_names
+from trvae.metrics._baselines import Centroids, centroids, mean_shift, nearest_shift
+from trvae.metrics._measures import (
+    energy_distance,
+    pearson_of_change,
+    r2_of_means,
+    r2_of_variances,
+    rank_changed_genes,
+    rmse_of_means,
+)
+from trvae.metrics._normalize import log_normalized, median_library_size
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+_N_SPLITS = 5
+_MAX_CELLS_FOR_DISTANCE = 2_000
+
+
+def transfer_metrics(
+    predicted: AnnData,
+    observed: AnnData,
+    control: AnnData,
+    *,
+    reference: AnnData | None = None,
+    condition_key: str | None = None,
+    labels_key: str | None = None,
+    source_condition: Any = None,
+    target_condition: Any = None,
+    layer: str | None = None,
+    library_key: str | None = None,
+    n_top_genes: int = 100,
+    n_pcs: int = 30,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Compare predicted with observed cells, beside baselines and a ceiling.
+
+    Parameters
+    ----------
+    predicted
+        Cells as predicted under the target condition, as :meth:`trvae.TRVAE.transfer` returns
+        them: counts or log-normalised values.
+    observed
+        Cells measured under the target condition, never seen in training.
+    control
+        The cells that the prediction was made from.
+    reference
+        The cells that were trained on. With it (and the next four arguments) come the baselines
+        that learn from other labels.
+    condition_key, labels_key
+        Columns of ``reference.obs``; the label is looked up in ``control.obs``.
+    source_condition, target_condition
+        Between which conditions the cells were transferred.
+    layer
+        Layer to compare, by default ``X``.
+    library_key
+        Column of ``obs`` with each cell's library size over all genes that were measured; by
+        default counts are normalised by their sum over the genes at hand.
+    n_top_genes
+        Number of top genes: those that differ most clearly between ``control`` and ``observed``
+        (Welch's t). They are chosen with the held-out cells and serve to measure only.
+    n_pcs
+        Principal components, of ``control`` and ``observed`` together, in which the energy
+        distance is taken.
+    seed
+        Seed of the random halves and of the subsets of 2,000 cells that the energy distance is
+        taken between where there are more.
+
+    Returns
+    -------
+    One row each for ``prediction``, ``no change``, ``mean shift`` (control plus the mean change
+    over the other labels), ``nearest shift`` (plus the change of the label nearest to the
+    control cells; ``DataFrame.attrs["nearest"]`` names it) and ``ceiling`` (one half of the
+    observed cells against the other, averaged over five random splits). Columns:
+
+    * ``r2_mean``, ``r2_variance``: squared Pearson correlation of per-gene means, variances
+    * ``r2_mean_top``, ``r2_variance_top``: the same over the top genes
+    * ``change``, ``change_top``: Pearson correlation of the change from control
+    * ``rmse``: of the per-gene means
+    * ``energy_distance``
+
+    Values are compared as ``log(1 + count / library size * median library size of control)``.
+
+    Raises
+    ------
+    ValueError
+        If genes differ, a group has fewer than two cells, or no other label was measured under
+        both conditions.
+    """
+    _check_comparable(predicted, observed, control)
+    target_sum = median_library_size(control, layer, library_key)
+
+    def normalized(adata: AnnData) -> np.ndarray:
+        return log_normalized(
+            adata[:, observed.var_names],
+            target_sum=target_sum,
+            layer=layer,
+            library_key=library_key,
+        )
+
+    before, after = normalized(control), normalized(observed)
+    candidates = {"prediction": normalized(predicted), "no change": before}
+    nearest = None
+    if reference is not None:
+        others = _other_labels(
+            reference,
+            normalized(reference),
+            condition_key,
+            source_condition,
+            target_condition,
+            labels_key,
+            set(control.obs[labels_key].unique()),
+        )
+        candidates["mean shift"] = mean_shift(before, others)
+        candidates["nearest shift"], nearest = nearest_shift(before, others)
+
+    compare = _Comparison(before, after, n_top_genes, n_pcs, seed)
+    rows = {name: compare(values, after) for name, values in candidates.items()}
+    rows["ceiling"] = compare.ceiling(after)
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
+    table.attrs["nearest"] = nearest
+    return table
+
+
+class _Comparison:
+    """All measures, with the top genes and the principal components chosen once."""
+
+    def __init__(self, before, after, n_top_genes, n_pcs, seed):
+        self.before = before
+        self.top = rank_changed_genes(before, after)[:n_top_genes]
+        together = np.concatenate([before, after])
+        n_pcs = min(n_pcs, *together.shape)
+        self.pca = PCA(n_pcs, svd_solver="covariance_eigh", random_state=seed).fit(together)
+        self.rng = np.random.default_rng(seed)
+
+    def __call__(self, predicted: np.ndarray, observed: np.ndarray) -> dict[str, float]:
+        top = (slice(None), self.top)
+        return {
+            "r2_mean": r2_of_means(predicted, observed),
+            "r2_variance": r2_of_variances(predicted, observed),
+            "r2_mean_top": r2_of_means(predicted[top], observed[top]),
+            "r2_variance_top": r2_of_variances(predicted[top], observed[top]),
+            "change": pearson_of_change(predicted, observed, self.before),
+            "change_top": pearson_of_change(predicted[top], observed[top], self.before[top]),
+            "rmse": rmse_of_means(predicted, observed),
+            "energy_distance": energy_distance(self._project(predicted), self._project(observed)),
+        }
+
+    def ceiling(self, observed: np.ndarray) -> dict[str, float]:
+        splits = []
+        for _ in range(_N_SPLITS):
+            one, other = np.array_split(self.rng.permutation(len(observed)), 2)
+            splits.append(self(observed[one], observed[other]))
+        return pd.DataFrame(splits).mean().to_dict()
+
+    def _project(self, values: np.ndarray) -> np.ndarray:
+        if len(values) > _MAX_CELLS_FOR_DISTANCE:
+            values = values[self.rng.permutation(len(values))[:_MAX_CELLS_FOR_DISTANCE]]
+        return self.pca.transform(values)
+
+
+def _check_comparable(predicted, observed, control) -> None:
+    for name, adata in {"predicted": predicted, "observed": observed, "control": control}.items():
+        if adata.n_obs < 2:
+            raise ValueError(f"{name} has {adata.n_obs} cells; 2 or more are needed.")
+        missing = observed.var_names.difference(adata.var_names)
+        if len(missing):
+            raise ValueError(f"{name} lacks genes that observed has: {join_names(missing)}.")
+
+
+def _other_labels(
+    reference, values, condition_key, source, target, labels_key, own_labels
+) -> Centroids:
+    condition = check_obs_column(reference, "condition_key", condition_key).to_numpy()
+    label = check_obs_column(reference, "labels_key", labels_key).to_numpy().astype(object)
+    is_other = ~np.isin(label, list(own_labels))
+    found = centroids(
+        values[is_other],
+        label[is_other].astype(str),
+        condition[is_other] == source,
+        condition[is_other] == target,
+    )
+    if not found:
+        raise ValueError(
+            f"reference has no other label with cells of both {source!r} and {target!r} in "
+            f"obs[{condition_key!r}], which the baselines would learn from."
+        )
+    return found

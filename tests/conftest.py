@@ -1,0 +1,61 @@
+"""Small data and a small trained model that the tests share."""
+
+from pathlib import Path
+
+import pytest
+import scvi
+
+import trvae
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+SMALL = {"hidden_sizes": (32, 16), "n_latent": 4, "effect_sizes": (16,)}
+LONG = {"max_epochs": 100, "batch_size": 64, "plan_kwargs": {"lr": 3e-3}}
+QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def _no_global_seed():
+    """Seeds are given explicitly, so that none leaks from test to test."""
+    scvi.settings.seed = None
+
+
+@pytest.fixture
+def adata():
+    """Raw counts of 3 cell types under 2 conditions, 240 cells x 60 genes."""
+    return trvae.datasets.simulated(n_cells=40, n_genes=60)
+
+
+def fit(adata, *, setup=None, train=None, **kwargs):
+    """Register a copy of the data and train a small model on it."""
+    setup = {"condition_key": "condition", "labels_key": "cell_type"} | (setup or {})
+    registered = adata.copy()
+    trvae.TRVAE.setup_anndata(registered, **setup)
+    model = trvae.TRVAE(registered, **({"seed": 0} | SMALL | kwargs))
+    model.train(**({"max_epochs": 3} | QUIET | (train or {})))
+    return model
+
+
+@pytest.fixture(scope="session")
+def trained():
+    """A small model trained long enough to know the simulated effect. Not to be changed."""
+    adata = trvae.datasets.simulated(n_cells=100, n_genes=60)
+    return fit(adata, train=LONG)
+
+
+@pytest.fixture
+def control(trained):
+    """The control cells of one type, as a user would pass them."""
+    cells = trvae.datasets.simulated(n_cells=100, n_genes=60)
+    keep = (cells.obs["condition"] == "control") & (cells.obs["cell_type"] == "type_0")
+    return cells[keep].copy()
+
+
+@pytest.fixture(scope="session")
+def kang18_full():
+    """All 14,053 genes of Kang et al. (2018), where the file is at hand."""
+    path = SHARED / "kang18.h5ad"
+    if not path.exists():
+        pytest.skip("needs kang18.h5ad with all genes, which is not part of the project")
+    import anndata
+
+    return anndata.read_h5ad(path)

@@ -1,0 +1,89 @@
+import json
+
+import anndata
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import trvae
+from trvae._cli import app
+
+
+@pytest.fixture
+def run():
+    runner = CliRunner()
+    return lambda *args: runner.invoke(app, [str(a) for a in args])
+
+
+@pytest.fixture
+def data(tmp_path, adata):
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    return tmp_path / "cells.h5ad"
+
+
+KEYS = ("--condition-key", "condition", "--labels-key", "cell_type")
+
+
+def test_train_and_transfer(run, data, tmp_path):
+    model = tmp_path / "model"
+    result = run("train", data, *KEYS, "--out", model, "--max-epochs", 2)
+    assert result.exit_code == 0, result.output
+    assert "control, treated" in result.output
+    out = tmp_path / "predicted.h5ad"
+    result = run("transfer", model, data, "--from", "control", "--to", "treated", "--out", out)
+    assert result.exit_code == 0, result.output
+    predicted = anndata.read_h5ad(out)
+    loaded = trvae.TRVAE.load(str(model), adata=False)
+    expected = loaded.transfer(anndata.read_h5ad(data), "treated", source_condition="control")
+    np.testing.assert_array_equal(predicted.X.toarray(), expected.X.toarray())
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_evaluate(run, data, tmp_path):
+    out = tmp_path / "results"
+    arguments = ("--label", "type_0", "--from", "control", "--to", "treated")
+    result = run("evaluate", data, *KEYS, *arguments, "--max-epochs", 2, "--out", out, "--seed", 5)
+    assert result.exit_code == 0, result.output
+    for row in ("prediction", "no change", "mean shift", "nearest shift", "ceiling"):
+        assert row in result.output
+    record = json.loads((out / "metrics.json").read_text())
+    assert record["seed"] == 5
+    assert record["versions"]["trvae-tools"] == trvae.__version__
+    assert set(record["metrics"]) >= {"prediction", "ceiling"}
+    assert (out / "figure.png").stat().st_size > 10_000
+    predicted = anndata.read_h5ad(out / "predicted.h5ad")
+    assert (predicted.obs["condition"] == "treated").all()
+    model = trvae.TRVAE.load(str(out / "model"), adata=False)
+    assert model.conditions == ["control", "treated"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--label", "type_9"), "label 'type_9' is not in adata.obs['cell_type']"),
+        (("--to", "stim"), "target_condition 'stim' is not in"),
+        (("--labels-key", "type"), "labels_key 'type' is not in adata.obs"),
+    ],
+)
+def test_errors_are_one_line(run, data, arguments, message):
+    given = dict(zip(KEYS[::2], KEYS[1::2], strict=True))
+    given |= {"--label": "type_0", "--from": "control", "--to": "treated"}
+    given[arguments[0]] = arguments[1]
+    result = run("evaluate", data, *(word for pair in given.items() for word in pair))
+    assert result.exit_code == 1
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.output
+
+
+def test_an_existing_model_is_not_replaced(run, data, tmp_path):
+    (tmp_path / "model").mkdir()
+    result = run("train", data, *KEYS, "--out", tmp_path / "model", "--max-epochs", 1)
+    assert result.exit_code == 1
+    assert "exists already" in result.stderr
+
+
+def test_help_names_every_command(run):
+    result = run("--help")
+    assert result.exit_code == 0
+    for command in ("demo", "train", "transfer", "evaluate"):
+        assert command in result.output

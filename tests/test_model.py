@@ -1,0 +1,221 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import QUIET, SMALL, fit
+
+import trvae
+
+
+def predictions(model, cells):
+    return {
+        "latent": model.get_latent_representation(cells),
+        "first_layer": model.get_mmd_representation(cells),
+        "drawn": model.transfer(cells, "treated", seed=3).X.toarray(),
+        "expected": model.get_transferred_expression(cells, "treated", return_numpy=True),
+    }
+
+
+def test_save_and_load_in_a_fresh_process(trained, control, tmp_path):
+    trained.save(str(tmp_path / "model"))
+    control.write_h5ad(tmp_path / "cells.h5ad")
+    script = f"""
+import anndata, numpy as np, sys, trvae
+sys.path.insert(0, {str(__file__.rsplit("/", 1)[0])!r})
+from test_model import predictions
+model = trvae.TRVAE.load({str(tmp_path / "model")!r}, adata=False)
+cells = anndata.read_h5ad({str(tmp_path / "cells.h5ad")!r})
+np.savez({str(tmp_path / "out.npz")!r}, **predictions(model, cells))
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    again = np.load(tmp_path / "out.npz")
+    for name, expected in predictions(trained, control).items():
+        np.testing.assert_array_equal(again[name], expected, err_msg=name)
+
+
+def test_load_with_anndata(trained, tmp_path):
+    trained.save(str(tmp_path / "model"), save_anndata=True)
+    loaded = trvae.TRVAE.load(str(tmp_path / "model"))
+    np.testing.assert_array_equal(
+        loaded.get_latent_representation(), trained.get_latent_representation()
+    )
+    assert loaded.conditions == trained.conditions
+    loaded.train(max_epochs=1, **QUIET)
+
+
+def test_no_cells_of_its_own_and_none_given(trained, tmp_path):
+    trained.save(str(tmp_path / "model"))
+    loaded = trvae.TRVAE.load(str(tmp_path / "model"), adata=False)
+    with pytest.raises(ValueError, match="Pass the cells"):
+        loaded.transfer(target_condition="treated")
+
+
+def test_representations(trained, control):
+    assert trained.get_latent_representation(control).shape == (100, 4)
+    assert trained.get_mmd_representation(control).shape == (100, 16)
+    for name, ask in {
+        "latent": trained.get_latent_representation,
+        "first layer": trained.get_mmd_representation,
+    }.items():
+        once, again = ask(control), ask(control[::-1], batch_size=7)
+        np.testing.assert_allclose(again[::-1], once, rtol=1e-4, atol=1e-5, err_msg=name)
+    assert (trained.get_mmd_representation(control) >= 0).all()
+
+
+def test_first_layer_of_the_base_does_not_see_the_condition(trained, control):
+    # Within the decoder: the encoder does see it, so z is held fixed.
+    module = trained.module
+    z = torch.randn(5, module.n_latent)
+    library = torch.zeros(5, 1)
+    first = [module.generative(z, library, torch.full((5, 1), c))["first_layer"] for c in (0, 1)]
+    assert torch.equal(*first)
+
+
+@pytest.mark.parametrize("gene_likelihood", ["nb", "zinb", "poisson"])
+@pytest.mark.parametrize("dispersion", ["gene", "gene-condition"])
+@pytest.mark.parametrize("decoder", ["additive", "conditional"])
+def test_count_models_learn(adata, gene_likelihood, dispersion, decoder):
+    model = fit(
+        adata,
+        gene_likelihood=gene_likelihood,
+        dispersion=dispersion,
+        decoder=decoder,
+        train={"max_epochs": 5},
+    )
+    loss = model.history["reconstruction_loss_train"].to_numpy().ravel()
+    assert loss[-1] < loss[0]
+    rates = model.get_normalized_expression()
+    np.testing.assert_allclose(rates.sum(1), 1, rtol=1e-4)
+
+
+@pytest.mark.parametrize("mmd_layer", ["decoder", "latent", "both"])
+@pytest.mark.parametrize("normalization", ["batch", "layer", "none"])
+def test_layers_and_norms(adata, mmd_layer, normalization):
+    model = fit(adata, mmd_layer=mmd_layer, normalization=normalization)
+    assert np.isfinite(model.history["mmd_validation"].astype(float)).all(axis=None)
+
+
+def test_mmd_is_that_of_the_chosen_layer(trained):
+    from trvae._mmd import multi_scale_mmd
+
+    tensors = next(iter(trained._make_data_loader(trained.adata, batch_size=100, shuffle=True)))
+    module = trained.module
+    with torch.no_grad(), module.posterior_mean():
+        inferred, generated, loss = module(tensors)
+    condition, label = tensors["batch"].flatten(), tensors["labels"].flatten()
+    expected = multi_scale_mmd(generated["first_layer"], condition, label)
+    torch.testing.assert_close(loss.extra_metrics["mmd"], expected)
+    elbo = (
+        loss.reconstruction_loss["reconstruction_loss"] + loss.kl_local["kl_divergence_z"]
+    ).mean()
+    torch.testing.assert_close(loss.loss, elbo + module.mmd_weight * expected)
+
+
+def test_loss_does_not_depend_on_the_minibatch_size(trained):
+    tensors = next(iter(trained._make_data_loader(trained.adata, batch_size=200, shuffle=True)))
+    module = trained.module
+    twice = {key: torch.cat([value, value]) for key, value in tensors.items()}
+    with torch.no_grad(), module.posterior_mean():
+        torch.testing.assert_close(module(twice)[2].loss, module(tensors)[2].loss)
+
+
+def test_matching_within_labels_is_on_if_there_are_labels(adata):
+    trvae.TRVAE.setup_anndata(adata, condition_key="condition")
+    assert not trvae.TRVAE(adata, **SMALL).module.mmd_within_labels
+    trvae.TRVAE.setup_anndata(adata, condition_key="condition", labels_key="cell_type")
+    assert trvae.TRVAE(adata, **SMALL).module.mmd_within_labels
+    assert not trvae.TRVAE(adata, mmd_within_labels=False, **SMALL).module.mmd_within_labels
+
+
+def test_size_factors_scale_the_rates(adata):
+    adata.obs["size"] = np.where(np.arange(adata.n_obs) % 2, 1.0, 4.0)
+    model = fit(adata, setup={"size_factor_key": "size"})
+    expected = model.get_transferred_expression(
+        target_condition="control", estimate="decoded", return_numpy=True
+    )
+    rate = model.get_normalized_expression(transform_batch="control", return_numpy=True)
+    np.testing.assert_allclose(expected, rate * adata.obs[["size"]].to_numpy(), rtol=1e-4)
+
+
+def test_covariates_enter(adata):
+    adata.obs["donor"] = np.where(np.arange(adata.n_obs) % 2, "a", "b")
+    adata.obs["age"] = np.linspace(-1, 1, adata.n_obs)
+    setup = {"categorical_covariate_keys": ["donor"], "continuous_covariate_keys": ["age"]}
+    model = fit(adata, setup=setup)
+    cells = adata[:10].copy()
+    before = model.get_normalized_expression(cells)
+    cells.obs["donor"] = np.where(cells.obs["donor"] == "a", "b", "a")
+    cells.obs["age"] += 1
+    assert not np.allclose(before, model.get_normalized_expression(cells))
+
+
+def test_normalized_expression_is_at_the_posterior_mean_unless_draws_are_asked_for(trained):
+    once, again = trained.get_normalized_expression(), trained.get_normalized_expression()
+    assert once.equals(again)
+    draws = trained.get_normalized_expression(n_samples=3, return_mean=False)
+    assert draws.shape == (3, *once.shape)
+    assert not np.allclose(draws[0], draws[1])
+
+
+def test_differential_expression_finds_the_effect(trained):
+    table = trained.differential_expression(
+        groupby="condition", group1="treated", group2="control", mode="change", silent=True
+    )
+    effect = trained.adata.var["effect_treated"]
+    assert np.corrcoef(table["lfc_mean"], effect[table.index])[0, 1] > 0.8
+
+
+def test_scvi_tools_methods_work(trained):
+    assert np.isfinite(trained.get_elbo())
+    assert np.isfinite(trained.get_marginal_ll(n_mc_samples=3))
+    assert trained.get_marginal_ll(n_mc_samples=200) > trained.get_elbo()
+    assert trained.posterior_predictive_sample(n_samples=2).shape == (600, 60, 2)
+    assert set(trained.get_likelihood_parameters()) == {"mean", "dispersions"}
+    assert "'control', 'treated'" in trained.summary_string
+
+
+def test_minified_data(adata):
+    model = fit(adata)
+    cells = adata[:20].copy()
+    expected = model.get_transferred_expression(
+        target_condition="treated", estimate="decoded", indices=np.arange(20)
+    )
+    counterfactual = model.get_transferred_expression(cells, "treated")
+    qzm, qzv = model.get_latent_representation(return_dist=True)
+    model.adata.obsm["X_latent_qzm"], model.adata.obsm["X_latent_qzv"] = qzm, qzv
+    model.minify_adata()
+    np.testing.assert_allclose(model.get_latent_representation(), qzm, rtol=1e-6)
+    again = model.get_transferred_expression(
+        target_condition="treated", estimate="decoded", indices=np.arange(20)
+    )
+    np.testing.assert_allclose(again, expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="needs the cells' own expression"):
+        model.transfer(target_condition="treated")
+    np.testing.assert_allclose(
+        model.get_transferred_expression(cells, "treated"), counterfactual, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("from_path", [False, True])
+def test_query_training_changes_nothing_for_the_reference(adata, tmp_path, from_path):
+    adata.obs["donor"] = np.where(np.arange(adata.n_obs) % 2, "a", "b")
+    model = fit(adata, setup={"categorical_covariate_keys": ["donor"]})
+    reference = model
+    if from_path:
+        model.save(str(tmp_path / "model"))
+        reference = tmp_path / "model"
+    query = adata[adata.obs["condition"] == "treated"].copy()
+    query.obs["condition"] = "other"
+    query.obs["donor"] = np.where(query.obs["donor"] == "a", "a", "new")
+    before = predictions(model, adata)
+    mapped = trvae.TRVAE.load_query_data(query, reference)
+    start = mapped.module.encoder.hidden.layers[0].map.condition.weight[2].clone()
+    mapped.train(max_epochs=3, **QUIET)
+    assert mapped.conditions == ["control", "treated", "other"]
+    for name, expected in predictions(mapped, adata).items():
+        np.testing.assert_array_equal(expected, before[name], err_msg=name)
+    assert not torch.equal(mapped.module.encoder.hidden.layers[0].map.condition.weight[2], start)
+    assert mapped.transfer(adata, "other").n_obs == adata.n_obs
+    assert mapped.transfer(query, "control").n_obs == query.n_obs

@@ -1,0 +1,145 @@
+import numpy as np
+import pytest
+import scvi
+import torch
+from conftest import fit
+
+from trvae._mmd import multi_scale_mmd
+from trvae._train import MIN_CELLS_PER_CONDITION, ConditionBalancedSampler, seeded
+
+
+def epoch(condition, batch_size, **kwargs):
+    return list(ConditionBalancedSampler(np.asarray(condition), batch_size, **kwargs))
+
+
+def test_every_cell_is_seen_once_if_no_condition_is_rare():
+    condition = np.repeat([0, 1], [300, 200])
+    minibatches = epoch(condition, 64)
+    assert sorted(np.concatenate(minibatches)) == list(range(500))
+    assert all((condition[b] == 1).sum() >= MIN_CELLS_PER_CONDITION for b in minibatches)
+
+
+def test_rare_conditions_are_in_every_minibatch():
+    condition = np.repeat([0, 1, 2], [1000, 20, 3])
+    minibatches = epoch(condition, 128)
+    for rare in (1, 2):
+        assert all((condition[b] == rare).sum() == MIN_CELLS_PER_CONDITION for b in minibatches)
+    common = np.concatenate(minibatches)
+    common = common[condition[common] == 0]
+    assert sorted(common) == list(range(1000))
+
+
+def test_more_conditions_than_a_minibatch_has_cells():
+    minibatches = epoch(np.arange(100) % 50, 16)
+    assert sorted(np.concatenate(minibatches)) == list(range(100))
+
+
+@pytest.mark.parametrize("n_cells", [2, 3, 17, 129, 257])
+@pytest.mark.parametrize("min_per_condition", [0, 8])
+def test_no_minibatch_has_a_single_cell(n_cells, min_per_condition):
+    for batch_size in (2, 16, 128):
+        minibatches = epoch(np.zeros(n_cells), batch_size, min_per_condition=min_per_condition)
+        assert min(map(len, minibatches)) >= 2
+
+
+def test_order_is_drawn_anew_each_epoch():
+    sampler = ConditionBalancedSampler(np.zeros(50), 10)
+    assert list(sampler) != list(sampler)
+
+
+def test_too_few_cells_and_too_small_minibatches_are_refused():
+    with pytest.raises(ValueError, match="at least 2 cells, got 1"):
+        ConditionBalancedSampler(np.zeros(1), 10)
+    with pytest.raises(ValueError, match="batch_size=1 is too small"):
+        ConditionBalancedSampler(np.zeros(10), 1)
+
+
+def test_balancing_is_on_when_it_matters(adata):
+    treated = np.flatnonzero(adata.obs["condition"] == "treated")
+    rare = adata[np.setdiff1d(np.arange(adata.n_obs), treated[4:])].copy()
+
+    def condition_counts(data, **train):
+        model = fit(data, train={"max_epochs": 1, "batch_size": 32, "train_size": 1.0} | train)
+        loader = model.trainer.train_dataloader
+        return [int((b["batch"] == 1).sum()) for b in loader]
+
+    assert set(condition_counts(rare)) == {MIN_CELLS_PER_CONDITION}
+    assert sum(condition_counts(rare, condition_balanced=False)) == 4
+    # Half of the cells are treated: chance will do.
+    assert len(set(condition_counts(adata))) > 1
+
+
+def test_history_has_every_term_for_training_and_validation(trained):
+    for mode in ("train", "validation"):
+        terms = {
+            term: trained.history[f"{term}_{mode}"].to_numpy().ravel().astype(float)
+            for term in ("reconstruction_loss", "kl_local", "mmd", "elbo", "objective")
+        }
+        assert all(np.isfinite(values).all() and len(values) == 100 for values in terms.values())
+        np.testing.assert_allclose(
+            terms["elbo"], terms["reconstruction_loss"] + terms["kl_local"], rtol=1e-5
+        )
+        np.testing.assert_allclose(
+            terms["objective"],
+            terms["elbo"] + trained.module.mmd_weight * terms["mmd"],
+            rtol=1e-4,
+        )
+    assert trained.history["train_loss"].iloc[-1, 0] < trained.history["train_loss"].iloc[0, 0]
+
+
+def test_kl_warm_up_follows_the_number_of_epochs(adata):
+    weights = fit(adata, train={"max_epochs": 8}).history["kl_weight"].to_numpy().ravel()
+    np.testing.assert_allclose(weights.astype(float), [0, 0.5, 1, 1, 1, 1, 1, 1])
+    plan = {"n_epochs_kl_warmup": None, "max_kl_weight": 0.3}
+    weights = fit(adata, train={"max_epochs": 2, "plan_kwargs": plan}).history["kl_weight"]
+    np.testing.assert_allclose(weights.to_numpy().ravel().astype(float), 0.3)
+
+
+def test_early_stopping_watches_the_mmd(adata):
+    model = fit(
+        adata, train={"max_epochs": 50, "early_stopping": True, "early_stopping_patience": 1}
+    )
+    assert model.trainer.early_stopping_callback.monitor == "objective_validation"
+    assert len(model.history["objective_validation"]) < 50
+
+
+def test_same_seed_same_weights(adata):
+    one, other = fit(adata, seed=3), fit(adata, seed=3)
+    for a, b in zip(one.module.parameters(), other.module.parameters(), strict=True):
+        assert torch.equal(a, b)
+    different = fit(adata, seed=4)
+    assert not torch.equal(one.module.encoder.mean.weight, different.module.encoder.mean.weight)
+
+
+def test_seeding_leaves_the_generators_as_they_were():
+    torch.manual_seed(5)
+    np.random.seed(5)
+    expected = torch.rand(1), np.random.rand()
+    torch.manual_seed(5)
+    np.random.seed(5)
+    with seeded(0):
+        torch.rand(3)
+        np.random.rand(3)
+        assert scvi.settings.seed == 0
+    assert scvi.settings.seed is None
+    assert (torch.rand(1), np.random.rand()) == expected
+
+
+def test_training_does_not_change_the_global_generators(adata):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    fit(adata, seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_mmd_weight_pulls_conditions_together(adata):
+    # Without a KL divergence nothing but the MMD holds the conditions together.
+    train = {"max_epochs": 40, "plan_kwargs": {"max_kl_weight": 0.0, "lr": 3e-3}}
+    condition = torch.as_tensor((adata.obs["condition"] == "treated").to_numpy())
+    mmd = {}
+    for weight in (0.0, 1e3):
+        kwargs = {"mmd_layer": "latent", "mmd_within_labels": False}
+        model = fit(adata, mmd_weight=weight, train=train, **kwargs)
+        z = torch.as_tensor(model.get_latent_representation())
+        mmd[weight] = multi_scale_mmd(z, condition)
+    assert mmd[1e3] < 0.5 * mmd[0.0]

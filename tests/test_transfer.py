@@ -1,0 +1,312 @@
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from conftest import LONG, fit
+from scipy import sparse
+
+import trvae
+
+
+def dense(adata):
+    return adata.X.toarray() if sparse.issparse(adata.X) else np.asarray(adata.X)
+
+
+def test_finds_the_simulated_effect(trained, control):
+    effect = trained.adata.var["effect_treated"].to_numpy()
+    before = dense(control).mean(0)
+    after = dense(trained.transfer(control, "treated")).mean(0)
+    expressed = before > 0.5
+    change = np.log(after[expressed] / before[expressed])
+    assert np.corrcoef(change, effect[expressed])[0, 1] > 0.9
+
+
+def test_generalises_to_a_held_out_combination():
+    adata = trvae.datasets.simulated(n_cells=100, n_genes=60)
+    held_out = (adata.obs["condition"] == "treated") & (adata.obs["cell_type"] == "type_0")
+    model = fit(adata[~held_out], train=LONG)
+    is_type = (adata.obs["cell_type"] == "type_0") & (adata.obs["condition"] == "control")
+    cells, observed = adata[is_type].copy(), adata[held_out].copy()
+    table = trvae.metrics.transfer_metrics(model.transfer(cells, "treated"), observed, cells)
+    assert table.loc["prediction", "r2_mean"] > 0.9
+    assert table.loc["prediction", "r2_mean"] > table.loc["no change", "r2_mean"] + 0.05
+
+
+def test_own_condition_changes_nothing(trained, control):
+    np.testing.assert_array_equal(dense(trained.transfer(control, "control")), dense(control))
+    expected = trained.get_transferred_expression(control, "control", return_numpy=True)
+    np.testing.assert_allclose(expected, dense(control), rtol=1e-6)
+
+
+def test_result_is_ready_for_scanpy(trained, control):
+    import scanpy as sc
+
+    control.obs["quality"] = np.arange(control.n_obs)
+    control.var["chromosome"] = "1"
+    predicted = trained.transfer(control, "treated", seed=7)
+    assert predicted.obs_names.equals(control.obs_names)
+    assert predicted.var_names.equals(control.var_names)
+    assert (predicted.obs["condition"] == "treated").all()
+    assert list(predicted.obs["condition"].cat.categories) == ["control", "treated"]
+    assert predicted.obs["quality"].equals(control.obs["quality"])
+    assert (predicted.var["chromosome"] == "1").all()
+    assert not [column for column in predicted.obs if column.startswith("_scvi")]
+    values = dense(predicted)
+    assert (values >= 0).all()
+    assert (values % 1 == 0).all()
+    provenance = predicted.uns["trvae"]
+    assert provenance["target_condition"] == "treated"
+    assert list(provenance["source_conditions"]) == ["control"]
+    assert provenance["seed"] == 7
+    sc.pp.normalize_total(predicted)
+    sc.pp.log1p(predicted)
+    sc.pp.pca(predicted, n_comps=5)
+
+
+def test_result_can_be_written_and_read(trained, control, tmp_path):
+    from anndata import read_h5ad
+
+    predicted = trained.transfer(control, "treated")
+    predicted.write_h5ad(tmp_path / "predicted.h5ad")
+    np.testing.assert_array_equal(dense(read_h5ad(tmp_path / "predicted.h5ad")), dense(predicted))
+
+
+def test_expectation_is_what_the_draws_average_to(trained, control):
+    expected = trained.get_transferred_expression(control, "treated").to_numpy()
+    draws = [dense(trained.transfer(control, "treated", seed=s)) for s in range(30)]
+    np.testing.assert_allclose(
+        np.mean(draws, axis=0).mean(0), expected.mean(0), rtol=0.03, atol=0.02
+    )
+
+
+@pytest.mark.parametrize("estimate", ["counterfactual", "decoded"])
+def test_draws_depend_on_seed_and_name_only(trained, control, estimate):
+    def predict(cells, **kwargs):
+        predicted = trained.transfer(cells, "treated", estimate=estimate, **kwargs)
+        return pd.DataFrame(dense(predicted), predicted.obs_names, predicted.var_names)
+
+    everything = predict(control)
+    pd.testing.assert_frame_equal(predict(control, batch_size=7), everything)
+    order = np.random.default_rng(0).permutation(control.n_obs)
+    pd.testing.assert_frame_equal(
+        predict(control[order]), everything.iloc[order], check_freq=False
+    )
+    pd.testing.assert_frame_equal(predict(control[10:20]), everything.iloc[10:20])
+    pd.testing.assert_frame_equal(predict(control, indices=[3, 1]), everything.iloc[[3, 1]])
+    assert not predict(control, seed=1).equals(everything)
+
+
+def test_cells_of_one_name_draw_separately(trained, control):
+    twice = control[[0, 0]].copy()
+    predicted = dense(trained.transfer(twice, "treated", estimate="decoded"))
+    assert not np.array_equal(predicted[0], predicted[1])
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        sparse.csc_matrix,
+        lambda x: x.toarray(),
+        lambda x: x.astype(np.float64),
+        lambda x: x.astype(np.int32),
+        lambda x: np.asfortranarray(x.toarray()),
+    ],
+    ids=["csc", "dense", "float64", "integer", "fortran"],
+)
+def test_format_of_the_matrix_does_not_matter(trained, control, convert):
+    expected = trained.get_transferred_expression(control, "treated")
+    other = AnnData(convert(control.X), obs=control.obs.copy(), var=control.var.copy())
+    pd.testing.assert_frame_equal(
+        trained.get_transferred_expression(other, "treated"), expected, rtol=1e-5
+    )
+
+
+def test_views_and_batch_sizes_do_not_matter(trained, control):
+    expected = trained.get_transferred_expression(control, "treated")
+    view = control[::-1]
+    backwards = trained.get_transferred_expression(view, "treated", batch_size=3)
+    pd.testing.assert_frame_equal(backwards.iloc[::-1], expected, rtol=1e-3, atol=1e-5)
+    assert view.is_view
+
+
+def test_genes_are_matched_by_name_and_keep_the_callers_order(trained, control):
+    expected = trained.get_transferred_expression(control, "treated")
+    order = np.random.default_rng(0).permutation(control.n_vars)
+    shuffled = control[:, order].copy()
+    extra = AnnData(np.ones((control.n_obs, 2), np.float32), obs=control.obs[[]])
+    extra.var_names = ["unknown_1", "unknown_2"]
+    import anndata
+
+    wider = anndata.concat([extra, shuffled], axis=1, merge="first")
+    wider.obs = control.obs.copy()
+    result = trained.get_transferred_expression(wider, "treated")
+    pd.testing.assert_frame_equal(result, expected.iloc[:, order])
+    assert list(trained.transfer(wider, "treated").var_names) == list(result.columns)
+    genes = list(expected.columns[[5, 2]])
+    pd.testing.assert_frame_equal(
+        trained.get_transferred_expression(wider, "treated", gene_list=genes), expected[genes]
+    )
+
+
+def test_the_users_anndata_is_not_changed(trained, control):
+    before = control.copy()
+    trained.transfer(control, "treated")
+    trained.get_transferred_expression(control, "treated", n_samples=2)
+    trained.get_latent_representation(control)
+    trained.get_mmd_representation(control)
+    trained.get_normalized_expression(control)
+    pd.testing.assert_frame_equal(control.obs, before.obs)
+    pd.testing.assert_frame_equal(control.var, before.var)
+    assert dict(control.uns) == dict(before.uns)
+    assert (control.X != before.X).nnz == 0
+
+
+def test_only_the_last_private_copy_is_kept(trained, control):
+    for _ in range(3):
+        trained.get_latent_representation(control)
+    assert len(trained._per_instance_manager_store[trained.id]) == 2
+
+
+def test_source_condition_selects_cells(trained):
+    every = trained.transfer(target_condition="treated")
+    some = trained.transfer(target_condition="treated", source_condition="control")
+    is_control = (trained.adata.obs["condition"] == "control").to_numpy()
+    assert every.n_obs == trained.adata.n_obs
+    assert list(some.obs_names) == list(trained.adata.obs_names[is_control])
+    np.testing.assert_array_equal(dense(some), dense(every)[is_control])
+
+
+def test_source_condition_stands_in_for_a_missing_column(trained, control):
+    bare = AnnData(control.X.copy(), var=control.var.copy())
+    bare.obs_names = control.obs_names
+    predicted = trained.transfer(bare, "treated", source_condition="control")
+    np.testing.assert_array_equal(dense(predicted), dense(trained.transfer(control, "treated")))
+    assert "condition" not in bare.obs
+    with pytest.raises(ValueError, match="'condition' is not in adata.obs"):
+        trained.transfer(bare, "treated")
+
+
+def test_labels_are_not_needed_to_predict(trained, control):
+    expected = trained.get_transferred_expression(control, "treated")
+    unlabelled = control.copy()
+    del unlabelled.obs["cell_type"]
+    new = control.copy()
+    new.obs["cell_type"] = "never seen"
+    for cells in (unlabelled, new):
+        pd.testing.assert_frame_equal(
+            trained.get_transferred_expression(cells, "treated"), expected
+        )
+
+
+def test_library_size(trained, control):
+    observed = trained.get_transferred_expression(control, "treated", estimate="decoded")
+    scaled = trained.get_transferred_expression(
+        control, "treated", estimate="decoded", library_size=1e4
+    )
+    np.testing.assert_allclose(observed.sum(1), dense(control).sum(1), rtol=1e-4)
+    np.testing.assert_allclose(scaled.sum(1), 1e4, rtol=1e-4)
+
+
+def test_posterior_draws(trained, control):
+    kwargs = {"n_samples": 5, "return_mean": False, "indices": np.arange(6)}
+    draws = trained.get_transferred_expression(control, "treated", **kwargs)
+    assert draws.shape == (5, 6, control.n_vars)
+    again = trained.get_transferred_expression(control, "treated", batch_size=2, **kwargs)
+    np.testing.assert_allclose(again, draws, rtol=1e-3, atol=1e-5)
+    assert draws.std(0).max() > 0
+    mean = trained.get_transferred_expression(
+        control, "treated", n_samples=5, indices=np.arange(6)
+    )
+    np.testing.assert_allclose(mean, draws.mean(0), rtol=1e-5)
+
+
+def test_decoded_equals_scvi_tools_normalized_expression(trained, control):
+    ours = trained.get_transferred_expression(
+        control, "treated", estimate="decoded", library_size=1
+    )
+    theirs = trained.get_normalized_expression(control, transform_batch="treated")
+    pd.testing.assert_frame_equal(ours, theirs, rtol=1e-4, atol=1e-7)
+
+
+def test_mask_and_positions_select_the_same(trained, control):
+    mask = np.zeros(control.n_obs, bool)
+    mask[[2, 5]] = True
+    pd.testing.assert_frame_equal(
+        trained.get_transferred_expression(control, "treated", indices=mask),
+        trained.get_transferred_expression(control, "treated", indices=[2, 5]),
+    )
+
+
+@pytest.mark.parametrize("gene_likelihood", ["nb", "zinb", "poisson"])
+@pytest.mark.parametrize("estimate", ["counterfactual", "decoded"])
+def test_drawn_counts_have_the_expected_mean(adata, gene_likelihood, estimate):
+    model = fit(adata, gene_likelihood=gene_likelihood, dispersion="gene-condition")
+    kwargs = {"source_condition": "control", "estimate": estimate}
+    expected = model.get_transferred_expression(target_condition="treated", **kwargs)
+    draws = [
+        dense(model.transfer(target_condition="treated", seed=s, **kwargs)).mean()
+        for s in range(10)
+    ]
+    np.testing.assert_allclose(np.mean(draws), expected.to_numpy().mean(), rtol=0.03)
+
+
+def test_log_normalised_values_stay_log_normalised(adata):
+    import scanpy as sc
+
+    sc.pp.normalize_total(adata, target_sum=1e3)
+    sc.pp.log1p(adata)
+    model = fit(adata, gene_likelihood="normal", train=LONG)
+    predicted = model.transfer(target_condition="treated", source_condition="control")
+    values = dense(predicted)
+    assert sparse.issparse(predicted.X)
+    assert values.min() == 0
+    assert (values % 1 != 0).any()
+    expected = model.get_transferred_expression(
+        target_condition="treated", source_condition="control"
+    )
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+    change = values.mean(0) - dense(adata[adata.obs["condition"] == "control"]).mean(0)
+    assert np.corrcoef(change, adata.var["effect_treated"])[0, 1] > 0.7
+
+
+def test_layer_is_read_and_written(adata):
+    adata.layers["counts"] = adata.X.copy()
+    adata.X = adata.X.log1p()
+    model = fit(adata, setup={"layer": "counts"})
+    predicted = model.transfer(adata, "treated")
+    np.testing.assert_array_equal(predicted.layers["counts"].toarray(), dense(predicted))
+    assert (dense(predicted) % 1 == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"target_condition": "stim"},
+            "target_condition 'stim' is not one of .*'control', 'treated'",
+        ),
+        ({"target_condition": None}, "target_condition None is not one of"),
+        ({"source_condition": "stim"}, "source_condition 'stim' is not one of"),
+        ({"estimate": "best"}, "estimate='best' is not one of 'counterfactual', 'decoded'"),
+        ({"indices": []}, "No cells are selected"),
+        ({"indices": [10_000]}, "indices don't fit 100 cells"),
+        ({"source_condition": "treated"}, "there are none with condition='treated'"),
+    ],
+)
+def test_wrong_arguments_say_what_is_allowed(trained, control, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        trained.transfer(control, **({"target_condition": "treated"} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"library_size": 0}, "library_size=0"),
+        ({"library_size": "latent"}, "library_size='latent'"),
+        ({"n_samples": 0}, "n_samples=0"),
+        ({"gene_list": ["gene_0", "ACTB"]}, "unknown to the model: 'ACTB'"),
+    ],
+)
+def test_wrong_arguments_of_the_expectation(trained, control, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        trained.get_transferred_expression(control, "treated", **arguments)
