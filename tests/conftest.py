@@ -1,13 +1,10 @@
 """Small data and a small trained model that the tests share."""
 
-from pathlib import Path
-
 import pytest
 import scvi
 
 import trvae
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 SMALL = {"hidden_sizes": (32, 16), "n_latent": 4, "effect_sizes": (16,)}
 LONG = {"max_epochs": 100, "batch_size": 64, "plan_kwargs": {"lr": 3e-3}}
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
@@ -48,14 +45,3 @@ def control(trained):
     cells = trvae.datasets.simulated(n_cells=100, n_genes=60)
     keep = (cells.obs["condition"] == "control") & (cells.obs["cell_type"] == "type_0")
     return cells[keep].copy()
-
-
-@pytest.fixture(scope="session")
-def kang18_full():
-    """All 14,053 genes of Kang et al. (2018), where the file is at hand."""
-    path = SHARED / "kang18.h5ad"
-    if not path.exists():
-        pytest.skip("needs kang18.h5ad with all genes, which is not part of the project")
-    import anndata
-
-    return anndata.read_h5ad(path)

@@ -57,6 +57,22 @@ def test_evaluate(run, data, tmp_path):
     assert model.conditions == ["control", "treated"]
 
 
+def test_conditions_that_are_no_text(run, adata, tmp_path):
+    adata.obs["dose"] = (adata.obs["condition"] == "treated").astype(int).to_numpy()
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    arguments = ("--labels-key", "cell_type", "--label", "type_0", "--from", 0, "--to", 1)
+    data = ("evaluate", tmp_path / "cells.h5ad", "--condition-key", "dose")
+    result = run(*data, *arguments, "--max-epochs", 1)
+    assert result.exit_code == 0, result.output
+
+
+def test_demo(run, tmp_path):
+    result = run("demo", "--out", tmp_path / "demo", "--max-epochs", 1)
+    assert result.exit_code == 0, result.output
+    for name in ("figure.png", "predicted.h5ad", "metrics.json", "model"):
+        assert (tmp_path / "demo" / name).exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -46,6 +46,16 @@ def with_value(adata, value):
             {"size_factor_key": "size"},
             "'size' has values that are not positive",
         ),
+        (
+            lambda a: with_obs(a, "size", "large"),
+            {"size_factor_key": "size"},
+            "size_factor_key 'size' is not numeric",
+        ),
+        (
+            lambda a: with_obs(a, "age", np.inf),
+            {"continuous_covariate_keys": ["age"]},
+            "'age' has infinite values",
+        ),
     ],
 )
 def test_setup_refuses(adata, change, arguments, message):
@@ -99,7 +109,11 @@ def test_log_normalised_data_for_a_count_likelihood(adata):
         ({"mmd_layer": "encoder"}, "mmd_layer='encoder' is not one of 'decoder', 'latent'"),
         ({"mmd_weight": -1}, "mmd_weight=-1 is negative"),
         ({"mmd_within_labels": True}, "needs labels: setup_anndata"),
-        ({"n_latent": 0}, "n_latent=.0,. is not a list of positive integers"),
+        ({"n_latent": 0}, "n_latent=0 is not a positive integer"),
+        ({"hidden_sizes": 5}, "hidden_sizes=5 is not a list of positive integers"),
+        ({"mmd_bandwidths": [0.0]}, "mmd_bandwidths=.0.0. are not positive"),
+        ({"dispersion": "gene-condition", "gene_likelihood": "poisson"}, "has no dispersion"),
+        ({"seed": -1}, "seed=-1 is not an integer from 0 on"),
         ({"hidden_sizes": []}, "hidden_sizes=.. is not a list of positive integers"),
         ({"dropout_rate": 1.0}, "dropout_rate=1.0 is not in"),
     ],
@@ -164,6 +178,27 @@ def test_conditions_that_are_not_strings(adata, values):
     assert model.conditions == values
     predicted = model.transfer(target_condition=values[1], source_condition=values[0])
     assert (predicted.obs["dose"] == values[1]).all()
+
+
+def test_conditions_of_mixed_types(adata):
+    adata.obs["dose"] = np.array([0, "high"], dtype=object)[
+        (adata.obs["condition"] == "treated").to_numpy().astype(int)
+    ]
+    assert fit(adata, setup={"condition_key": "dose"}).conditions == [0, "high"]
+
+
+def test_genes_in_another_order_are_refused_where_the_cells_become_the_models(adata, tmp_path):
+    model = fit(adata)
+    model.save(str(tmp_path / "model"))
+    shuffled = adata[:, ::-1].copy()
+    with pytest.raises(ValueError, match="prepare_query_anndata"):
+        trvae.TRVAE.load(str(tmp_path / "model"), adata=shuffled)
+    query = shuffled.copy()
+    query.obs["condition"] = "other"
+    with pytest.raises(ValueError, match="prepare_query_anndata"):
+        trvae.TRVAE.load_query_data(query, model)
+    trvae.TRVAE.prepare_query_anndata(query, model)
+    assert trvae.TRVAE.load_query_data(query, model).conditions[-1] == "other"
 
 
 def test_unknown_category_of_a_covariate(adata):

@@ -154,8 +154,30 @@ def test_order_of_cells_and_genes_does_not_matter():
     np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9)
 
 
+def test_counts_are_not_compared_with_expectations():
+    control, observed, _ = groups()
+    expected = observed.copy()
+    expected.X = expected.X * 0.7
+    with pytest.raises(ValueError, match="observed, control hold counts, but predicted values"):
+        metrics.transfer_metrics(expected, observed, control)
+    with pytest.raises(ValueError, match="observed, control hold counts, but predicted values"):
+        trvae.pl.response(expected, observed, control, show=False)
+
+
+def test_groups_are_not_changed():
+    control, observed, reference = groups()
+    before = [adata.copy() for adata in (control, observed, reference)]
+    metrics.transfer_metrics(control, observed, control, reference=reference, **REFERENCE)
+    for adata, copy in zip((control, observed, reference), before, strict=True):
+        assert (adata.X != copy.X).nnz == 0
+        assert adata.obs.equals(copy.obs)
+        assert dict(adata.uns) == dict(copy.uns)
+
+
 def test_bad_comparisons_are_refused():
     control, observed, reference = groups()
+    with pytest.raises(ValueError, match="condition_key and labels_key are needed"):
+        metrics.transfer_metrics(control, observed, control, reference=reference)
     with pytest.raises(ValueError, match="predicted has 1 cells; 2 or more"):
         metrics.transfer_metrics(control[:1], observed, control)
     with pytest.raises(ValueError, match="predicted lacks genes .*: 'gene_0'"):

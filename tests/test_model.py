@@ -172,7 +172,9 @@ def test_scvi_tools_methods_work(trained):
     assert np.isfinite(trained.get_marginal_ll(n_mc_samples=3))
     assert trained.get_marginal_ll(n_mc_samples=200) > trained.get_elbo()
     assert trained.posterior_predictive_sample(n_samples=2).shape == (600, 60, 2)
-    assert set(trained.get_likelihood_parameters()) == {"mean", "dispersions"}
+    parameters = trained.get_likelihood_parameters()
+    assert set(parameters) == {"mean", "dispersions"}
+    np.testing.assert_array_equal(trained.get_likelihood_parameters()["mean"], parameters["mean"])
     assert "'control', 'treated'" in trained.summary_string
 
 
@@ -196,6 +198,26 @@ def test_minified_data(adata):
     np.testing.assert_allclose(
         model.get_transferred_expression(cells, "treated"), counterfactual, rtol=1e-5
     )
+
+
+def test_a_query_without_anything_new_needs_no_training(adata):
+    model = fit(adata)
+    mapped = trvae.TRVAE.load_query_data(adata[:50].copy(), model)
+    np.testing.assert_array_equal(
+        mapped.get_latent_representation(), model.get_latent_representation(adata[:50])
+    )
+    with pytest.raises(ValueError, match="nothing to train"):
+        mapped.train(max_epochs=1, **QUIET)
+
+
+def test_a_normal_model_survives_saving(adata, tmp_path):
+    adata.X = adata.X.log1p()
+    model = fit(adata, gene_likelihood="normal")
+    model.save(str(tmp_path / "model"))
+    loaded = trvae.TRVAE.load(str(tmp_path / "model"), adata=False)
+    before = model.transfer(adata, "treated").X.toarray()
+    np.testing.assert_array_equal(loaded.transfer(adata, "treated").X.toarray(), before)
+    assert before.min() == 0
 
 
 @pytest.mark.parametrize("from_path", [False, True])

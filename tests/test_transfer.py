@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from anndata import AnnData
 from conftest import LONG, fit
 from scipy import sparse
@@ -207,6 +208,48 @@ def test_library_size(trained, control):
     np.testing.assert_allclose(scaled.sum(1), 1e4, rtol=1e-4)
 
 
+def test_library_size_with_size_factors_and_without_counts(adata):
+    adata.obs["size"] = np.where(np.arange(adata.n_obs) % 2, 100.0, 400.0)
+    model = fit(adata, setup={"size_factor_key": "size"})
+    arguments = {"target_condition": "treated", "estimate": "decoded", "library_size": 1e4}
+    expected = 1e4 * model.get_normalized_expression(transform_batch="treated")
+    pd.testing.assert_frame_equal(
+        model.get_transferred_expression(**arguments), expected, rtol=1e-4
+    )
+
+    model = fit(adata)
+    expected = model.get_transferred_expression(**arguments)
+    qzm, qzv = model.get_latent_representation(return_dist=True)
+    model.adata.obsm["X_latent_qzm"], model.adata.obsm["X_latent_qzv"] = qzm, qzv
+    model.minify_adata()
+    np.testing.assert_allclose(
+        model.get_transferred_expression(**arguments), expected, rtol=1e-3, atol=1e-2
+    )
+
+
+def test_gains_have_the_dispersion_of_the_target_condition(adata):
+    model = fit(adata, dispersion="gene-condition", train={"max_epochs": 1})
+    with torch.no_grad():
+        model.module.log_dispersion.weight[0] = 10.0
+        model.module.log_dispersion.weight[1] = -3.0
+    kwargs = {"source_condition": "control", "estimate": "decoded"}
+    into = {
+        name: dense(model.transfer(target_condition=name, **kwargs)).var(0).mean()
+        for name in ("control", "treated")
+    }
+    assert into["treated"] > 3 * into["control"]
+
+
+def test_the_conditional_decoder_transfers_as_well(adata):
+    model = fit(adata, decoder="conditional", train=LONG)
+    effect = adata.var["effect_treated"].to_numpy()
+    before = dense(adata[adata.obs["condition"] == "control"]).mean(0)
+    predicted = model.transfer(target_condition="treated", source_condition="control")
+    expressed = before > 0.5
+    change = np.log(dense(predicted).mean(0)[expressed] / before[expressed])
+    assert np.corrcoef(change, effect[expressed])[0, 1] > 0.8
+
+
 def test_posterior_draws(trained, control):
     kwargs = {"n_samples": 5, "return_mean": False, "indices": np.arange(6)}
     draws = trained.get_transferred_expression(control, "treated", **kwargs)
@@ -288,6 +331,8 @@ def test_layer_is_read_and_written(adata):
         ({"target_condition": None}, "target_condition None is not one of"),
         ({"source_condition": "stim"}, "source_condition 'stim' is not one of"),
         ({"estimate": "best"}, "estimate='best' is not one of 'counterfactual', 'decoded'"),
+        ({"seed": -1}, "seed=-1 is not an integer from 0 on"),
+        ({"seed": None}, "seed=None is not an integer"),
         ({"indices": []}, "No cells are selected"),
         ({"indices": [10_000]}, "indices don't fit 100 cells"),
         ({"source_condition": "treated"}, "there are none with condition='treated'"),

@@ -8,22 +8,27 @@ import logging
 import platform
 import warnings
 from importlib.metadata import version
+from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from anndata import AnnData, read_h5ad
+from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from trvae import TRVAE, datasets, pl
+from trvae._evaluate import HeldOutPrediction, predict_held_out
+from trvae._module import GeneLikelihood
+from trvae._transfer import Estimate
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import pandas as pd
-    from anndata import AnnData
-
-    from trvae._evaluate import HeldOutPrediction
 
 app = typer.Typer(
     help="Predict cells under conditions in which they were not measured, with trVAE.",
@@ -33,15 +38,14 @@ app = typer.Typer(
 )
 console = Console()
 
-Likelihood = Literal["nb", "zinb", "poisson", "normal"]
 Data = Annotated[Path, typer.Argument(help="h5ad file with the cells.", exists=True)]
 ConditionKey = Annotated[str, typer.Option(help="Column of obs with the conditions.")]
 LabelsKey = Annotated[str | None, typer.Option(help="Column of obs with the cell types.")]
 Layer = Annotated[str | None, typer.Option(help="Layer with the counts; X if not given.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
 MaxEpochs = Annotated[int | None, typer.Option(help="Passes over the data.", min=1)]
-GeneLikelihood = Annotated[
-    Likelihood, typer.Option(help="'normal' for log-normalised values, else one of counts.")
+LikelihoodOption = Annotated[
+    GeneLikelihood, typer.Option(help="'normal' for log-normalised values, else one of counts.")
 ]
 
 _SHOWN_METRICS = {
@@ -84,26 +88,21 @@ def demo(
     prediction, the model and the metrics into the folder --out.
     """
     _quiet()
-    import trvae
-
     out.mkdir(parents=True, exist_ok=True)
     console.print("Training on all cells but the stimulated NK cells ...")
-    result = _predict_held_out(
-        trvae.datasets.kang18(),
-        "NK",
-        "control",
-        "stimulated",
+    result = predict_held_out(
+        datasets.kang18(),
+        label="NK",
+        source_condition="control",
+        target_condition="stimulated",
         condition_key="condition",
         labels_key="cell_type",
         library_key="n_counts",
         seed=seed,
-        max_epochs=max_epochs,
+        train_kwargs={"max_epochs": max_epochs},
     )
     _print_metrics(result.metrics, "Stimulated NK cells, never seen in training")
     _save_held_out(result, out, library_key="n_counts", seed=seed)
-    console.print(
-        f"Wrote figure.png, predicted.h5ad, model and metrics.json to {out}.", soft_wrap=True
-    )
 
 
 @app.command()
@@ -114,7 +113,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder for the model.")],
     labels_key: LabelsKey = None,
     layer: Layer = None,
-    gene_likelihood: GeneLikelihood = "nb",
+    gene_likelihood: LikelihoodOption = "nb",
     max_epochs: MaxEpochs = None,
     seed: Seed = 0,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing model.")] = False,
@@ -124,15 +123,11 @@ def train(
     Example: trvae train pbmc.h5ad --condition-key condition --labels-key cell_type --out model
     """
     _quiet()
-    import trvae
-
     if out.exists() and not overwrite:
         raise ValueError(f"{out} exists already. Name another folder, or give --overwrite.")
-    adata = _read(data)
-    trvae.TRVAE.setup_anndata(
-        adata, condition_key=condition_key, labels_key=labels_key, layer=layer
-    )
-    model = trvae.TRVAE(adata, gene_likelihood=gene_likelihood, seed=seed)
+    adata = read_h5ad(data)
+    TRVAE.setup_anndata(adata, condition_key=condition_key, labels_key=labels_key, layer=layer)
+    model = TRVAE(adata, gene_likelihood=gene_likelihood, seed=seed)
     model.train(max_epochs)
     model.save(str(out), overwrite=overwrite)
     conditions = ", ".join(map(str, model.conditions))
@@ -150,7 +145,7 @@ def transfer(
         str | None, typer.Option("--from", help="Transfer only cells of this condition.")
     ] = None,
     estimate: Annotated[
-        Literal["counterfactual", "decoded"],
+        Estimate,
         typer.Option(help="Of these very cells, or the decoder's average cells."),
     ] = "counterfactual",
     seed: Seed = 0,
@@ -160,11 +155,13 @@ def transfer(
     Example: trvae transfer model nk.h5ad --from control --to stimulated --out predicted.h5ad
     """
     _quiet()
-    import trvae
-
-    loaded = trvae.TRVAE.load(str(model), adata=False)
+    loaded = TRVAE.load(str(model), adata=False)
     predicted = loaded.transfer(
-        _read(data), to, source_condition=source, estimate=estimate, seed=seed
+        read_h5ad(data),
+        _named(to, loaded.conditions),
+        source_condition=None if source is None else _named(source, loaded.conditions),
+        estimate=estimate,
+        seed=seed,
     )
     _write(predicted, out)
     console.print(
@@ -185,7 +182,7 @@ def evaluate(
     library_key: Annotated[
         str | None, typer.Option(help="Column of obs with library sizes over all genes.")
     ] = None,
-    gene_likelihood: GeneLikelihood = "nb",
+    gene_likelihood: LikelihoodOption = "nb",
     max_epochs: MaxEpochs = None,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
@@ -196,39 +193,30 @@ def evaluate(
     --from control --to stimulated
     """
     _quiet()
-    result = _predict_held_out(
-        _read(data),
-        label,
-        source,
-        to,
+    adata = read_h5ad(data)
+    conditions, labels = adata.obs.get(condition_key, []), adata.obs.get(labels_key, [])
+    result = predict_held_out(
+        adata,
+        label=_named(label, labels),
+        source_condition=_named(source, conditions),
+        target_condition=_named(to, conditions),
         condition_key=condition_key,
         labels_key=labels_key,
         layer=layer,
         library_key=library_key,
         seed=seed,
-        max_epochs=max_epochs,
         model_kwargs={"gene_likelihood": gene_likelihood},
+        train_kwargs={"max_epochs": max_epochs},
     )
     _print_metrics(result.metrics, f"{label} under {to}, never seen in training")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         _save_held_out(result, out, layer=layer, library_key=library_key, seed=seed)
-        console.print(
-            f"Wrote figure.png, predicted.h5ad, model and metrics.json to {out}.", soft_wrap=True
-        )
 
 
-def _predict_held_out(adata, label, source, to, *, max_epochs, **kwargs) -> HeldOutPrediction:
-    from trvae._evaluate import predict_held_out
-
-    return predict_held_out(
-        adata,
-        label=label,
-        source_condition=source,
-        target_condition=to,
-        train_kwargs={"max_epochs": max_epochs},
-        **kwargs,
-    )
+def _named(name: str, values: Iterable[Any]) -> Any:
+    """The value that is written so on the command line, where all is text."""
+    return next((value for value in values if str(value) == name), name)
 
 
 def _save_held_out(
@@ -239,33 +227,33 @@ def _save_held_out(
     library_key: str | None,
     layer: str | None = None,
 ) -> None:
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    import matplotlib.pyplot as plt
-
-    import trvae
-
     groups = (result.predicted, result.observed, result.control)
-    scale = {"layer": layer, "library_key": library_key}
-    figure, axes = plt.subplots(1, 3, figsize=(13.5, 4.8), layout="constrained")
-    trvae.pl.mean_scatter(*groups, ax=axes[0], title="Means", **scale)
-    trvae.pl.mean_scatter(*groups, statistic="variance", ax=axes[1], title="Variances", **scale)
-    trvae.pl.response(*groups, ax=axes[2], title="Response", **scale)
+    scale: dict = {"layer": layer, "library_key": library_key}
+    figure = Figure(figsize=(13.5, 4.8), layout="constrained")
+    axes = figure.subplots(1, 3)
+    pl.mean_scatter(*groups, ax=axes[0], title="Means", **scale)
+    pl.mean_scatter(*groups, statistic="variance", ax=axes[1], title="Variances", **scale)
+    pl.response(*groups, ax=axes[2], title="Response", **scale)
     figure.savefig(out / "figure.png", dpi=150)
-    plt.close(figure)
 
     _write(result.predicted, out / "predicted.h5ad")
     result.model.save(str(out / "model"), overwrite=True)
     packages = ("trvae-tools", "scvi-tools", "torch", "anndata", "numpy", "scipy")
     record = {
-        "metrics": result.metrics.to_dict(orient="index"),
+        # JSON knows no NaN.
+        "metrics": {
+            method: {measure: None if isnan(value) else value for measure, value in row.items()}
+            for method, row in result.metrics.to_dict(orient="index").items()
+        },
         "nearest": result.metrics.attrs["nearest"],
         "seed": seed,
         "n_cells": {"predicted": result.predicted.n_obs, "observed": result.observed.n_obs},
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
     }
-    (out / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
+    (out / "metrics.json").write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+    console.print(
+        f"Wrote figure.png, predicted.h5ad, model and metrics.json to {out}.", soft_wrap=True
+    )
 
 
 def _print_metrics(metrics: pd.DataFrame, title: str) -> None:
@@ -284,12 +272,6 @@ def _print_metrics(metrics: pd.DataFrame, title: str) -> None:
         "Ceiling: one half of the measured cells against the other.",
         style="dim",
     )
-
-
-def _read(path: Path) -> AnnData:
-    from anndata import read_h5ad
-
-    return read_h5ad(path)
 
 
 def _write(adata: AnnData, path: Path) -> None:

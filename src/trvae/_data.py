@@ -32,7 +32,10 @@ class UsedCategoricalObsField(CategoricalObsField):
         column = self._get_original_column(adata)
         used = pd.Series(np.asarray(column).ravel()).unique()
         declared = getattr(adata.obs[self._original_attr_key].dtype, "categories", None)
-        ordered = sorted(used) if declared is None else [c for c in declared if c in set(used)]
+        if declared is not None:
+            ordered = [category for category in declared if category in set(used)]
+        else:
+            ordered = sorted(used, key=lambda value: (type(value).__name__, value))
         return self.transfer_field(
             {self.CATEGORICAL_MAPPING_KEY: pd.Index(ordered).to_numpy()}, adata
         )
@@ -41,7 +44,9 @@ class UsedCategoricalObsField(CategoricalObsField):
 def join_names(names: Iterable[Any]) -> str:
     """Quote and join names for a message, the first few of many."""
     names = list(names)
-    shown = ", ".join(repr(str(n)) for n in names[:_NAMES_SHOWN])
+    # Numpy's scalars would be shown with their type.
+    plain = (n.item() if isinstance(n, np.generic) else n for n in names[:_NAMES_SHOWN])
+    shown = ", ".join(map(repr, plain))
     return shown + (f", … ({len(names)} in all)" if len(names) > _NAMES_SHOWN else "")
 
 
@@ -58,7 +63,8 @@ def get_matrix(adata: AnnData, layer: str | None) -> Any:
             raise ValueError("adata.X is empty. Name the layer that holds the data: layer=...")
         return adata.X
     if layer not in adata.layers:
-        raise ValueError(f"layer {layer!r} is not in adata.layers: {join_names(adata.layers)}.")
+        layers = [name for name in adata.layers if name is not None]
+        raise ValueError(f"layer {layer!r} is not in adata.layers: {join_names(layers)}.")
     return adata.layers[layer]
 
 
@@ -73,6 +79,25 @@ def check_obs_column(adata: AnnData, argument: str, key: str) -> pd.Series:
             "in adata.obs. Remove those cells or give them a value."
         )
     return column
+
+
+def check_numbers(adata: AnnData, argument: str, key: str, *, positive: bool = False) -> None:
+    """Raise a ``ValueError`` unless the column of ``obs`` holds finite (positive) numbers."""
+    column = check_obs_column(adata, argument, key)
+    if not pd.api.types.is_numeric_dtype(column):
+        raise ValueError(f"{argument} {key!r} is not numeric, but of type {column.dtype}.")
+    if not np.isfinite(column).all():
+        raise ValueError(f"{argument} {key!r} has infinite values.")
+    if positive and not (column > 0).all():
+        raise ValueError(
+            f"{argument} {key!r} has values that are not positive (as low as {column.min()})."
+        )
+
+
+def check_seed(seed: Any) -> None:
+    """Raise a ``ValueError`` unless the seed is an integer that is not negative."""
+    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"seed={seed!r} is not an integer from 0 on.")
 
 
 def check_unique_genes(adata: AnnData) -> None:
@@ -154,7 +179,7 @@ def _blocks_of_values(matrix: Any) -> Iterator[np.ndarray]:
             yield from _blocks_of_values(block)
 
 
-def private_copy(adata: AnnData, var_names: Sequence[str], layer: str | None) -> AnnData:
+def private_copy(adata: AnnData, var_names: np.ndarray, layer: str | None) -> AnnData:
     """Return an AnnData of the model's genes that can be registered in place of the user's.
 
     It shares the matrix where genes and format allow it, and has its own ``obs``.

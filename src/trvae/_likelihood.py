@@ -15,19 +15,30 @@ class NegativeBinomial(distributions.NegativeBinomial):
         Log of the mean, ``... x n_genes``.
     theta
         Inverse dispersion, of one of the shapes ``1 x n_genes`` and ``n_cells x n_genes``.
-    scale
-        Normalised mean, of the shape of ``log_mu``.
+    log_scale
+        Log of the normalised mean, of the shape of ``log_mu``.
     """
 
-    def __init__(self, log_mu: torch.Tensor, theta: torch.Tensor, scale: torch.Tensor):
-        super().__init__(mu=log_mu.exp(), theta=theta, scale=scale)
+    def __init__(self, log_mu: torch.Tensor, theta: torch.Tensor, log_scale: torch.Tensor):
+        # Derivatives go by way of log_mu.
+        super().__init__(mu=log_mu.detach().exp(), theta=theta)
         self._log_mu = log_mu
+        self._log_scale = log_scale
         self._narrow_theta = theta
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """Normalised mean, which training never asks for."""
+        return self._log_scale.exp()
+
+    @scale.setter
+    def scale(self, value: None) -> None:
+        """Ignore what scvi-tools' initialiser sets."""
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         """Log-probability of counts, of the shape of ``mu``."""
         value = value.expand_as(self._log_mu)
-        return _NegativeBinomialLogProb.apply(value, self._log_mu, self._narrow_theta)
+        return _NegativeBinomialLogProb.apply(value, self._log_mu, self.mu, self._narrow_theta)
 
 
 class _NegativeBinomialLogProb(torch.autograd.Function):
@@ -40,8 +51,7 @@ class _NegativeBinomialLogProb(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, log_mu, theta):
-        mu = log_mu.exp()
+    def forward(ctx, x, log_mu, mu, theta):
         total = mu + theta
         log_total = total.log()
         log_prob = (theta.log() - log_total).mul_(theta)
@@ -71,4 +81,4 @@ class _NegativeBinomialLogProb(torch.autograd.Function):
             0, positive, torch.digamma(x_pos + theta_pos) - torch.digamma(theta_pos)
         )
         grad_theta = grad_theta.mul_(grad).sum_to_size(theta.shape)
-        return None, residual.mul_(theta).mul_(grad), grad_theta
+        return None, residual.mul_(theta).mul_(grad), None, grad_theta

@@ -72,13 +72,14 @@ def _pair_coefficients(
     """
     if label is None:
         label = torch.zeros_like(condition)
-    n_conditions, n_labels = int(condition.max()) + 1, int(label.max()) + 1
-    group = label.long() * n_conditions + condition.long()
-    indicator = one_hot(group, n_labels * n_conditions).to(dtype)
+    n_conditions = int(condition.max()) + 1
+    # Only groups that occur, or the cost would grow with the number of conditions.
+    groups, group = torch.unique(label.long() * n_conditions + condition, return_inverse=True)
+    indicator = one_hot(group, len(groups)).to(dtype)
     size = indicator.sum(0)
 
     comparable = size >= 2
-    label_of_group = torch.arange(n_labels, device=group.device).repeat_interleave(n_conditions)
+    label_of_group = groups // n_conditions
     same_label = label_of_group[:, None] == label_of_group[None, :]
     paired = same_label & comparable[:, None] & comparable[None, :]
     paired.fill_diagonal_(False)
@@ -89,7 +90,7 @@ def _pair_coefficients(
 
     weight = paired * share[:, None]
     quadratic = torch.diag(weight.sum(1)) - weight
-    normalised = indicator / size.clamp(min=1)
+    normalised = indicator / size
     return normalised @ quadratic @ normalised.T
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import torch
@@ -33,7 +34,9 @@ from trvae._data import (
     UsedCategoricalObsField,
     check_choice,
     check_expression,
+    check_numbers,
     check_obs_column,
+    check_seed,
     check_unique_genes,
     get_matrix,
     join_names,
@@ -41,20 +44,23 @@ from trvae._data import (
     smallest_value,
 )
 from trvae._mmd import BANDWIDTHS
-from trvae._module import FIRST_LAYER_KEY, TRVAEModule
+from trvae._module import (
+    FIRST_LAYER_KEY,
+    DecoderName,
+    Dispersion,
+    GeneLikelihood,
+    MMDLayer,
+    TRVAEModule,
+)
+from trvae._nn import Normalization
 from trvae._train import ConditionBalancedDataSplitter, TRVAETrainingPlan, seeded
 from trvae._transfer import TransferMixin
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from typing import Any
 
     import pandas as pd
     from anndata import AnnData
-    from lightning import LightningDataModule
-
-    from trvae._module import DecoderName, Dispersion, GeneLikelihood, MMDLayer
-    from trvae._nn import Normalization
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +68,7 @@ logger = logging.getLogger(__name__)
 _DEFAULT_STEPS = 4_500
 _MIN_EPOCHS, _MAX_EPOCHS = 10, 400
 _SHARE_OF_KL_WARMUP = 0.25
+_SHARE_OF_PATIENCE = 0.2
 
 
 class TRVAE(
@@ -72,7 +79,7 @@ class TRVAE(
     UnsupervisedTrainingMixin,
     BaseMinifiedModeModelClass,
 ):
-    """Transfer variational autoencoder :cite:p:`Lotfollahi20`.
+    """Transfer variational autoencoder (trVAE).
 
     A conditional VAE whose first decoder layer is matched across conditions, so that cells
     encoded under one condition can be decoded under another, also where that combination of cell
@@ -175,25 +182,35 @@ class TRVAE(
     ):
         if adata is None and registry is None:
             raise ValueError("Give adata, registered with TRVAE.setup_anndata, or a registry.")
-        check_choice("gene_likelihood", gene_likelihood, ("nb", "zinb", "poisson", "normal"))
-        check_choice("dispersion", dispersion, ("gene", "gene-condition"))
-        check_choice("decoder", decoder, ("additive", "conditional"))
-        check_choice("normalization", normalization, ("batch", "layer", "none"))
-        check_choice("mmd_layer", mmd_layer, ("decoder", "latent", "both"))
-        _check_positive_sizes(n_latent=[n_latent], hidden_sizes=hidden_sizes)
-        _check_positive_sizes(effect_sizes=effect_sizes)
+        check_choice("gene_likelihood", gene_likelihood, get_args(GeneLikelihood))
+        check_choice("dispersion", dispersion, get_args(Dispersion))
+        check_choice("decoder", decoder, get_args(DecoderName))
+        check_choice("normalization", normalization, get_args(Normalization))
+        check_choice("mmd_layer", mmd_layer, get_args(MMDLayer))
+        _check_positive_integers("n_latent", n_latent)
+        _check_positive_integers("hidden_sizes", hidden_sizes)
+        _check_positive_integers("effect_sizes", effect_sizes)
         if not 0 <= dropout_rate < 1:
             raise ValueError(f"dropout_rate={dropout_rate} is not in [0, 1).")
         if mmd_weight < 0:
             raise ValueError(f"mmd_weight={mmd_weight} is negative.")
+        if len(mmd_bandwidths) == 0 or min(mmd_bandwidths) <= 0:
+            raise ValueError(f"mmd_bandwidths={mmd_bandwidths} are not positive numbers.")
+        if dispersion == "gene-condition" and gene_likelihood == "poisson":
+            raise ValueError("gene_likelihood='poisson' has no dispersion to differ by condition.")
+        if seed is not None:
+            check_seed(seed)
         super().__init__(adata, registry)
 
         setup_args = self.registry["setup_args"]
         has_labels = setup_args.get("labels_key") is not None
+        if gene_likelihood == "normal" and setup_args.get("size_factor_key") is not None:
+            raise ValueError("gene_likelihood='normal' takes no size factors.")
         if mmd_within_labels and not has_labels:
             raise ValueError("mmd_within_labels=True needs labels: setup_anndata(labels_key=...).")
         self.seed = seed
-        self.smallest_expression_ = None
+        # scvi-tools saves attributes that end with an underscore.
+        self.smallest_expression_: float | None = None
         self.data_is_sparse_ = True
         if adata is not None and self.minified_data_type is None:
             self._check_own_data(gene_likelihood)
@@ -267,7 +284,9 @@ class TRVAE(
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         _check_columns(adata, setup_method_args["setup_args"])
-        if "source_registry" not in kwargs:
+        if "source_registry" in kwargs:
+            _check_same_genes(adata, kwargs["source_registry"])
+        else:
             _check_at_least_two_conditions(adata, condition_key)
         fields = [
             # Whether values suit the likelihood is checked once that is known.
@@ -292,7 +311,11 @@ class TRVAE(
 
     @property
     def _condition_key(self) -> str:
-        return self.registry["setup_args"]["condition_key"]
+        return self._field_state(REGISTRY_KEYS.BATCH_KEY)["original_key"]
+
+    @property
+    def _layer(self) -> str | None:
+        return self.registry["setup_args"].get("layer")
 
     @property
     def _var_names(self) -> np.ndarray:
@@ -302,9 +325,8 @@ class TRVAE(
         return self.registry["field_registries"].get(registry_key, {}).get("state_registry", {})
 
     def _check_own_data(self, gene_likelihood: str) -> None:
-        layer = self.registry["setup_args"]["layer"]
-        matrix = get_matrix(self.adata, layer)
-        check_expression(matrix, gene_likelihood, _where(layer))
+        matrix = get_matrix(self.adata, self._layer)
+        check_expression(matrix, gene_likelihood, _where(self._layer))
         self.data_is_sparse_ = not isinstance(matrix, np.ndarray)
         if gene_likelihood == "normal" and (smallest := smallest_value(matrix)) >= 0:
             self.smallest_expression_ = smallest
@@ -338,7 +360,7 @@ class TRVAE(
 
     def _register_private_copy(self, adata: AnnData, obs: pd.DataFrame | None) -> AnnData:
         setup_args = self.registry["setup_args"]
-        copy = private_copy(adata, self._var_names, setup_args["layer"])
+        copy = private_copy(adata, self._var_names, self._layer)
         if obs is not None:
             copy.obs = obs
         labels_key = setup_args["labels_key"]
@@ -349,8 +371,8 @@ class TRVAE(
             ][0]
         _check_columns(copy, setup_args)
         self._check_known_categories(copy)
-        matrix = get_matrix(copy, setup_args["layer"])
-        check_expression(matrix, self.module.gene_likelihood, _where(setup_args["layer"]))
+        matrix = get_matrix(copy, self._layer)
+        check_expression(matrix, self.module.gene_likelihood, _where(self._layer))
 
         type(self).setup_anndata(
             copy, source_registry=self.registry, extend_categories=True, **setup_args
@@ -393,7 +415,7 @@ class TRVAE(
         check_val_every_n_epoch: int | None = 1,
         datasplitter_kwargs: dict | None = None,
         plan_kwargs: dict | None = None,
-        datamodule: LightningDataModule | None = None,
+        datamodule: Any | None = None,
         **trainer_kwargs,
     ) -> None:
         """Train the model.
@@ -416,12 +438,13 @@ class TRVAE(
         batch_size
             Cells in a minibatch.
         early_stopping
-            Whether to stop when ``objective_validation`` no longer falls: the loss with the
-            final KL weight, the MMD included.
+            Whether to stop when ``objective_validation`` has not fallen for a fifth of
+            ``max_epochs``: the loss with the final KL weight, the MMD included.
         condition_balanced
             Whether every minibatch has cells of every condition, those of rare conditions
-            repeatedly. By default if a minibatch would have fewer than 8 of the rarest by
-            chance.
+            repeatedly (the training terms in :attr:`history` then count them repeatedly, too).
+            By default if a minibatch would have fewer than 8 of the rarest by chance. Not used
+            with a ``datamodule``.
         check_val_every_n_epoch
             How often the validation cells are looked at.
         datasplitter_kwargs
@@ -440,7 +463,7 @@ class TRVAE(
         ``kl_local``, ``mmd`` and ``objective``, beside ``train_loss`` and ``validation_loss``.
         """
         if max_epochs is None:
-            n_cells = self.adata.n_obs if datamodule is None else datamodule.n_obs
+            n_cells = (self.adata if datamodule is None else datamodule).n_obs
             epochs = round(_DEFAULT_STEPS * batch_size / max(n_cells, 1))
             max_epochs = min(max(epochs, _MIN_EPOCHS), _MAX_EPOCHS)
         plan_kwargs = dict(plan_kwargs or {})
@@ -449,11 +472,19 @@ class TRVAE(
                 "n_epochs_kl_warmup", max(1, round(_SHARE_OF_KL_WARMUP * max_epochs))
             )
         trainer_kwargs.setdefault("early_stopping_monitor", "objective_validation")
+        trainer_kwargs.setdefault(
+            "early_stopping_patience", max(3, round(_SHARE_OF_PATIENCE * max_epochs))
+        )
         if datamodule is None:
             datasplitter_kwargs = {
                 "condition_balanced": condition_balanced,
                 **(datasplitter_kwargs or {}),
             }
+        if not any(parameter.requires_grad for parameter in self.module.parameters()):
+            raise ValueError(
+                "There is nothing to train: the query has no new condition or category. "
+                "Use it as it is, or load it with unfrozen=True."
+            )
         # A trained model is left in evaluation mode, in which further training would have neither
         # dropout nor batch statistics.
         self.module.train()
@@ -501,7 +532,8 @@ class TRVAE(
 
         Returns
         -------
-        A model of old and new conditions, yet to be trained on ``adata``.
+        A model of old and new conditions, yet to be trained on ``adata`` if that has any new
+        ones.
 
         Raises
         ------
@@ -512,11 +544,20 @@ class TRVAE(
         ----------
         Lotfollahi et al., *Nature Biotechnology* 40, 121 (2022).
         """
-        if isinstance(reference_model, str | Path):
-            reference_model = cls.load(str(reference_model), adata=False)
-        model = super().load_query_data(adata, reference_model, unfrozen=True, **kwargs)
+        if reference_model is None:
+            raise ValueError(
+                "Give reference_model: a trained model, or the folder it is saved in."
+            )
+        reference = (
+            cls.load(str(reference_model), adata=False)
+            if isinstance(reference_model, str | Path)
+            else reference_model
+        )
+        model = super().load_query_data(adata, reference, unfrozen=True, **kwargs)
         if not unfrozen:
-            model.module.train_new_categories_only(reference_model.module.state_dict())
+            model.module.train_new_categories_only(reference.module.state_dict())
+            # A query without anything new is mapped already.
+            model.is_trained_ = not any(p.requires_grad for p in model.module.parameters())
         return model
 
     # ----------------------------------------------------------------- representations
@@ -566,6 +607,12 @@ class TRVAE(
                 ]
             )
 
+    @functools.wraps(RNASeqMixin.get_likelihood_parameters)
+    def get_likelihood_parameters(self, *args, **kwargs) -> dict[str, np.ndarray]:
+        """As scvi-tools', but at the posterior mean of ``z`` unless draws are asked for."""
+        with self.module.posterior_mean():
+            return super().get_likelihood_parameters(*args, **kwargs)
+
     @functools.wraps(RNASeqMixin.get_normalized_expression)
     def get_normalized_expression(self, *args, **kwargs) -> pd.DataFrame | np.ndarray:
         """As scvi-tools', but at the posterior mean of ``z`` unless draws are asked for."""
@@ -583,10 +630,17 @@ def _where(layer: str | None) -> str:
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
 
 
-def _check_positive_sizes(**sizes: Sequence[int]) -> None:
-    for argument, values in sizes.items():
-        if len(values) == 0 or any(int(v) != v or v < 1 for v in values):
-            raise ValueError(f"{argument}={tuple(values)} is not a list of positive integers.")
+def _check_positive_integers(argument: str, given: Any) -> None:
+    """Check a number, or a list if the argument is one of sizes."""
+    is_list = argument.endswith("sizes")
+    values = given if is_list else [given]
+    if (
+        not isinstance(values, Sequence | np.ndarray)
+        or len(values) == 0
+        or any(not isinstance(v, int | np.integer) or v < 1 for v in values)
+    ):
+        expected = "a list of positive integers" if is_list else "a positive integer"
+        raise ValueError(f"{argument}={given!r} is not {expected}.")
 
 
 def _check_columns(adata: AnnData, setup_args: dict) -> None:
@@ -595,19 +649,24 @@ def _check_columns(adata: AnnData, setup_args: dict) -> None:
         raise ValueError(f"The AnnData is empty: {adata.n_obs} cells x {adata.n_vars} genes.")
     get_matrix(adata, setup_args["layer"])
     check_unique_genes(adata)
-    for argument in ("condition_key", "labels_key", "size_factor_key"):
+    for argument in ("condition_key", "labels_key"):
         if setup_args[argument] is not None:
             check_obs_column(adata, argument, setup_args[argument])
-    for argument in ("categorical_covariate_keys", "continuous_covariate_keys"):
-        for key in setup_args[argument] or []:
-            check_obs_column(adata, argument, key)
+    for key in setup_args["categorical_covariate_keys"] or []:
+        check_obs_column(adata, "categorical_covariate_keys", key)
+    for key in setup_args["continuous_covariate_keys"] or []:
+        check_numbers(adata, "continuous_covariate_keys", key)
     if setup_args["size_factor_key"] is not None:
-        size_factor = adata.obs[setup_args["size_factor_key"]]
-        if not (size_factor > 0).all():
-            raise ValueError(
-                f"size_factor_key {setup_args['size_factor_key']!r} has values that are not "
-                f"positive (as low as {size_factor.min()})."
-            )
+        check_numbers(adata, "size_factor_key", setup_args["size_factor_key"], positive=True)
+
+
+def _check_same_genes(adata: AnnData, source_registry: dict) -> None:
+    expected = source_registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
+    if not np.array_equal(adata.var_names, expected["column_names"]):
+        raise ValueError(
+            "The genes of the AnnData are not those of the model, in its order. "
+            "TRVAE.prepare_query_anndata(adata, model) makes them so."
+        )
 
 
 def _check_at_least_two_conditions(adata: AnnData, condition_key: str) -> None:

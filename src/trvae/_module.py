@@ -28,6 +28,7 @@ from trvae._nn import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from typing import Any
 
     from torch.distributions import Distribution
 
@@ -42,7 +43,7 @@ _SMALLEST_LIBRARY = 1e-6
 
 
 class TRVAEModule(BaseMinifiedModeModuleClass):
-    r"""Transfer variational autoencoder :cite:p:`Lotfollahi20`.
+    r"""Transfer variational autoencoder (Lotfollahi et al., *Bioinformatics* 36, i610, 2020).
 
     A conditional VAE. Its loss is
 
@@ -113,19 +114,20 @@ normalization, mmd_weight, mmd_layer, mmd_within_labels, mmd_bandwidths
         self._posterior_mean = False
 
         sizes = CovariateSizes(n_batch, tuple(n_cats_per_cov or ()), n_continuous_cov)
-        shared = {"normalization": normalization, "dropout_rate": dropout_rate}
-        self.encoder = Encoder(n_input, n_latent, hidden_sizes, sizes, **shared)
-        decoder_cls = ConditionalDecoder
-        if decoder == "additive":
-            decoder_cls = AdditiveDecoder
-            shared["effect_sizes"] = effect_sizes
-        self.decoder = decoder_cls(
+        self.encoder = Encoder(n_input, n_latent, hidden_sizes, sizes, normalization, dropout_rate)
+        make_decoder = (
+            ConditionalDecoder
+            if decoder == "conditional"
+            else functools.partial(AdditiveDecoder, effect_sizes=effect_sizes)
+        )
+        self.decoder = make_decoder(
             n_latent,
             n_input,
             tuple(reversed(hidden_sizes)),
             sizes,
+            normalization=normalization,
+            dropout_rate=dropout_rate,
             zero_inflated=gene_likelihood == "zinb",
-            **shared,
         )
         if gene_likelihood != "poisson":
             n_rows = n_batch if dispersion == "gene-condition" else 1
@@ -286,16 +288,18 @@ normalization, mmd_weight, mmd_layer, mmd_within_labels, mmd_bandwidths
             return Normal(logits, dispersion, normal_mu=logits)
 
         if self.use_size_factor_key:
-            log_scale = softplus(logits).log()
+            # For very negative logits softplus is 0 in float32, but its log is the logit.
+            log_scale = torch.where(logits < -15, logits, softplus(logits.clamp(min=-15)).log())
         else:
             log_scale = log_softmax(logits, dim=-1)
-        log_rate, scale = log_size + log_scale, log_scale.exp()
-        if self.gene_likelihood == "poisson":
-            return Poisson(log_rate.exp(), scale=scale)
+        log_rate = log_size + log_scale
         if self.gene_likelihood == "nb":
-            return NegativeBinomial(log_rate, dispersion, scale)
+            return NegativeBinomial(log_rate, dispersion, log_scale)
+        rate, scale = log_rate.exp(), log_scale.exp()
+        if self.gene_likelihood == "poisson":
+            return Poisson(rate, scale=scale)
         return ZeroInflatedNegativeBinomial(
-            mu=log_rate.exp(), theta=dispersion, zi_logits=dropout_logits, scale=scale
+            mu=rate, theta=dispersion, zi_logits=dropout_logits, scale=scale
         )
 
     # ----------------------------------------------------------------------- loss
@@ -303,8 +307,8 @@ normalization, mmd_weight, mmd_layer, mmd_within_labels, mmd_bandwidths
     def loss(
         self,
         tensors: dict[str, torch.Tensor],
-        inference_outputs: dict[str, torch.Tensor | Distribution | None],
-        generative_outputs: dict[str, torch.Tensor | Distribution],
+        inference_outputs: dict[str, Any],
+        generative_outputs: dict[str, Any],
         kl_weight: torch.Tensor | float = 1.0,
         final_kl_weight: float = 1.0,
     ) -> LossOutput:
@@ -338,12 +342,12 @@ normalization, mmd_weight, mmd_layer, mmd_within_labels, mmd_bandwidths
         compared = {"decoder": [first_layer], "latent": [z], "both": [first_layer, z]}
         # Without a weight it is only watched.
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.mmd_weight > 0):
-            # Several posterior draws (as for the marginal likelihood) are averaged.
-            return sum(
-                multi_scale_mmd(draw, condition, label, self.mmd_bandwidths)
-                for y in compared[self.mmd_layer]
-                for draw in y.reshape(-1, *y.shape[-2:])
-            ) / (z.numel() / (z.shape[-1] * z.shape[-2]))
+            return torch.stack(
+                [
+                    multi_scale_mmd(y, condition, label, self.mmd_bandwidths)
+                    for y in compared[self.mmd_layer]
+                ]
+            ).sum()
 
     # ------------------------------------------------------- for scvi-tools' mixins
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -72,7 +72,8 @@ class CovariateLinear(nn.Module):
 
     def category_tables(self) -> list[nn.Embedding]:
         """The tables of the condition (if it enters) and of the categorical covariates."""
-        return ([] if self.condition is None else [self.condition]) + list(self.categorical)
+        tables = [self.condition, *self.categorical]
+        return [table for table in tables if isinstance(table, nn.Embedding)]
 
     def forward(self, x: torch.Tensor, covariates: Covariates) -> torch.Tensor:
         """Map ``... x n_cells x n_in`` to ``... x n_cells x n_out``."""
@@ -80,7 +81,7 @@ class CovariateLinear(nn.Module):
         if self.condition is not None:
             out = out + self.condition(covariates.condition)
         for i, table in enumerate(self.categorical):
-            out = out + table(covariates.categorical[:, i])
+            out = out + table(covariates.categorical[:, i])  # type: ignore[index]
         if self.continuous is not None:
             out = out + self.continuous(covariates.continuous)
         return out
@@ -152,9 +153,11 @@ class HiddenStack(nn.Module):
         self, x: torch.Tensor, covariates: Covariates
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the first layer's activations before dropout and the last layer's output."""
-        first = self.layers[0].activate(x, covariates)
-        hidden = self.layers[0].dropout(first)
-        for layer in self.layers[1:]:
+        first_layer: Any
+        first_layer, *later_layers = self.layers
+        first = first_layer.activate(x, covariates)
+        hidden = first_layer.dropout(first)
+        for layer in later_layers:
             hidden = layer(hidden, covariates)
         return first, hidden
 

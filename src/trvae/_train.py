@@ -153,7 +153,7 @@ class TRVAETrainingPlan(TrainingPlan):
             module, eps=eps, weight_decay=weight_decay, max_kl_weight=max_kl_weight, **kwargs
         )
         self.loss_kwargs["final_kl_weight"] = max_kl_weight
-        self._sums: dict[str, torch.Tensor] = {}
+        self._sums: dict[str, dict[str, torch.Tensor | int]] = {"train": {}, "validation": {}}
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """Loss of a minibatch; its terms are added up for the end of the epoch."""
@@ -182,29 +182,27 @@ class TRVAETrainingPlan(TrainingPlan):
             f"reconstruction_loss_{mode}": output.reconstruction_loss_sum.detach(),
             f"kl_local_{mode}": output.kl_local_sum.detach(),
             **{f"{k}_{mode}": v * n_cells for k, v in output.extra_metrics.items()},
-            f"n_cells_{mode}": torch.tensor(float(n_cells), device=output.loss.device),
+            "n_cells": n_cells,
         }
+        so_far = self._sums[mode]
         for name, value in sums.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        if mode == "train":
-            # Shown in the progress bar.
-            self.log("train_loss_step", output.loss.detach(), prog_bar=False, logger=False)
+            so_far[name] = so_far[name] + value if name in so_far else value
         return output.loss
 
     def _log_means(self, mode: str) -> None:
-        names = [name for name in self._sums if mode in name.split("_")]
-        sums = {name: self._sums.pop(name) for name in names}
-        n_cells = sums.pop(f"n_cells_{mode}")
+        sums, self._sums[mode] = self._sums[mode], {}
+        n_cells = sums.pop("n_cells")
         means = {name: value / n_cells for name, value in sums.items()}
         means[f"elbo_{mode}"] = means[f"reconstruction_loss_{mode}"] + means[f"kl_local_{mode}"]
-        self.log_dict(means, prog_bar=False, sync_dist=self.use_sync_dist)
+        for name, value in means.items():
+            self.log(name, value, prog_bar=name == "train_loss", sync_dist=self.use_sync_dist)
 
     def get_optimizer_creator(self):
         """Adam and AdamW in their fused form, which is several times faster on CPU and GPU."""
         classes = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
         if self.optimizer_name not in classes:
             return super().get_optimizer_creator()
-        fused = self.device.type in ("cpu", "cuda")
+        fused = getattr(self, "fused_optimizer", True) and self.device.type in ("cpu", "cuda")
         return lambda params: classes[self.optimizer_name](
             params, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=fused
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -13,14 +13,18 @@ from scvi import REGISTRY_KEYS, settings
 from scvi.module._constants import MODULE_KEYS
 
 from trvae._counterfactual import count_quantile, draw_counts, expected_counts, shift_values
-from trvae._data import check_choice, join_names
+from trvae._data import check_choice, check_seed, join_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Any
 
+    # For type checkers, the model that it is mixed into has everything.
+    _Model: Any
+else:
+    _Model = object
+
 Estimate = Literal["counterfactual", "decoded"]
-_ESTIMATES = ("counterfactual", "decoded")
 # Separates the streams of random numbers that one cell draws from.
 _DRAW_EXPRESSION, _DRAW_LATENT = 0, 1
 
@@ -45,6 +49,8 @@ class _Minibatch(NamedTuple):
     cells: np.ndarray
     """Positions among the selected cells."""
     x: np.ndarray
+    size: np.ndarray
+    """Library size, or the registered size factor, by which rates are scaled: ``n_cells x 1``."""
     source: np.ndarray
     target: np.ndarray
     inverse_dispersion: np.ndarray | None
@@ -53,7 +59,7 @@ class _Minibatch(NamedTuple):
     """Probability under the target condition; ``None`` unless the likelihood has one."""
 
 
-class TransferMixin:
+class TransferMixin(_Model):
     """Predict cells under conditions in which they were not measured."""
 
     def transfer(
@@ -119,12 +125,16 @@ class TransferMixin:
         Transferring between conditions goes back to Lotfollahi et al., *Bioinformatics* 36, i610
         (2020), section 2, who take the decoded mean.
         """
-        selection = self._select(adata, target_condition, source_condition, indices, estimate)
-        draw = self._draw_counts if self.module.is_count_model else self._expect
+        selection = self._select(
+            adata, target_condition, source_condition, indices, estimate, seed
+        )
         keys = _cell_keys(selection.registered.obs_names)[selection.indices]
         blocks = []
         for minibatch in self._decode_both(selection, target_condition, batch_size):
-            predicted = draw(minibatch, estimate, keys[minibatch.cells], seed)
+            if self.module.is_count_model:
+                predicted = self._draw_counts(minibatch, estimate, keys[minibatch.cells], seed)
+            else:
+                predicted = self._expect(minibatch, estimate)
             predicted = predicted[:, selection.gene_order].astype(np.float32)
             blocks.append(sparse.csr_matrix(predicted) if self.data_is_sparse_ else predicted)
         matrix = sparse.vstack(blocks, "csr") if self.data_is_sparse_ else np.concatenate(blocks)
@@ -197,7 +207,9 @@ class TransferMixin:
             raise ValueError(f"library_size={library_size!r} is neither 'observed' nor positive.")
         if n_samples < 1:
             raise ValueError(f"n_samples={n_samples} is not positive.")
-        selection = self._select(adata, target_condition, source_condition, indices, estimate)
+        selection = self._select(
+            adata, target_condition, source_condition, indices, estimate, seed
+        )
         columns = self._columns(selection, gene_list)
 
         draws = []
@@ -209,8 +221,7 @@ class TransferMixin:
             ):
                 expected = self._expect(minibatch, estimate)
                 if library_size != "observed" and self.module.is_count_model:
-                    observed = minibatch.x.sum(1, keepdims=True)
-                    expected = expected * (library_size / np.maximum(observed, 1))
+                    expected = expected * (library_size / minibatch.size)
                 blocks.append(expected[:, columns].astype(np.float32))
             draws.append(np.concatenate(blocks))
         if n_samples > 1 and not return_mean:
@@ -226,10 +237,11 @@ class TransferMixin:
 
     # ------------------------------------------------------------------- selection
 
-    def _select(self, adata, target, source, indices, estimate) -> _Selection:
+    def _select(self, adata, target, source, indices, estimate, seed) -> _Selection:
         """Check what was asked for and find the cells."""
         self._check_if_trained(warn=False)
-        check_choice("estimate", estimate, _ESTIMATES)
+        check_choice("estimate", estimate, get_args(Estimate))
+        check_seed(seed)
         self._condition_code(target, "target_condition")
         if source is not None:
             self._condition_code(source, "source_condition")
@@ -266,9 +278,8 @@ class TransferMixin:
                 raise ValueError("The model has no AnnData of its own. Pass the cells: adata=...")
             return self.adata, self._validate_anndata(None)
         if source is not None and self._condition_key not in adata.obs:
-            with_condition = AnnData(obs=adata.obs.copy(), var=adata.var)
-            with_condition.obs[self._condition_key] = source
-            return adata, self._validate_anndata(adata, obs=with_condition.obs)
+            obs = adata.obs.assign(**{self._condition_key: source})
+            return adata, self._validate_anndata(adata, obs=obs)
         return adata, self._validate_anndata(adata)
 
     def _has_expression(self, registered: AnnData) -> bool:
@@ -334,17 +345,20 @@ class TransferMixin:
                 )
             inputs = self.module._get_generative_input(tensors, inferred)
             source = self.module.generative(**inputs)[MODULE_KEYS.PX_KEY]
+            size_factor = inputs[MODULE_KEYS.SIZE_FACTOR_KEY]
+            size = inputs[MODULE_KEYS.LIBRARY_KEY].exp() if size_factor is None else size_factor
             target_px = self.module.generative(**inputs, transform_batch=code)[MODULE_KEYS.PX_KEY]
             yield _Minibatch(
                 cells,
                 x.numpy(),
+                _to_numpy(size),
                 _to_numpy(source.mean),
                 _to_numpy(target_px.mean),
-                _to_numpy(getattr(target_px, "theta", None)),
-                _to_numpy(getattr(target_px, "zi_probs", None)),
+                _to_numpy(target_px.theta) if hasattr(target_px, "theta") else None,
+                _to_numpy(target_px.zi_probs) if hasattr(target_px, "zi_probs") else None,
             )
 
-    def _expect(self, minibatch: _Minibatch, estimate: Estimate, *_) -> np.ndarray:
+    def _expect(self, minibatch: _Minibatch, estimate: Estimate) -> np.ndarray:
         if estimate == "decoded":
             return minibatch.target
         if self.module.is_count_model:
@@ -381,15 +395,15 @@ class TransferMixin:
         conditions = pd.Index(self.conditions)
         obs[key] = pd.Categorical([target] * len(obs), categories=conditions)
         result = AnnData(matrix, obs=obs, var=registered.var.iloc[selection.gene_order].copy())
-        layer = self.registry["setup_args"]["layer"]
+        layer = self._layer
         if layer is not None:
             result.layers[layer] = result.X.copy()
         result.uns["trvae"] = provenance
         return result
 
 
-def _to_numpy(tensor: torch.Tensor | None) -> np.ndarray | None:
-    return None if tensor is None else tensor.cpu().numpy().astype(np.float64)
+def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.cpu().numpy().astype(np.float64)
 
 
 def _cell_keys(names: pd.Index) -> np.ndarray:

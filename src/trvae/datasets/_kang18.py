@@ -18,8 +18,9 @@ def kang18(*, full: bool = False, cache_dir: str | Path | None = None) -> AnnDat
     Parameters
     ----------
     full
-        Download the full data set, 24,673 cells x 15,706 genes with the authors' annotation (the
-        copy among scverse's example data), in place of the subset that ships with the package.
+        Download the full data set (about 25,000 cells with the authors' annotation, the copy
+        among scverse's example data) in place of the subset that ships with the package. Its
+        columns have names of their own; see ``adata.obs``.
     cache_dir
         Where the download is kept, by default the user's cache folder.
 

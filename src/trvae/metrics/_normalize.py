@@ -60,6 +60,31 @@ def median_library_size(
     return max(float(np.median(sizes)), 1.0)
 
 
+def check_same_scale(groups: dict[str, AnnData], layer: str | None = None) -> None:
+    """Raise a ``ValueError`` if some groups hold counts and others don't.
+
+    Parameters
+    ----------
+    groups
+        The groups to compare, by name.
+    layer
+        Layer to compare, by default ``X``.
+    """
+    counts = {
+        name: _is_counts(matrix.data if sparse.issparse(matrix) else np.asarray(matrix))
+        for name, adata in groups.items()
+        for matrix in [get_matrix(adata, layer)]
+    }
+    if len(set(counts.values())) > 1:
+        with_counts = [name for name, found in counts.items() if found]
+        without = [name for name, found in counts.items() if not found]
+        raise ValueError(
+            f"{', '.join(with_counts)} hold counts, but {', '.join(without)} values that are not "
+            "integers. Compare counts with counts, as transfer() draws them, or log-normalised "
+            "values with log-normalised values."
+        )
+
+
 def _library_sizes(adata: AnnData, matrix, library_key: str | None) -> np.ndarray:
     if library_key is None:
         return np.asarray(matrix.sum(1)).ravel()

@@ -18,7 +18,7 @@ from trvae.metrics._measures import (
     rank_changed_genes,
     rmse_of_means,
 )
-from trvae.metrics._normalize import log_normalized, median_library_size
+from trvae.metrics._normalize import check_same_scale, log_normalized, median_library_size
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -94,10 +94,10 @@ def transfer_metrics(
     Raises
     ------
     ValueError
-        If genes differ, a group has fewer than two cells, or no other label was measured under
-        both conditions.
+        If genes differ, a group has fewer than two cells, counts would be compared with values
+        that are none, a key is missing, or no other label was measured under both conditions.
     """
-    _check_comparable(predicted, observed, control)
+    _check_comparable({"predicted": predicted, "observed": observed, "control": control}, layer)
     target_sum = median_library_size(control, layer, library_key)
 
     def normalized(adata: AnnData) -> np.ndarray:
@@ -112,6 +112,9 @@ def transfer_metrics(
     candidates = {"prediction": normalized(predicted), "no change": before}
     nearest = None
     if reference is not None:
+        if condition_key is None or labels_key is None:
+            raise ValueError("With a reference, condition_key and labels_key are needed as well.")
+        own_labels = set(check_obs_column(control, "labels_key", labels_key).unique())
         others = _other_labels(
             reference,
             normalized(reference),
@@ -119,7 +122,7 @@ def transfer_metrics(
             source_condition,
             target_condition,
             labels_key,
-            set(control.obs[labels_key].unique()),
+            own_labels,
         )
         candidates["mean shift"] = mean_shift(before, others)
         candidates["nearest shift"], nearest = nearest_shift(before, others)
@@ -169,13 +172,15 @@ class _Comparison:
         return self.pca.transform(values)
 
 
-def _check_comparable(predicted, observed, control) -> None:
-    for name, adata in {"predicted": predicted, "observed": observed, "control": control}.items():
+def _check_comparable(groups: dict[str, AnnData], layer: str | None) -> None:
+    genes = groups["observed"].var_names
+    for name, adata in groups.items():
         if adata.n_obs < 2:
             raise ValueError(f"{name} has {adata.n_obs} cells; 2 or more are needed.")
-        missing = observed.var_names.difference(adata.var_names)
+        missing = genes.difference(adata.var_names)
         if len(missing):
             raise ValueError(f"{name} lacks genes that observed has: {join_names(missing)}.")
+    check_same_scale(groups, layer)
 
 
 def _other_labels(

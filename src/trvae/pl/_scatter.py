@@ -15,6 +15,7 @@ from trvae.metrics import (
     r2_of_means,
     r2_of_variances,
 )
+from trvae.metrics._normalize import check_same_scale
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -155,6 +156,7 @@ def _normalize(
     groups: dict[str, AnnData | None], layer: str | None, library_key: str | None
 ) -> dict[str, np.ndarray]:
     present = {name: adata for name, adata in groups.items() if adata is not None}
+    check_same_scale(present, layer)
     scale_to = present.get("control", present["observed"])
     target_sum = median_library_size(scale_to, layer, library_key)
     genes = present["observed"].var_names

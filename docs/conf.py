@@ -1,0 +1,24 @@
+"""Sphinx configuration."""
+
+from importlib.metadata import version as package_version
+
+project = "trvae-tools"
+author = "The trvae-tools developers"
+version = release = package_version("trvae-tools")
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+]
+exclude_patterns = ["_build"]
+html_theme = "sphinx_book_theme"
+html_title = "trvae-tools"
+nb_execution_mode = "off"
+autosummary_generate = True
+autodoc_typehints = "none"
+napoleon_google_docstring = False
+myst_enable_extensions = ["dollarmath"]
+suppress_warnings = ["ref.term"]
