@@ -6,7 +6,7 @@ import scvi
 import trvae
 
 SMALL = {"hidden_sizes": (32, 16), "n_latent": 4, "effect_sizes": (16,)}
-LONG = {"max_epochs": 100, "batch_size": 64, "plan_kwargs": {"lr": 3e-3}}
+LONG = {"max_epochs": 100, "batch_size": 64}
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 
 

@@ -112,7 +112,6 @@ def test_log_normalised_data_for_a_count_likelihood(adata):
         ({"n_latent": 0}, "n_latent=0 is not a positive integer"),
         ({"hidden_sizes": 5}, "hidden_sizes=5 is not a list of positive integers"),
         ({"mmd_bandwidths": [0.0]}, "mmd_bandwidths=.0.0. are not positive"),
-        ({"dispersion": "gene-condition", "gene_likelihood": "poisson"}, "has no dispersion"),
         ({"seed": -1}, "seed=-1 is not an integer from 0 on"),
         ({"hidden_sizes": []}, "hidden_sizes=.. is not a list of positive integers"),
         ({"dropout_rate": 1.0}, "dropout_rate=1.0 is not in"),

@@ -108,8 +108,9 @@ class TRVAE(
     dispersion
         One of:
 
-        * ``"gene"`` - one dispersion a gene (for ``"normal"``: one standard deviation)
-        * ``"gene-condition"`` - one a gene and condition
+        * ``"gene-condition"`` - one dispersion a gene and condition (for ``"normal"``: one
+          standard deviation; Poisson has none)
+        * ``"gene"`` - one a gene
     decoder
         One of:
 
@@ -170,7 +171,7 @@ class TRVAE(
         hidden_sizes: Sequence[int] = (256, 64),
         dropout_rate: float = 0.1,
         gene_likelihood: GeneLikelihood = "nb",
-        dispersion: Dispersion = "gene",
+        dispersion: Dispersion = "gene-condition",
         decoder: DecoderName = "additive",
         effect_sizes: Sequence[int] = (64,),
         normalization: Normalization = "batch",
@@ -196,8 +197,6 @@ class TRVAE(
             raise ValueError(f"mmd_weight={mmd_weight} is negative.")
         if len(mmd_bandwidths) == 0 or min(mmd_bandwidths) <= 0:
             raise ValueError(f"mmd_bandwidths={mmd_bandwidths} are not positive numbers.")
-        if dispersion == "gene-condition" and gene_likelihood == "poisson":
-            raise ValueError("gene_likelihood='poisson' has no dispersion to differ by condition.")
         if seed is not None:
             check_seed(seed)
         super().__init__(adata, registry)

@@ -130,6 +130,8 @@ class TRVAETrainingPlan(TrainingPlan):
     ----------
     module
         The module to train.
+    lr
+        Learning rate.
     eps
         Adam's epsilon.
     weight_decay
@@ -144,13 +146,19 @@ class TRVAETrainingPlan(TrainingPlan):
         self,
         module: BaseModuleClass,
         *,
+        lr: float = 3e-3,
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         max_kl_weight: float = 1.0,
         **kwargs,
     ):
         super().__init__(
-            module, eps=eps, weight_decay=weight_decay, max_kl_weight=max_kl_weight, **kwargs
+            module,
+            lr=lr,
+            eps=eps,
+            weight_decay=weight_decay,
+            max_kl_weight=max_kl_weight,
+            **kwargs,
         )
         self.loss_kwargs["final_kl_weight"] = max_kl_weight
         self._sums: dict[str, dict[str, torch.Tensor | int]] = {"train": {}, "validation": {}}
