@@ -183,7 +183,8 @@ def test_conditions_of_mixed_types(adata):
     adata.obs["dose"] = np.array([0, "high"], dtype=object)[
         (adata.obs["condition"] == "treated").to_numpy().astype(int)
     ]
-    assert fit(adata, setup={"condition_key": "dose"}).conditions == [0, "high"]
+    with pytest.raises(ValueError, match="'dose' mixes values of types 'int', 'str'"):
+        setup(adata, condition_key="dose")
 
 
 def test_genes_in_another_order_are_refused_where_the_cells_become_the_models(adata, tmp_path):

@@ -32,10 +32,7 @@ class UsedCategoricalObsField(CategoricalObsField):
         column = self._get_original_column(adata)
         used = pd.Series(np.asarray(column).ravel()).unique()
         declared = getattr(adata.obs[self._original_attr_key].dtype, "categories", None)
-        if declared is not None:
-            ordered = [category for category in declared if category in set(used)]
-        else:
-            ordered = sorted(used, key=lambda value: (type(value).__name__, value))
+        ordered = sorted(used) if declared is None else [c for c in declared if c in set(used)]
         return self.transfer_field(
             {self.CATEGORICAL_MAPPING_KEY: pd.Index(ordered).to_numpy()}, adata
         )
@@ -79,6 +76,16 @@ def check_obs_column(adata: AnnData, argument: str, key: str) -> pd.Series:
             "in adata.obs. Remove those cells or give them a value."
         )
     return column
+
+
+def check_categories(adata: AnnData, argument: str, key: str) -> None:
+    """Raise a ``ValueError`` unless the column of ``obs`` is complete and of one type."""
+    kinds = {type(value).__name__ for value in check_obs_column(adata, argument, key).unique()}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"{argument} {key!r} mixes values of types {join_names(sorted(kinds))}. "
+            f"Make them one, such as by adata.obs[{key!r}].astype(str)."
+        )
 
 
 def check_numbers(adata: AnnData, argument: str, key: str, *, positive: bool = False) -> None:

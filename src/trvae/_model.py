@@ -32,10 +32,10 @@ from scvi.utils._docstrings import devices_dsp
 
 from trvae._data import (
     UsedCategoricalObsField,
+    check_categories,
     check_choice,
     check_expression,
     check_numbers,
-    check_obs_column,
     check_seed,
     check_unique_genes,
     get_matrix,
@@ -650,9 +650,9 @@ def _check_columns(adata: AnnData, setup_args: dict) -> None:
     check_unique_genes(adata)
     for argument in ("condition_key", "labels_key"):
         if setup_args[argument] is not None:
-            check_obs_column(adata, argument, setup_args[argument])
+            check_categories(adata, argument, setup_args[argument])
     for key in setup_args["categorical_covariate_keys"] or []:
-        check_obs_column(adata, "categorical_covariate_keys", key)
+        check_categories(adata, "categorical_covariate_keys", key)
     for key in setup_args["continuous_covariate_keys"] or []:
         check_numbers(adata, "continuous_covariate_keys", key)
     if setup_args["size_factor_key"] is not None:
