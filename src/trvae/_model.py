@@ -188,9 +188,9 @@ class TRVAE(
         check_choice("decoder", decoder, get_args(DecoderName))
         check_choice("normalization", normalization, get_args(Normalization))
         check_choice("mmd_layer", mmd_layer, get_args(MMDLayer))
-        _check_positive_integers("n_latent", n_latent)
-        _check_positive_integers("hidden_sizes", hidden_sizes)
-        _check_positive_integers("effect_sizes", effect_sizes)
+        _check_positive_integers("n_latent", n_latent, is_list=False)
+        _check_positive_integers("hidden_sizes", hidden_sizes, is_list=True)
+        _check_positive_integers("effect_sizes", effect_sizes, is_list=True)
         if not 0 <= dropout_rate < 1:
             raise ValueError(f"dropout_rate={dropout_rate} is not in [0, 1).")
         if mmd_weight < 0:
@@ -629,9 +629,7 @@ def _where(layer: str | None) -> str:
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
 
 
-def _check_positive_integers(argument: str, given: Any) -> None:
-    """Check a number, or a list if the argument is one of sizes."""
-    is_list = argument.endswith("sizes")
+def _check_positive_integers(argument: str, given: Any, *, is_list: bool) -> None:
     values = given if is_list else [given]
     if (
         not isinstance(values, Sequence | np.ndarray)

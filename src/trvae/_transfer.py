@@ -41,6 +41,8 @@ class _Selection(NamedTuple):
     """Positions among the model's genes, in the order of the user's AnnData."""
     source: np.ndarray
     """Name of each selected cell's source condition."""
+    keys: np.ndarray
+    """What each selected cell's random numbers are drawn from, beside the seed."""
 
 
 class _Minibatch(NamedTuple):
@@ -128,11 +130,12 @@ class TransferMixin(_Model):
         selection = self._select(
             adata, target_condition, source_condition, indices, estimate, seed
         )
-        keys = _cell_keys(selection.registered.obs_names)[selection.indices]
         blocks = []
         for minibatch in self._decode_both(selection, target_condition, batch_size):
             if self.module.is_count_model:
-                predicted = self._draw_counts(minibatch, estimate, keys[minibatch.cells], seed)
+                predicted = self._draw_counts(
+                    minibatch, estimate, selection.keys[minibatch.cells], seed
+                )
             else:
                 predicted = self._expect(minibatch, estimate)
             predicted = predicted[:, selection.gene_order].astype(np.float32)
@@ -269,7 +272,8 @@ class TransferMixin(_Model):
 
         model_genes = pd.Index(self._var_names)
         order = model_genes.get_indexer(adata.var_names)
-        return _Selection(adata, registered, positions, order[order >= 0], conditions)
+        keys = _cell_keys(registered.obs_names)[positions]
+        return _Selection(adata, registered, positions, order[order >= 0], conditions, keys)
 
     def _read(self, adata, source) -> tuple[AnnData, AnnData]:
         """Return the user's AnnData, and the one that the model reads in its place."""
@@ -328,7 +332,6 @@ class TransferMixin(_Model):
         loader = self._make_data_loader(
             selection.registered, indices=selection.indices, batch_size=batch_size
         )
-        keys = _cell_keys(selection.registered.obs_names)[selection.indices]
         self.module.eval()
         start = 0
         for tensors in loader:
@@ -339,7 +342,7 @@ class TransferMixin(_Model):
                 inferred = self.module.inference(**self.module._get_inference_input(tensors))
             if latent_draw is not None:
                 qz = inferred[MODULE_KEYS.QZ_KEY]
-                noise = _normal(keys[cells], *latent_draw, qz.loc.shape[-1])
+                noise = _normal(selection.keys[cells], *latent_draw, qz.loc.shape[-1])
                 inferred[MODULE_KEYS.Z_KEY] = qz.loc + qz.scale * torch.as_tensor(
                     noise, dtype=qz.loc.dtype, device=qz.loc.device
                 )
