@@ -16,7 +16,7 @@ drive the annotation:
 The genes are chosen without the stimulated NK cells, because predicting these is what the data
 set is for.
 
-Needs scanpy and scikit-misc besides the package itself. Run from the root of the repository::
+Needs scanpy besides the package itself. Run from the root of the repository::
 
     python scripts/build_kang18.py
 """
@@ -83,7 +83,7 @@ KEPT = ["B", "CD14+Mono", "CD4T", "CD8T", "Dendritic", "FCGR3A+Mono", "NK"]
 # Interferon-stimulated genes of the textbooks, which users will look for by name.
 INTERFERON = ["ISG15", "ISG20", "IFI6", "IFIT1", "IFIT3", "IFITM3", "MX1", "LY6E", "CXCL10"]
 
-PACKAGES = ["anndata", "h5py", "numpy", "pandas", "scanpy", "scikit-learn", "scikit-misc", "scipy"]
+PACKAGES = ["anndata", "h5py", "numpy", "pandas", "scanpy", "scikit-learn", "scipy"]
 
 N_GENES = 2000
 N_NEIGHBORS = 15
@@ -300,15 +300,17 @@ def choose_genes(adata: ad.AnnData) -> np.ndarray:
     """
     held_out = (adata.obs["cell_type"] == "NK") & (adata.obs["condition"] == "stimulated")
     seen = adata[~held_out].copy()
-    sc.pp.highly_variable_genes(seen, flavor="seurat_v3", n_top_genes=N_GENES)
+    sc.pp.normalize_total(seen, target_sum=1e4)
+    sc.pp.log1p(seen)
+    sc.pp.highly_variable_genes(seen, n_top_genes=N_GENES)
     named = {gene for types in MARKERS.values() for genes in types.values() for gene in genes}
     named |= set(INTERFERON)
-    rank = seen.var["highly_variable_rank"].copy()
-    added = sorted(named & set(rank.index[rank.isna()]))
+    added = sorted(named & set(seen.var_names[~seen.var["highly_variable"]]))
     print(f"\nnamed genes: {len(named)}, of which not among the {N_GENES} most variable:")
     print(" ", ", ".join(added) or "none")
-    rank[list(named)] = -1
-    chosen = rank.sort_values(kind="stable").index[:N_GENES]
+    dispersion = seen.var["dispersions_norm"].fillna(-np.inf)
+    dispersion[list(named)] = np.inf
+    chosen = dispersion.sort_values(ascending=False, kind="stable").index[:N_GENES]
     return adata.var_names.isin(chosen)
 
 

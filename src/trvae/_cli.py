@@ -261,14 +261,13 @@ def _print_metrics(metrics: pd.DataFrame, title: str) -> None:
     table.add_column("", no_wrap=True)
     for heading in _SHOWN_METRICS.values():
         table.add_column(heading, justify="right", no_wrap=True)
-    nearest = metrics.attrs["nearest"]
     for method, row in metrics.iterrows():
-        name = f"{method} ({nearest})" if method == "nearest shift" else str(method)
         style = "bold" if method == "prediction" else None
-        table.add_row(name, *(f"{row[m]:.3f}" for m in _SHOWN_METRICS), style=style)
+        table.add_row(str(method), *(f"{row[m]:.3f}" for m in _SHOWN_METRICS), style=style)
     console.print(table)
     console.print(
         "For RMSE and energy distance lower is better, for all others higher. "
+        f"Nearest: the shift of {escape(str(metrics.attrs['nearest']))}. "
         "Ceiling: one half of the measured cells against the other.",
         style="dim",
     )

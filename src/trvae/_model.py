@@ -174,7 +174,7 @@ class TRVAE(
         dispersion: Dispersion = "gene-condition",
         decoder: DecoderName = "additive",
         effect_sizes: Sequence[int] = (64,),
-        normalization: Normalization = "batch",
+        normalization: Normalization = "layer",
         mmd_weight: float = 100.0,
         mmd_layer: MMDLayer = "decoder",
         mmd_within_labels: bool | None = None,

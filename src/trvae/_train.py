@@ -146,7 +146,7 @@ class TRVAETrainingPlan(TrainingPlan):
         self,
         module: BaseModuleClass,
         *,
-        lr: float = 3e-3,
+        lr: float = 1e-3,
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         max_kl_weight: float = 1.0,
