@@ -4,6 +4,7 @@ import scvi
 import torch
 from conftest import fit
 
+import trvae
 from trvae._mmd import multi_scale_mmd
 from trvae._train import MIN_CELLS_PER_CONDITION, ConditionBalancedSampler, seeded
 
@@ -109,6 +110,19 @@ def test_same_seed_same_weights(adata):
         assert torch.equal(a, b)
     different = fit(adata, seed=4)
     assert not torch.equal(one.module.encoder.mean.weight, different.module.encoder.mean.weight)
+
+
+def test_same_seed_same_weights_with_several_threads():
+    # Large enough for torch to share the work of one operation among threads.
+    adata = trvae.datasets.simulated(n_cells=50, n_genes=600)
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        one, other = fit(adata, seed=3), fit(adata, seed=3)
+    finally:
+        torch.set_num_threads(n_threads)
+    for (name, a), b in zip(one.module.named_parameters(), other.module.parameters(), strict=True):
+        assert torch.equal(a, b), name
 
 
 def test_seeding_leaves_the_generators_as_they_were():

@@ -13,7 +13,7 @@ from scvi.module._constants import MODULE_KEYS
 from scvi.module.base import BaseMinifiedModeModuleClass, LossOutput, auto_move_data
 from torch import nn
 from torch.distributions import kl_divergence
-from torch.nn.functional import log_softmax, softplus
+from torch.nn.functional import embedding, log_softmax, softplus
 
 from trvae._likelihood import NegativeBinomial
 from trvae._mmd import BANDWIDTHS, multi_scale_mmd
@@ -283,7 +283,8 @@ normalization, mmd_weight, mmd_layer, mmd_within_labels, mmd_bandwidths
         if self.gene_likelihood != "poisson":
             dispersion = self.log_dispersion.weight.exp()
             if self.dispersion == "gene-condition":
-                dispersion = dispersion[condition]
+                # Indexing adds up its gradient in an order that changes from run to run.
+                dispersion = embedding(condition, dispersion)
         if self.gene_likelihood == "normal":
             return Normal(logits, dispersion, normal_mu=logits)
 
