@@ -148,7 +148,7 @@ def test_training_does_not_change_the_global_generators(adata):
 
 def test_mmd_weight_pulls_conditions_together(adata):
     # Without a KL divergence nothing but the MMD holds the conditions together.
-    train = {"max_epochs": 40, "plan_kwargs": {"max_kl_weight": 0.0}}
+    train = {"max_epochs": 40, "plan_kwargs": {"max_kl_weight": 0.0, "lr": 3e-3}}
     condition = torch.as_tensor((adata.obs["condition"] == "treated").to_numpy())
     mmd = {}
     for weight in (0.0, 1e3):

@@ -247,7 +247,7 @@ def test_the_conditional_decoder_transfers_as_well(adata):
     predicted = model.transfer(target_condition="treated", source_condition="control")
     expressed = before > 0.5
     change = np.log(dense(predicted).mean(0)[expressed] / before[expressed])
-    assert np.corrcoef(change, effect[expressed])[0, 1] > 0.5
+    assert np.corrcoef(change, effect[expressed])[0, 1] > 0.8
 
 
 def test_posterior_draws(trained, control):
