@@ -79,12 +79,14 @@ def test_demo(run, tmp_path):
         (("--label", "type_9"), "label 'type_9' is not in adata.obs['cell_type']"),
         (("--to", "stim"), "target_condition 'stim' is not in"),
         (("--labels-key", "type"), "labels_key 'type' is not in adata.obs"),
+        (("--library-key", "total"), "library_key 'total' is not in adata.obs"),
     ],
 )
-def test_errors_are_one_line(run, data, arguments, message):
+def test_errors_come_before_training_on_one_line(run, data, arguments, message, monkeypatch):
     given = dict(zip(KEYS[::2], KEYS[1::2], strict=True))
     given |= {"--label": "type_0", "--from": "control", "--to": "treated"}
     given[arguments[0]] = arguments[1]
+    monkeypatch.delattr(trvae.TRVAE, "train")
     result = run("evaluate", data, *(word for pair in given.items() for word in pair))
     assert result.exit_code == 1
     assert message in " ".join(result.stderr.split())

@@ -241,3 +241,23 @@ def test_query_training_changes_nothing_for_the_reference(adata, tmp_path, from_
     assert not torch.equal(mapped.module.encoder.hidden.layers[0].map.condition.weight[2], start)
     assert mapped.transfer(adata, "other").n_obs == adata.n_obs
     assert mapped.transfer(query, "control").n_obs == query.n_obs
+
+
+@pytest.mark.parametrize("method", ["get_latent_representation", "get_mmd_representation"])
+def test_cells_to_represent(trained, control, method):
+    represent = getattr(trained, method)
+    every = represent(control)
+    mask = np.arange(control.n_obs) % 2 == 0
+    np.testing.assert_allclose(represent(control, indices=mask), every[mask], atol=1e-6)
+    with pytest.raises(ValueError, match="No cells are selected"):
+        represent(control, indices=[])
+    with pytest.raises(ValueError, match="indices don't fit 100 cells"):
+        represent(control, indices=[100])
+
+
+@pytest.mark.parametrize("transform_batch", ["stim", ["control", "stim"]])
+def test_an_unknown_transform_batch_is_named_beside_the_conditions(trained, transform_batch):
+    with pytest.raises(
+        ValueError, match="'stim' is not one of the model's .*'control', 'treated'"
+    ):
+        trained.get_normalized_expression(transform_batch=transform_batch)

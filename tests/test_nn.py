@@ -25,6 +25,10 @@ def covariates():
     )
 
 
+def additive_decoder():
+    return AdditiveDecoder(4, 6, [5, 7], SIZES, effect_sizes=[3], normalization="layer")
+
+
 def under(covariates, condition):
     return covariates._replace(condition=torch.full_like(covariates.condition, condition))
 
@@ -68,7 +72,7 @@ def test_paper_sizes_can_be_built(normalization):
 
 
 def test_condition_enters_the_first_layer_of_the_conditional_decoder_only(covariates):
-    decoder = ConditionalDecoder(4, 6, [5, 7], SIZES).eval()
+    decoder = ConditionalDecoder(4, 6, [5, 7], SIZES, normalization="layer").eval()
     z = torch.randn(8, 4)
     first = [decoder(z, under(covariates, c)).first_layer for c in (0, 1)]
     assert not torch.allclose(*first)
@@ -77,7 +81,7 @@ def test_condition_enters_the_first_layer_of_the_conditional_decoder_only(covari
 
 
 def test_condition_does_not_reach_the_base_of_the_additive_decoder(covariates):
-    decoder = AdditiveDecoder(4, 6, [5, 7], SIZES, effect_sizes=[3]).eval()
+    decoder = additive_decoder().eval()
     z = torch.randn(8, 4)
     one, other = (decoder(z, under(covariates, c)) for c in (0, 1))
     torch.testing.assert_close(one.first_layer, other.first_layer, rtol=0, atol=0)
@@ -87,7 +91,7 @@ def test_condition_does_not_reach_the_base_of_the_additive_decoder(covariates):
 
 
 def test_other_covariates_reach_the_base_only(covariates):
-    decoder = AdditiveDecoder(4, 6, [5, 7], SIZES, effect_sizes=[3]).eval()
+    decoder = additive_decoder().eval()
     z = torch.randn(8, 4)
     changed = covariates._replace(continuous=covariates.continuous + 1)
     difference = {
@@ -99,7 +103,7 @@ def test_other_covariates_reach_the_base_only(covariates):
 
 
 def test_several_draws_are_decoded_as_each_alone(covariates):
-    decoder = AdditiveDecoder(4, 6, [5, 7], SIZES, effect_sizes=[3]).eval()
+    decoder = additive_decoder().eval()
     z = torch.randn(3, 8, 4)
     together = decoder(z, covariates)
     for i in range(3):
@@ -108,6 +112,6 @@ def test_several_draws_are_decoded_as_each_alone(covariates):
 
 def test_sizes_given_are_not_changed():
     sizes = [5, 7]
-    ConditionalDecoder(4, 6, sizes, SIZES)
+    ConditionalDecoder(4, 6, sizes, SIZES, normalization="layer")
     Encoder(6, 4, sizes, SIZES, "batch", 0.1)
     assert sizes == [5, 7]

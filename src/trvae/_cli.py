@@ -193,6 +193,8 @@ def evaluate(
     --from control --to stimulated
     """
     _quiet()
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
     adata = read_h5ad(data)
     conditions, labels = adata.obs.get(condition_key, []), adata.obs.get(labels_key, [])
     result = predict_held_out(
@@ -210,7 +212,6 @@ def evaluate(
     )
     _print_metrics(result.metrics, f"{label} under {to}, never seen in training")
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         _save_held_out(result, out, layer=layer, library_key=library_key, seed=seed)
 
 

@@ -107,6 +107,29 @@ def check_seed(seed: Any) -> None:
         raise ValueError(f"seed={seed!r} is not an integer from 0 on.")
 
 
+def cell_positions(indices: Any, n_cells: int) -> np.ndarray:
+    """Return which cells are chosen, or raise a ``ValueError`` if there are none or not so many.
+
+    Parameters
+    ----------
+    indices
+        Positions of cells, a mask of them, or ``None`` for all.
+    n_cells
+        Number of cells to choose among.
+    """
+    positions = np.arange(n_cells)
+    if indices is None:
+        return positions
+    chosen = np.asarray(indices)
+    try:
+        positions = positions[chosen if len(chosen) else chosen.astype(int)]
+    except IndexError as error:
+        raise ValueError(f"indices don't fit {n_cells} cells: {error}") from error
+    if len(positions) == 0:
+        raise ValueError(f"No cells are selected: indices choose none of the {n_cells} cells.")
+    return positions
+
+
 def check_unique_genes(adata: AnnData) -> None:
     """Raise a ``ValueError`` if two genes share a name."""
     if not adata.var_names.is_unique:

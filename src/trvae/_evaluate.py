@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trvae._data import check_obs_column, join_names
 from trvae._model import TRVAE
-from trvae.metrics import transfer_metrics
+from trvae.metrics._transfer_metrics import TransferComparison
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,7 +69,8 @@ def predict_held_out(
     Raises
     ------
     ValueError
-        If a column, label or condition is not in ``adata``.
+        If a column, label or condition is not in ``adata``, or the prediction could not be
+        compared, as in :func:`trvae.metrics.transfer_metrics`.
     """
     labels = check_obs_column(adata, "labels_key", labels_key)
     conditions = check_obs_column(adata, "condition_key", condition_key)
@@ -84,13 +85,11 @@ def predict_held_out(
             raise ValueError(f"There are no cells of {label!r} under {condition!r}.")
 
     train, control = adata[~held_out].copy(), adata[sources].copy()
+    observed = adata[held_out].copy()
     TRVAE.setup_anndata(train, condition_key=condition_key, labels_key=labels_key, layer=layer)
     model = TRVAE(train, seed=seed, **(model_kwargs or {}))
-    model.train(**(train_kwargs or {}))
-    predicted = model.transfer(control, target_condition, seed=seed)
-    observed = adata[held_out].copy()
-    metrics = transfer_metrics(
-        predicted,
+    # Made now, so that what could not be compared is known before the training.
+    comparison = TransferComparison(
         observed,
         control,
         reference=train,
@@ -102,6 +101,9 @@ def predict_held_out(
         library_key=library_key,
         seed=seed,
     )
+    model.train(**(train_kwargs or {}))
+    predicted = model.transfer(control, target_condition, seed=seed)
+    metrics = comparison.table(predicted)
     return HeldOutPrediction(model, control, observed, predicted, metrics)
 
 

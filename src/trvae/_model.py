@@ -32,6 +32,7 @@ from scvi.utils._docstrings import devices_dsp
 
 from trvae._data import (
     UsedCategoricalObsField,
+    cell_positions,
     check_categories,
     check_choice,
     check_expression,
@@ -357,6 +358,10 @@ class TRVAE(
             return adata
         return self._register_private_copy(adata, obs)
 
+    def _make_data_loader(self, adata: AnnData, indices: Any = None, **kwargs) -> Any:
+        """As scvi-tools', with a clear error if no cells are chosen or those that aren't there."""
+        return super()._make_data_loader(adata, cell_positions(indices, adata.n_obs), **kwargs)
+
     def _register_private_copy(self, adata: AnnData, obs: pd.DataFrame | None) -> AnnData:
         setup_args = self.registry["setup_args"]
         copy = private_copy(adata, self._var_names, self._layer)
@@ -565,17 +570,19 @@ class TRVAE(
     def get_mmd_representation(
         self,
         adata: AnnData | None = None,
-        indices: Sequence[int] | None = None,
+        indices: Sequence[int] | Sequence[bool] | None = None,
         batch_size: int | None = None,
     ) -> np.ndarray:
-        """Activations of the first decoder layer, where conditions are matched.
+        """Activations of the first decoder layer (of the base, if the decoder is additive).
+
+        There the MMD matches the conditions, unless the model has ``mmd_layer="latent"``.
 
         Parameters
         ----------
         adata
             Cells, by default those that the model was trained on. Genes are matched by name.
         indices
-            Positions of the cells to use, by default all.
+            Positions of the cells to use, or a mask of them. By default all.
         batch_size
             Cells in a minibatch, by default ``scvi.settings.batch_size``.
 
@@ -618,6 +625,10 @@ class TRVAE(
         inherited = super().get_normalized_expression
         given = inspect.signature(inherited).bind(*args, **kwargs)
         given.apply_defaults()
+        conditions = given.arguments["transform_batch"]
+        for condition in conditions if isinstance(conditions, list | tuple) else [conditions]:
+            if condition is not None:
+                self._condition_code(condition, "transform_batch")
         draws = (
             given.arguments["n_samples"] > 1 or given.arguments["n_samples_overall"] is not None
         )

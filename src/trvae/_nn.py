@@ -98,8 +98,8 @@ class HiddenLayer(nn.Module):
         n_in: int,
         n_out: int,
         *,
+        normalization: Normalization,
         sizes: CovariateSizes | None = None,
-        normalization: Normalization = "layer",
         dropout_rate: float = 0.0,
     ):
         super().__init__()
@@ -228,7 +228,7 @@ class ConditionalDecoder(nn.Module):
         hidden_sizes: Sequence[int],
         sizes: CovariateSizes,
         *,
-        normalization: Normalization = "layer",
+        normalization: Normalization,
         dropout_rate: float = 0.0,
         zero_inflated: bool = False,
     ):
@@ -274,7 +274,7 @@ class AdditiveDecoder(nn.Module):
         sizes: CovariateSizes,
         *,
         effect_sizes: Sequence[int],
-        normalization: Normalization = "layer",
+        normalization: Normalization,
         dropout_rate: float = 0.0,
         zero_inflated: bool = False,
     ):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -13,7 +15,7 @@ from scvi import REGISTRY_KEYS, settings
 from scvi.module._constants import MODULE_KEYS
 
 from trvae._counterfactual import count_quantile, draw_counts, expected_counts, shift_values
-from trvae._data import check_choice, check_seed, join_names
+from trvae._data import cell_positions, check_choice, check_seed, join_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,7 +31,8 @@ Estimate = Literal["counterfactual", "decoded"]
 _DRAW_EXPRESSION, _DRAW_LATENT = 0, 1
 
 
-class _Selection(NamedTuple):
+@dataclass(frozen=True)
+class _Selection:
     """The cells to transfer."""
 
     adata: AnnData
@@ -41,8 +44,11 @@ class _Selection(NamedTuple):
     """Positions among the model's genes, in the order of the user's AnnData."""
     source: np.ndarray
     """Name of each selected cell's source condition."""
-    keys: np.ndarray
-    """What each selected cell's random numbers are drawn from, beside the seed."""
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """What each selected cell's random numbers are drawn from, beside the seed."""
+        return _cell_keys(self.registered.obs_names)[self.indices]
 
 
 class _Minibatch(NamedTuple):
@@ -255,25 +261,20 @@ class TransferMixin(_Model):
                 "this minified AnnData. Use estimate='decoded', or pass the full AnnData."
             )
 
-        positions = np.arange(registered.n_obs)
-        if indices is not None:
-            chosen = np.asarray(indices)
-            try:
-                positions = positions[chosen if len(chosen) else chosen.astype(int)]
-            except IndexError as error:
-                raise ValueError(f"indices don't fit {registered.n_obs} cells: {error}") from error
+        positions = cell_positions(indices, registered.n_obs)
         conditions = registered.obs[self._condition_key].to_numpy()[positions]
         if source is not None:
             chosen = conditions == source
             positions, conditions = positions[chosen], conditions[chosen]
         if len(positions) == 0:
-            among = "" if source is None else f" with {self._condition_key}={source!r}"
-            raise ValueError(f"No cells are selected: there are none{among} among those given.")
+            raise ValueError(
+                "No cells are selected: there are none with "
+                f"{self._condition_key}={source!r} among those given."
+            )
 
         model_genes = pd.Index(self._var_names)
         order = model_genes.get_indexer(adata.var_names)
-        keys = _cell_keys(registered.obs_names)[positions]
-        return _Selection(adata, registered, positions, order[order >= 0], conditions, keys)
+        return _Selection(adata, registered, positions, order[order >= 0], conditions)
 
     def _read(self, adata, source) -> tuple[AnnData, AnnData]:
         """Return the user's AnnData, and the one that the model reads in its place."""

@@ -97,45 +97,102 @@ def transfer_metrics(
         If genes differ, a group has fewer than two cells, counts would be compared with values
         that are none, a key is missing, or no other label was measured under both conditions.
     """
-    _check_comparable({"predicted": predicted, "observed": observed, "control": control}, layer)
-    target_sum = median_library_size(control, layer, library_key)
-
-    def normalized(adata: AnnData) -> np.ndarray:
-        return log_normalized(
-            adata[:, observed.var_names],
-            target_sum=target_sum,
-            layer=layer,
-            library_key=library_key,
-        )
-
-    before, after = normalized(control), normalized(observed)
-    candidates = {"prediction": normalized(predicted), "no change": before}
-    nearest = None
-    if reference is not None:
-        if condition_key is None or labels_key is None:
-            raise ValueError("With a reference, condition_key and labels_key are needed as well.")
-        own_labels = set(check_obs_column(control, "labels_key", labels_key).unique())
-        others = _other_labels(
-            reference,
-            normalized(reference),
-            condition_key,
-            source_condition,
-            target_condition,
-            labels_key,
-            own_labels,
-        )
-        candidates["mean shift"] = mean_shift(before, others)
-        candidates["nearest shift"], nearest = nearest_shift(before, others)
-
-    compare = _Comparison(before, after, n_top_genes, n_pcs, seed)
-    rows = {name: compare(values, after) for name, values in candidates.items()}
-    rows["ceiling"] = compare.ceiling(after)
-    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
-    table.attrs["nearest"] = nearest
-    return table
+    comparison = TransferComparison(
+        observed,
+        control,
+        reference=reference,
+        condition_key=condition_key,
+        labels_key=labels_key,
+        source_condition=source_condition,
+        target_condition=target_condition,
+        layer=layer,
+        library_key=library_key,
+        n_top_genes=n_top_genes,
+        n_pcs=n_pcs,
+        seed=seed,
+    )
+    return comparison.table(predicted)
 
 
-class _Comparison:
+class TransferComparison:
+    """The baselines and the ceiling of held-out cells, to compare any number of predictions with.
+
+    Parameters
+    ----------
+    observed, control
+        As in :func:`transfer_metrics`.
+    **kwargs
+        As in :func:`transfer_metrics`.
+
+    Raises
+    ------
+    ValueError
+        As :func:`transfer_metrics`.
+    """
+
+    def __init__(
+        self,
+        observed: AnnData,
+        control: AnnData,
+        *,
+        reference: AnnData | None,
+        condition_key: str | None,
+        labels_key: str | None,
+        source_condition: Any,
+        target_condition: Any,
+        layer: str | None,
+        library_key: str | None,
+        n_top_genes: int = 100,
+        n_pcs: int = 30,
+        seed: int = 0,
+    ):
+        groups = {"observed": observed, "control": control}
+        _check_comparable(groups, layer)
+        self._groups = groups
+        self._scale: dict[str, Any] = {"layer": layer, "library_key": library_key}
+        self._target_sum = median_library_size(control, **self._scale)
+        before, self._after = self._normalized(control), self._normalized(observed)
+        baselines = {"no change": before}
+        self.nearest: str | None = None
+        if reference is not None:
+            if condition_key is None or labels_key is None:
+                raise ValueError(
+                    "With a reference, condition_key and labels_key are needed as well."
+                )
+            own_labels = set(check_obs_column(control, "labels_key", labels_key).unique())
+            others = _other_labels(
+                reference,
+                self._normalized(reference),
+                condition_key,
+                source_condition,
+                target_condition,
+                labels_key,
+                own_labels,
+            )
+            baselines["mean shift"] = mean_shift(before, others)
+            baselines["nearest shift"], self.nearest = nearest_shift(before, others)
+
+        self._measures = _Measures(before, self._after, n_top_genes, n_pcs, seed)
+        self._rows = {
+            name: self._measures(values, self._after) for name, values in baselines.items()
+        }
+        self._rows["ceiling"] = self._measures.ceiling(self._after)
+
+    def table(self, predicted: AnnData) -> pd.DataFrame:
+        """Return what :func:`transfer_metrics` returns."""
+        _check_comparable({"predicted": predicted, **self._groups}, self._scale["layer"])
+        row = self._measures(self._normalized(predicted), self._after)
+        rows = {"prediction": row, **self._rows}
+        table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
+        table.attrs["nearest"] = self.nearest
+        return table
+
+    def _normalized(self, adata: AnnData) -> np.ndarray:
+        genes = self._groups["observed"].var_names
+        return log_normalized(adata[:, genes], target_sum=self._target_sum, **self._scale)
+
+
+class _Measures:
     """All measures, with the top genes and the principal components chosen once."""
 
     def __init__(self, before, after, n_top_genes, n_pcs, seed):
@@ -144,7 +201,7 @@ class _Comparison:
         together = np.concatenate([before, after])
         n_pcs = min(n_pcs, *together.shape)
         self.pca = PCA(n_pcs, svd_solver="covariance_eigh", random_state=seed).fit(together)
-        self.rng = np.random.default_rng(seed)
+        self.seed = seed
 
     def __call__(self, predicted: np.ndarray, observed: np.ndarray) -> dict[str, float]:
         top = (slice(None), self.top)
@@ -161,14 +218,16 @@ class _Comparison:
 
     def ceiling(self, observed: np.ndarray) -> dict[str, float]:
         splits = []
+        rng = np.random.default_rng(self.seed)
         for _ in range(_N_SPLITS):
-            one, other = np.array_split(self.rng.permutation(len(observed)), 2)
+            one, other = np.array_split(rng.permutation(len(observed)), 2)
             splits.append(self(observed[one], observed[other]))
         return pd.DataFrame(splits).mean().to_dict()
 
     def _project(self, values: np.ndarray) -> np.ndarray:
         if len(values) > _MAX_CELLS_FOR_DISTANCE:
-            values = values[self.rng.permutation(len(values))[:_MAX_CELLS_FOR_DISTANCE]]
+            rng = np.random.default_rng(self.seed)
+            values = values[rng.permutation(len(values))[:_MAX_CELLS_FOR_DISTANCE]]
         return self.pca.transform(values)
 
 
