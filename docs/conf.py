@@ -1,5 +1,6 @@
 """Sphinx configuration."""
 
+import re
 from importlib.metadata import version as package_version
 
 project = "trvae-tools"
@@ -22,3 +23,13 @@ autodoc_typehints = "none"
 napoleon_google_docstring = False
 myst_enable_extensions = ["dollarmath"]
 suppress_warnings = ["ref.term"]
+
+
+def without_citations(app, what, name, obj, options, lines):
+    """Inherited docstrings cite by a role of scvi-tools' own documentation."""
+    lines[:] = [re.sub(r":cite:p:`(.*?)`", r"(\1)", line) for line in lines]
+
+
+def setup(app):
+    """Sphinx' entry point."""
+    app.connect("autodoc-process-docstring", without_citations)

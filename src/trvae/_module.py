@@ -70,8 +70,9 @@ class TRVAEModule(BaseMinifiedModeModuleClass):
         Number of categories of each categorical covariate.
     use_size_factor_key
         Whether a registered size factor scales the rates in place of the library size.
-    n_latent, hidden_sizes, dropout_rate, gene_likelihood, dispersion, decoder, effect_sizes, \
-normalization, mmd_weight, mmd_layer, mmd_within_labels, mmd_bandwidths
+    n_latent, hidden_sizes, dropout_rate, normalization, gene_likelihood, dispersion
+        See :class:`~trvae.TRVAE`.
+    decoder, effect_sizes, mmd_weight, mmd_layer, mmd_within_labels, mmd_bandwidths
         See :class:`~trvae.TRVAE`.
     """
 
