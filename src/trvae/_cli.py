@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Predict cells under conditions in which they were not measured, with trVAE.",
     no_args_is_help=True,
+    rich_markup_mode="markdown",
     add_completion=False,
     pretty_exceptions_enable=False,
 )

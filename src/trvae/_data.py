@@ -61,7 +61,8 @@ def get_matrix(adata: AnnData, layer: str | None) -> Any:
         return adata.X
     if layer not in adata.layers:
         layers = [name for name in adata.layers if name is not None]
-        raise ValueError(f"layer {layer!r} is not in adata.layers: {join_names(layers)}.")
+        there_are = join_names(layers) if layers else "there are none"
+        raise ValueError(f"layer {layer!r} is not in adata.layers: {there_are}.")
     return adata.layers[layer]
 
 
