@@ -46,11 +46,14 @@ def sample(n=24, d=3, n_conditions=3, n_labels=2, spread=1.0, seed=0, dtype=torc
     return y.to(dtype), condition, label
 
 
-@pytest.mark.parametrize("spread", [1e-3, 1.0, 30.0])
+@pytest.mark.parametrize(
+    ("spread", "offset"), [(1e-3, 0.0), (1.0, 0.0), (30.0, 0.0), (1e-3, 1.0), (1e-2, 10.0)]
+)
 @pytest.mark.parametrize("within_labels", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_equals_the_definition(spread, within_labels, dtype):
+def test_equals_the_definition(spread, offset, within_labels, dtype):
     y, condition, label = sample(spread=spread)
+    y = y + offset
     label = label if within_labels else None
     exact = y.clone().requires_grad_()
     expected = reference_mmd(exact, condition, label)
@@ -68,6 +71,18 @@ def test_equals_the_definition(spread, within_labels, dtype):
     torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=0)
     error = (grad.double() - expected_grad).norm() / expected_grad.norm()
     assert error < 1e-5
+
+
+def test_gradient_of_samples_that_are_equal_but_for_one_cell():
+    y, _, _ = sample(n=12)
+    y = torch.cat([y, y])
+    y[0, 0] += 0.1
+    condition = torch.arange(2).repeat_interleave(12)
+    fast = y.float().requires_grad_()
+    exact = fast.detach().double().requires_grad_()
+    grad = torch.autograd.grad(multi_scale_mmd(fast, condition), fast)[0]
+    expected = torch.autograd.grad(reference_mmd(exact, condition), exact)[0]
+    assert (grad.double() - expected).norm() / expected.norm() < 1e-5
 
 
 def test_gradient_is_numerically_right():

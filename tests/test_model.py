@@ -261,3 +261,16 @@ def test_an_unknown_transform_batch_is_named_beside_the_conditions(trained, tran
         ValueError, match="'stim' is not one of the model's .*'control', 'treated'"
     ):
         trained.get_normalized_expression(transform_batch=transform_batch)
+
+
+@pytest.mark.parametrize("genes", [None, ["gene_7", "gene_3"]])
+def test_normalized_expression_has_the_genes_in_the_order_of_the_cells(trained, control, genes):
+    reversed_ = control[:, control.var_names[::-1]].copy()
+    expected = trained.get_normalized_expression(control, gene_list=genes)
+    named = trained.get_normalized_expression(reversed_, gene_list=genes)
+    array = trained.get_normalized_expression(reversed_, gene_list=genes, return_numpy=True)
+    assert list(named.columns) == list(expected.columns[::-1])
+    np.testing.assert_allclose(named[expected.columns], expected, rtol=1e-4)
+    np.testing.assert_array_equal(array, named.to_numpy())
+    means = [trained.get_likelihood_parameters(a)["mean"] for a in (control, reversed_)]
+    np.testing.assert_allclose(means[0], means[1][:, ::-1], rtol=1e-4)

@@ -331,7 +331,7 @@ def test_layer_is_read_and_written(adata):
         ({"target_condition": None}, "target_condition None is not one of"),
         ({"source_condition": "stim"}, "source_condition 'stim' is not one of"),
         ({"estimate": "best"}, "estimate='best' is not one of 'counterfactual', 'decoded'"),
-        ({"seed": -1}, "seed=-1 is not an integer from 0 on"),
+        ({"seed": -1}, "seed=-1 is not an integer from 0 to"),
         ({"seed": None}, "seed=None is not an integer"),
         ({"indices": []}, "No cells are selected"),
         ({"indices": [10_000]}, "indices don't fit 100 cells"),
@@ -349,6 +349,7 @@ def test_wrong_arguments_say_what_is_allowed(trained, control, arguments, messag
         ({"library_size": 0}, "library_size=0"),
         ({"library_size": "latent"}, "library_size='latent'"),
         ({"n_samples": 0}, "n_samples=0"),
+        ({"gene_list": "gene_0"}, "not a list of genes"),
         ({"gene_list": ["gene_0", "ACTB"]}, "unknown to the model: 'ACTB'"),
     ],
 )

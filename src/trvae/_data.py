@@ -103,9 +103,10 @@ def check_numbers(adata: AnnData, argument: str, key: str, *, positive: bool = F
 
 
 def check_seed(seed: Any) -> None:
-    """Raise a ``ValueError`` unless the seed is an integer that is not negative."""
-    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or seed < 0:
-        raise ValueError(f"seed={seed!r} is not an integer from 0 on.")
+    """Raise a ``ValueError`` unless numpy takes the seed."""
+    is_integer = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+    if not is_integer or not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed!r} is not an integer from 0 to 2**32 - 1.")
 
 
 def cell_positions(indices: Any, n_cells: int) -> np.ndarray:

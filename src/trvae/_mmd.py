@@ -122,5 +122,8 @@ class _WeightedKernelSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         y, pull = ctx.saved_tensors
-        grad_y = 4.0 * (pull.sum(1, keepdim=True) * y - pull @ y)
-        return grad * grad_y, None, None
+        # A difference of two sums that can be almost equal. Apple's GPUs have no double precision.
+        precision = y.dtype if y.device.type == "mps" else torch.float64
+        precise_y, precise_pull = y.to(precision), pull.to(precision)
+        grad_y = precise_pull.sum(1, keepdim=True) * precise_y - precise_pull @ precise_y
+        return grad * (4.0 * grad_y).to(y.dtype), None, None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
+import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
@@ -60,7 +61,6 @@ from trvae._transfer import TransferMixin
 if TYPE_CHECKING:
     from typing import Any
 
-    import pandas as pd
     from anndata import AnnData
 
 logger = logging.getLogger(__name__)
@@ -194,9 +194,9 @@ class TRVAE(
         _check_positive_integers("effect_sizes", effect_sizes, is_list=True)
         if not 0 <= dropout_rate < 1:
             raise ValueError(f"dropout_rate={dropout_rate} is not in [0, 1).")
-        if mmd_weight < 0:
-            raise ValueError(f"mmd_weight={mmd_weight} is negative.")
-        if len(mmd_bandwidths) == 0 or min(mmd_bandwidths) <= 0:
+        if not 0 <= mmd_weight < np.inf:
+            raise ValueError(f"mmd_weight={mmd_weight} is not a number from 0 on.")
+        if len(mmd_bandwidths) == 0 or not all(0 < s < np.inf for s in mmd_bandwidths):
             raise ValueError(f"mmd_bandwidths={mmd_bandwidths} are not positive numbers.")
         if seed is not None:
             check_seed(seed)
@@ -616,8 +616,11 @@ class TRVAE(
     @functools.wraps(RNASeqMixin.get_likelihood_parameters)
     def get_likelihood_parameters(self, *args, **kwargs) -> dict[str, np.ndarray]:
         """As scvi-tools', but at the posterior mean of ``z`` unless draws are asked for."""
+        inherited = super().get_likelihood_parameters
+        adata = inspect.signature(inherited).bind(*args, **kwargs).arguments.get("adata")
         with self.module.posterior_mean():
-            return super().get_likelihood_parameters(*args, **kwargs)
+            parameters = inherited(*args, **kwargs)
+        return {name: self._in_order_of(adata, values) for name, values in parameters.items()}
 
     @functools.wraps(RNASeqMixin.get_normalized_expression)
     def get_normalized_expression(self, *args, **kwargs) -> pd.DataFrame | np.ndarray:
@@ -632,8 +635,23 @@ class TRVAE(
         draws = (
             given.arguments["n_samples"] > 1 or given.arguments["n_samples_overall"] is not None
         )
+        adata, gene_list = given.arguments["adata"], given.arguments["gene_list"]
+        if gene_list is not None:
+            self._gene_positions(gene_list)
         with self.module.posterior_mean(not draws):
-            return inherited(*args, **kwargs)
+            expression = inherited(*args, **kwargs)
+        return self._in_order_of(adata, expression, gene_list)
+
+    def _in_order_of(self, adata: AnnData | None, expression: Any, gene_list: Any = None) -> Any:
+        """Put the genes of the model's order (the last dimension) into the order of ``adata``."""
+        if adata is None:
+            return expression
+        genes = pd.Index(self._var_names)
+        returned = genes if gene_list is None else genes[genes.isin(gene_list)]
+        order = returned.get_indexer(adata.var_names[adata.var_names.isin(returned)])
+        if isinstance(expression, pd.DataFrame):
+            return expression.iloc[:, order]
+        return expression[..., order]
 
 
 def _where(layer: str | None) -> str:

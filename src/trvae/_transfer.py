@@ -219,7 +219,7 @@ class TransferMixin(_Model):
         selection = self._select(
             adata, target_condition, source_condition, indices, estimate, seed
         )
-        columns = self._columns(selection, gene_list)
+        columns = selection.gene_order if gene_list is None else self._gene_positions(gene_list)
 
         draws = []
         for draw in range(n_samples):
@@ -304,14 +304,15 @@ class TransferMixin(_Model):
             )
         return int(matches[0])
 
-    def _columns(self, selection: _Selection, gene_list) -> np.ndarray:
-        if gene_list is None:
-            return selection.gene_order
-        columns = pd.Index(self._var_names).get_indexer(list(gene_list))
-        if (columns < 0).any():
-            unknown = np.asarray(list(gene_list))[columns < 0]
+    def _gene_positions(self, gene_list: Sequence[str]) -> np.ndarray:
+        """Positions among the model's genes, or an error that names those that aren't there."""
+        if isinstance(gene_list, str):
+            raise ValueError(f"gene_list={gene_list!r} is not a list of genes.")
+        positions = pd.Index(self._var_names).get_indexer(list(gene_list))
+        if (positions < 0).any():
+            unknown = np.asarray(list(gene_list))[positions < 0]
             raise ValueError(f"gene_list has genes unknown to the model: {join_names(unknown)}.")
-        return columns
+        return positions
 
     # -------------------------------------------------------------------- decoding
 
