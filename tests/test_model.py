@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import QUIET, SMALL, fit
+from conftest import LONG, QUIET, SMALL, fit
 
 import trvae
 
@@ -274,3 +274,19 @@ def test_normalized_expression_has_the_genes_in_the_order_of_the_cells(trained, 
     np.testing.assert_array_equal(array, named.to_numpy())
     means = [trained.get_likelihood_parameters(a)["mean"] for a in (control, reversed_)]
     np.testing.assert_allclose(means[0], means[1][:, ::-1], rtol=1e-4)
+
+
+def test_differential_expression_of_log_normalised_values(adata):
+    values = adata.copy()
+    values.X = np.log1p(values.X.toarray()).astype(np.float32)
+    model = fit(values, gene_likelihood="normal", train=LONG)
+    table = model.differential_expression(
+        groupby="condition", group1="treated", group2="control", mode="change", silent=True
+    )
+    assert table["lfc_mean"].notna().all()
+    treated = (values.obs["condition"] == "treated").to_numpy()
+    change = values.X[treated].mean(0) - values.X[~treated].mean(0)
+    found = table["lfc_mean"].loc[values.var_names]
+    assert np.corrcoef(found, change)[0, 1] > 0.8
+    with pytest.raises(ValueError, match="have no library_size"):
+        model.get_normalized_expression(library_size=1e4)

@@ -635,12 +635,24 @@ class TRVAE(
         draws = (
             given.arguments["n_samples"] > 1 or given.arguments["n_samples_overall"] is not None
         )
+        if not self.module.is_count_model and given.arguments["library_size"] != 1:
+            raise ValueError(
+                "gene_likelihood='normal' is of log-normalised values, which have no library_size."
+            )
         adata, gene_list = given.arguments["adata"], given.arguments["gene_list"]
         if gene_list is not None:
             self._gene_positions(gene_list)
         with self.module.posterior_mean(not draws):
             expression = inherited(*args, **kwargs)
         return self._in_order_of(adata, expression, gene_list)
+
+    @functools.wraps(RNASeqMixin.differential_expression)
+    def differential_expression(self, *args, **kwargs) -> pd.DataFrame:
+        """As scvi-tools'; of log-normalised values, the change is their difference."""
+        if not self.module.is_count_model:
+            kwargs.setdefault("change_fn", _log2_fold_change_of_log_values)
+            kwargs.setdefault("pseudocounts", 0.0)
+        return super().differential_expression(*args, **kwargs)
 
     def _in_order_of(self, adata: AnnData | None, expression: Any, gene_list: Any = None) -> Any:
         """Put the genes of the model's order (the last dimension) into the order of ``adata``."""
@@ -652,6 +664,11 @@ class TRVAE(
         if isinstance(expression, pd.DataFrame):
             return expression.iloc[:, order]
         return expression[..., order]
+
+
+def _log2_fold_change_of_log_values(one: np.ndarray, other: np.ndarray, pseudocounts: float):
+    """Difference of natural logarithms, in units of log2; scvi-tools passes three arguments."""
+    return (one - other) / np.log(2)
 
 
 def _where(layer: str | None) -> str:
