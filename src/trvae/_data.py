@@ -132,6 +132,12 @@ def cell_positions(indices: Any, n_cells: int) -> np.ndarray:
     return positions
 
 
+def gene_positions(genes: pd.Index, names: pd.Index) -> np.ndarray:
+    """Return where among ``genes`` those of ``names`` are that occur there, in their order."""
+    positions = genes.get_indexer(names)
+    return positions[positions >= 0]
+
+
 def check_unique_genes(adata: AnnData) -> None:
     """Raise a ``ValueError`` if two genes share a name."""
     if not adata.var_names.is_unique:

@@ -40,6 +40,7 @@ from trvae._data import (
     check_numbers,
     check_seed,
     check_unique_genes,
+    gene_positions,
     get_matrix,
     join_names,
     private_copy,
@@ -641,7 +642,7 @@ class TRVAE(
             )
         adata, gene_list = given.arguments["adata"], given.arguments["gene_list"]
         if gene_list is not None:
-            self._gene_positions(gene_list)
+            self._known_genes(gene_list)
         with self.module.posterior_mean(not draws):
             expression = inherited(*args, **kwargs)
         return self._in_order_of(adata, expression, gene_list)
@@ -660,7 +661,7 @@ class TRVAE(
             return expression
         genes = pd.Index(self._var_names)
         returned = genes if gene_list is None else genes[genes.isin(gene_list)]
-        order = returned.get_indexer(adata.var_names[adata.var_names.isin(returned)])
+        order = gene_positions(returned, adata.var_names)
         if isinstance(expression, pd.DataFrame):
             return expression.iloc[:, order]
         return expression[..., order]

@@ -15,7 +15,7 @@ from scvi import REGISTRY_KEYS, settings
 from scvi.module._constants import MODULE_KEYS
 
 from trvae._counterfactual import count_quantile, draw_counts, expected_counts, shift_values
-from trvae._data import cell_positions, check_choice, check_seed, join_names
+from trvae._data import cell_positions, check_choice, check_seed, gene_positions, join_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -219,7 +219,7 @@ class TransferMixin(_Model):
         selection = self._select(
             adata, target_condition, source_condition, indices, estimate, seed
         )
-        columns = selection.gene_order if gene_list is None else self._gene_positions(gene_list)
+        columns = selection.gene_order if gene_list is None else self._known_genes(gene_list)
 
         draws = []
         for draw in range(n_samples):
@@ -272,9 +272,8 @@ class TransferMixin(_Model):
                 f"{self._condition_key}={source!r} among those given."
             )
 
-        model_genes = pd.Index(self._var_names)
-        order = model_genes.get_indexer(adata.var_names)
-        return _Selection(adata, registered, positions, order[order >= 0], conditions)
+        gene_order = gene_positions(pd.Index(self._var_names), adata.var_names)
+        return _Selection(adata, registered, positions, gene_order, conditions)
 
     def _read(self, adata, source) -> tuple[AnnData, AnnData]:
         """Return the user's AnnData, and the one that the model reads in its place."""
@@ -304,7 +303,7 @@ class TransferMixin(_Model):
             )
         return int(matches[0])
 
-    def _gene_positions(self, gene_list: Sequence[str]) -> np.ndarray:
+    def _known_genes(self, gene_list: Sequence[str]) -> np.ndarray:
         """Positions among the model's genes, or an error that names those that aren't there."""
         if isinstance(gene_list, str):
             raise ValueError(f"gene_list={gene_list!r} is not a list of genes.")
