@@ -111,6 +111,7 @@ def test_log_normalised_data_for_a_count_likelihood(adata):
         ({"mmd_weight": float("nan")}, "mmd_weight=nan is not a number from 0 on"),
         ({"mmd_within_labels": True}, "needs labels: setup_anndata"),
         ({"n_latent": 0}, "n_latent=0 is not a positive integer"),
+        ({"n_latent": True}, "n_latent=True is not a positive integer"),
         ({"hidden_sizes": 5}, "hidden_sizes=5 is not a list of positive integers"),
         ({"mmd_bandwidths": [0.0]}, "mmd_bandwidths=.0.0. are not positive"),
         ({"mmd_bandwidths": [float("nan")]}, "mmd_bandwidths=.nan. are not positive"),
@@ -190,18 +191,34 @@ def test_conditions_of_mixed_types(adata):
         setup(adata, condition_key="dose")
 
 
-def test_genes_in_another_order_are_refused_where_the_cells_become_the_models(adata, tmp_path):
+def test_genes_in_another_order_are_matched_where_the_cells_become_the_models(adata, tmp_path):
     model = fit(adata)
     model.save(str(tmp_path / "model"))
     shuffled = adata[:, ::-1].copy()
-    with pytest.raises(ValueError, match="prepare_query_anndata"):
-        trvae.TRVAE.load(str(tmp_path / "model"), adata=shuffled)
+    before = shuffled.copy()
+    loaded = trvae.TRVAE.load(tmp_path / "model", adata=shuffled)
+    np.testing.assert_array_equal(
+        loaded.get_latent_representation(), model.get_latent_representation()
+    )
+    assert list(loaded.adata.var_names) == list(adata.var_names)
+    assert "_scvi_uuid" not in shuffled.uns
+    assert shuffled.obs.equals(before.obs)
+
     query = shuffled.copy()
     query.obs["condition"] = "other"
-    with pytest.raises(ValueError, match="prepare_query_anndata"):
-        trvae.TRVAE.load_query_data(query, model)
-    trvae.TRVAE.prepare_query_anndata(query, model)
-    assert trvae.TRVAE.load_query_data(query, model).conditions[-1] == "other"
+    mapped = trvae.TRVAE.load_query_data(query, model)
+    assert mapped.conditions[-1] == "other"
+    np.testing.assert_array_equal(mapped.adata.X.toarray(), adata.X.toarray())
+
+    lacking = shuffled[:, 1:].copy()
+    for give in (
+        lambda: trvae.TRVAE.load(tmp_path / "model", adata=lacking),
+        lambda: trvae.TRVAE.load_query_data(lacking, model),
+    ):
+        with pytest.raises(ValueError, match="1 of the model's 60 genes are not in .*gene_59"):
+            give()
+    trvae.TRVAE.prepare_query_anndata(lacking, model)
+    assert trvae.TRVAE.load_query_data(lacking, model).conditions == model.conditions
 
 
 def test_unknown_category_of_a_covariate(adata):

@@ -2,6 +2,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import LONG, QUIET, SMALL, fit
@@ -157,6 +158,54 @@ def test_normalized_expression_is_at_the_posterior_mean_unless_draws_are_asked_f
     draws = trained.get_normalized_expression(n_samples=3, return_mean=False)
     assert draws.shape == (3, *once.shape)
     assert not np.allclose(draws[0], draws[1])
+
+
+DRAWS = {
+    "get_latent_representation": {"give_mean": False},
+    "get_normalized_expression": {"n_samples": 3, "return_mean": False},
+    "get_likelihood_parameters": {"n_samples": 3},
+    "posterior_predictive_sample": {},
+    "get_elbo": {"return_mean": False},
+    "get_marginal_ll": {"n_mc_samples": 3, "return_mean": False},
+    "get_reconstruction_error": {"return_mean": False},
+    "get_feature_correlation_matrix": {"n_samples": 2},
+}
+
+
+def drawn(model, method, **kwargs):
+    values = getattr(model, method)(**DRAWS[method], **kwargs)
+    values = next(iter(values.values())) if isinstance(values, dict) else values
+    return np.asarray(values.todense() if hasattr(values, "todense") else values)
+
+
+@pytest.mark.parametrize("method", DRAWS)
+def test_draws_have_a_seed(trained, method):
+    state = torch.get_rng_state()
+    once = drawn(trained, method)
+    np.testing.assert_array_equal(drawn(trained, method, seed=0), once)
+    assert not np.array_equal(drawn(trained, method, seed=1), once)
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(ValueError, match="seed=-1 is not an integer"):
+        drawn(trained, method, seed=-1)
+
+
+@pytest.mark.parametrize(
+    "method", ["get_latent_representation", "get_normalized_expression", "get_elbo"]
+)
+def test_draws_of_z_do_not_depend_on_the_minibatch_size(trained, method):
+    np.testing.assert_allclose(
+        drawn(trained, method, batch_size=7), drawn(trained, method), rtol=1e-3, atol=1e-5
+    )
+
+
+def test_differential_expression_is_seeded(trained):
+    def table(**kwargs):
+        return trained.differential_expression(
+            groupby="condition", group1="treated", mode="change", silent=True, **kwargs
+        )
+
+    pd.testing.assert_frame_equal(table(), table(seed=0))
+    assert not table(seed=1)["lfc_mean"].equals(table()["lfc_mean"])
 
 
 def test_differential_expression_finds_the_effect(trained):

@@ -6,7 +6,8 @@ from conftest import fit
 
 import trvae
 from trvae._mmd import multi_scale_mmd
-from trvae._train import MIN_CELLS_PER_CONDITION, ConditionBalancedSampler, seeded
+from trvae._seed import seeded
+from trvae._train import MIN_CELLS_PER_CONDITION, ConditionBalancedSampler
 
 
 def epoch(condition, batch_size, **kwargs):

@@ -329,6 +329,7 @@ def test_layer_is_read_and_written(adata):
             "target_condition 'stim' is not one of .*'control', 'treated'",
         ),
         ({"target_condition": None}, "target_condition None is not one of"),
+        ({"target_condition": ["treated"]}, r"target_condition \['treated'\] is not one of"),
         ({"source_condition": "stim"}, "source_condition 'stim' is not one of"),
         ({"estimate": "best"}, "estimate='best' is not one of 'counterfactual', 'decoded'"),
         ({"seed": -1}, r"seed=-1 is not an integer from 0 to 2\*\*32 - 1"),

@@ -102,10 +102,14 @@ def check_numbers(adata: AnnData, argument: str, key: str, *, positive: bool = F
         )
 
 
+def is_integer(value: Any) -> bool:
+    """Whether it is a whole number of Python or numpy; booleans are none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 def check_seed(seed: Any) -> None:
     """Raise a ``ValueError`` unless numpy takes the seed."""
-    is_integer = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
-    if not is_integer or not 0 <= seed < 2**32:
+    if not is_integer(seed) or not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed!r} is not an integer from 0 to 2**32 - 1.")
 
 
@@ -217,6 +221,32 @@ def _blocks_of_values(matrix: Any) -> Iterator[np.ndarray]:
             yield from _blocks_of_values(block)
 
 
+def positions_of_genes(adata: AnnData, var_names: np.ndarray) -> np.ndarray:
+    """Return where in ``adata`` the model's genes are, matched by name.
+
+    Parameters
+    ----------
+    adata
+        The user's cells, which may have more genes.
+    var_names
+        The model's genes.
+
+    Raises
+    ------
+    ValueError
+        If a gene name occurs twice or one of the model's genes is missing.
+    """
+    check_unique_genes(adata)
+    position = adata.var_names.get_indexer(pd.Index(var_names))
+    if (position < 0).any():
+        missing = np.asarray(var_names)[position < 0]
+        raise ValueError(
+            f"{len(missing)} of the model's {len(var_names)} genes are not in adata.var_names: "
+            f"{join_names(missing)}."
+        )
+    return position
+
+
 def private_copy(adata: AnnData, var_names: np.ndarray, layer: str | None) -> AnnData:
     """Return an AnnData of the model's genes that can be registered in place of the user's.
 
@@ -238,14 +268,7 @@ def private_copy(adata: AnnData, var_names: np.ndarray, layer: str | None) -> An
     """
     if adata.n_obs == 0:
         raise ValueError("The AnnData has no cells.")
-    check_unique_genes(adata)
-    position = adata.var_names.get_indexer(pd.Index(var_names))
-    if (position < 0).any():
-        missing = np.asarray(var_names)[position < 0]
-        raise ValueError(
-            f"{len(missing)} of the model's {len(var_names)} genes are not in adata.var_names: "
-            f"{join_names(missing)}."
-        )
+    position = positions_of_genes(adata, var_names)
     matrix = get_matrix(adata, layer)
     if not np.array_equal(position, np.arange(adata.n_vars)):
         matrix = matrix[:, position]

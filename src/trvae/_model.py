@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 import pandas as pd
 import torch
+from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data._utils import _get_adata_minify_type
@@ -42,7 +43,9 @@ from trvae._data import (
     check_unique_genes,
     gene_positions,
     get_matrix,
+    is_integer,
     join_names,
+    positions_of_genes,
     private_copy,
     smallest_value,
 )
@@ -56,13 +59,12 @@ from trvae._module import (
     TRVAEModule,
 )
 from trvae._nn import Normalization
-from trvae._train import ConditionBalancedDataSplitter, TRVAETrainingPlan, seeded
+from trvae._seed import seeded, with_seed
+from trvae._train import ConditionBalancedDataSplitter, TRVAETrainingPlan
 from trvae._transfer import TransferMixin
 
 if TYPE_CHECKING:
     from typing import Any
-
-    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
@@ -320,7 +322,7 @@ class TRVAE(
 
     @property
     def _var_names(self) -> np.ndarray:
-        return np.asarray(self._field_state(REGISTRY_KEYS.X_KEY)["column_names"])
+        return _registered_genes(self.registry)
 
     def _field_state(self, registry_key: str) -> dict:
         return self.registry["field_registries"].get(registry_key, {}).get("state_registry", {})
@@ -512,6 +514,38 @@ class TRVAE(
             )
 
     @classmethod
+    def load(
+        cls, dir_path: str | Path, adata: AnnData | bool | None = None, *args, **kwargs
+    ) -> TRVAE:
+        """Load a saved model.
+
+        Parameters
+        ----------
+        dir_path
+            Folder that the model was saved in.
+        adata
+            Cells with the columns that the model was set up with. Genes are matched by name:
+            unless they are the model's in its order, the model has a copy of the cells in which
+            they are. ``None`` takes the cells saved with the model, ``False`` none.
+        *args, **kwargs
+            Passed to :meth:`scvi.model.base.BaseModelClass.load`.
+
+        Returns
+        -------
+        The model as it was saved.
+
+        Raises
+        ------
+        ValueError
+            If nothing is saved there, or a column or a gene is missing.
+        """
+        # Before a download there is no registry.
+        if isinstance(adata, AnnData) and "backup_url" not in kwargs:
+            registry = cls.load_registry(str(dir_path), prefix=kwargs.get("prefix"))
+            adata = _with_genes(adata, _registered_genes(registry))
+        return super().load(str(dir_path), adata, *args, **kwargs)
+
+    @classmethod
     def load_query_data(
         cls,
         adata: AnnData | None = None,
@@ -527,6 +561,8 @@ class TRVAE(
         adata
             Cells with the columns that the reference was set up with; new conditions and new
             categories of covariates are allowed. It is registered as by :meth:`setup_anndata`.
+            Genes are matched by name: unless they are the reference's in its order, the model
+            has a copy of the cells in which they are.
         reference_model
             The trained model, or the folder it is saved in.
         unfrozen
@@ -543,7 +579,8 @@ class TRVAE(
         Raises
         ------
         ValueError
-            If there is no reference model or a column is missing.
+            If there is no reference model, or a column or a gene is missing.
+            ``TRVAE.prepare_query_anndata`` fills up missing genes with zeros.
 
         References
         ----------
@@ -558,6 +595,8 @@ class TRVAE(
             if isinstance(reference_model, str | Path)
             else reference_model
         )
+        if adata is not None and not kwargs.get("inplace_subset_query_vars"):
+            adata = _with_genes(adata, reference._var_names)
         model = super().load_query_data(adata, reference, unfrozen=True, **kwargs)
         if not unfrozen:
             model.module.train_new_categories_only(reference.module.state_dict())
@@ -614,6 +653,14 @@ class TRVAE(
                 ]
             )
 
+    get_latent_representation = with_seed(VAEMixin.get_latent_representation)
+    get_elbo = with_seed(VAEMixin.get_elbo)
+    get_marginal_ll = with_seed(VAEMixin.get_marginal_ll)
+    get_reconstruction_error = with_seed(VAEMixin.get_reconstruction_error)
+    posterior_predictive_sample = with_seed(RNASeqMixin.posterior_predictive_sample)
+    get_feature_correlation_matrix = with_seed(RNASeqMixin.get_feature_correlation_matrix)
+
+    @with_seed
     @functools.wraps(RNASeqMixin.get_likelihood_parameters)
     def get_likelihood_parameters(self, *args, **kwargs) -> dict[str, np.ndarray]:
         """As scvi-tools', but at the posterior mean of ``z`` unless draws are asked for."""
@@ -623,6 +670,7 @@ class TRVAE(
             parameters = inherited(*args, **kwargs)
         return {name: self._in_order_of(adata, values) for name, values in parameters.items()}
 
+    @with_seed
     @functools.wraps(RNASeqMixin.get_normalized_expression)
     def get_normalized_expression(self, *args, **kwargs) -> pd.DataFrame | np.ndarray:
         """As scvi-tools', but at the posterior mean of ``z`` unless draws are asked for."""
@@ -647,6 +695,7 @@ class TRVAE(
             expression = inherited(*args, **kwargs)
         return self._in_order_of(adata, expression, gene_list)
 
+    @with_seed
     @functools.wraps(RNASeqMixin.differential_expression)
     def differential_expression(self, *args, **kwargs) -> pd.DataFrame:
         """As scvi-tools'; of log-normalised values, the change is their difference."""
@@ -681,7 +730,7 @@ def _check_positive_integers(argument: str, given: Any, *, is_list: bool) -> Non
     if (
         not isinstance(values, Sequence | np.ndarray)
         or len(values) == 0
-        or any(not isinstance(v, int | np.integer) or v < 1 for v in values)
+        or any(not is_integer(v) or v < 1 for v in values)
     ):
         expected = "a list of positive integers" if is_list else "a positive integer"
         raise ValueError(f"{argument}={given!r} is not {expected}.")
@@ -704,9 +753,20 @@ def _check_columns(adata: AnnData, setup_args: dict) -> None:
         check_numbers(adata, "size_factor_key", setup_args["size_factor_key"], positive=True)
 
 
+def _registered_genes(registry: dict) -> np.ndarray:
+    field = registry["field_registries"][REGISTRY_KEYS.X_KEY]
+    return np.asarray(field["state_registry"]["column_names"])
+
+
+def _with_genes(adata: AnnData, var_names: np.ndarray) -> AnnData:
+    """Return the cells with the model's genes in its order: a copy unless they are so already."""
+    if np.array_equal(adata.var_names, var_names):
+        return adata
+    return adata[:, positions_of_genes(adata, var_names)].copy()
+
+
 def _check_same_genes(adata: AnnData, source_registry: dict) -> None:
-    expected = source_registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
-    if not np.array_equal(adata.var_names, expected["column_names"]):
+    if not np.array_equal(adata.var_names, _registered_genes(source_registry)):
         raise ValueError(
             "The genes of the AnnData are not those of the model, in its order. "
             "TRVAE.prepare_query_anndata(adata, model) makes them so."

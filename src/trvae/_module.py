@@ -6,6 +6,7 @@ import functools
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 from scvi.distributions import Normal, Poisson, ZeroInflatedNegativeBinomial
@@ -113,6 +114,7 @@ class TRVAEModule(BaseMinifiedModeModuleClass):
         self.mmd_within_labels = mmd_within_labels
         self.mmd_bandwidths = tuple(mmd_bandwidths)
         self._posterior_mean = False
+        self._latent_noise: np.random.Generator | None = None
 
         sizes = CovariateSizes(n_batch, tuple(n_cats_per_cov or ()), n_continuous_cov)
         self.encoder = Encoder(n_input, n_latent, hidden_sizes, sizes, normalization, dropout_rate)
@@ -148,6 +150,26 @@ class TRVAEModule(BaseMinifiedModeModuleClass):
             yield
         finally:
             self._posterior_mean = before
+
+    @property
+    def has_latent_draws(self) -> bool:
+        """Whether :meth:`latent_draws` is active."""
+        return self._latent_noise is not None
+
+    @contextmanager
+    def latent_draws(self, seed: int) -> Iterator[None]:
+        """Draw ``z`` from a stream of its own, cell by cell, whatever the minibatch size.
+
+        Parameters
+        ----------
+        seed
+            Seed of the stream.
+        """
+        self._latent_noise = np.random.default_rng(seed)
+        try:
+            yield
+        finally:
+            self._latent_noise = None
 
     def train_new_categories_only(self, reference: dict[str, torch.Tensor]) -> None:
         """Freeze all weights but the rows that the categories' tables have more.
@@ -209,10 +231,16 @@ class TRVAEModule(BaseMinifiedModeModuleClass):
 
     def _inference_outputs(self, mean, scale, library, n_samples):
         qz = Normal(mean, scale)
-        if n_samples > 1:
-            z = qz.rsample((n_samples,))
+        if n_samples == 1 and self._posterior_mean:
+            z = mean
+        elif self._latent_noise is None:
+            z = qz.rsample((n_samples,) if n_samples > 1 else ())
         else:
-            z = mean if self._posterior_mean else qz.rsample()
+            n_cells, n_latent = mean.shape
+            noise = self._latent_noise.standard_normal((n_cells, n_samples, n_latent))
+            noise = torch.as_tensor(noise, dtype=mean.dtype, device=mean.device)
+            z = mean + scale * noise.swapaxes(0, 1)
+            z = z if n_samples > 1 else z[0]
         return {
             MODULE_KEYS.Z_KEY: z,
             MODULE_KEYS.QZ_KEY: qz,

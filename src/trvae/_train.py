@@ -1,9 +1,7 @@
-"""Training: minibatches in which every condition has cells, the plan, and seeds."""
+"""Training: minibatches in which every condition has cells, and the plan."""
 
 from __future__ import annotations
 
-import random
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -214,30 +212,3 @@ class TRVAETrainingPlan(TrainingPlan):
         return lambda params: classes[self.optimizer_name](
             params, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=fused
         )
-
-
-@contextmanager
-def seeded(seed: int | None) -> Iterator[None]:
-    """Seed everything that draws within the context, and put it back as it was after.
-
-    Parameters
-    ----------
-    seed
-        ``None`` leaves the generators alone, as scvi-tools does.
-    """
-    if seed is None:
-        yield
-        return
-    numpy_state, python_state, scvi_seed = np.random.get_state(), random.getstate(), settings.seed
-    with torch.random.fork_rng():
-        try:
-            torch.manual_seed(seed)
-            np.random.seed(seed)
-            random.seed(seed)
-            # The splitter reads the attribute; its setter would reseed the outer generators.
-            settings._seed = seed
-            yield
-        finally:
-            settings._seed = scvi_seed
-            np.random.set_state(numpy_state)
-            random.setstate(python_state)

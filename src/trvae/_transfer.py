@@ -295,13 +295,13 @@ class TransferMixin(_Model):
 
     def _condition_code(self, name: Any, argument: str) -> int:
         """Code of a condition, or an error that lists the model's conditions."""
-        matches = np.flatnonzero(np.asarray(self.conditions, dtype=object) == name)
-        if len(matches) == 0:
+        # A list or an array would be compared with its elements.
+        if not pd.api.types.is_scalar(name) or name not in self.conditions:
             raise ValueError(
                 f"{argument} {name!r} is not one of the model's conditions: "
                 f"{join_names(self.conditions)}."
             )
-        return int(matches[0])
+        return self.conditions.index(name)
 
     def _known_genes(self, gene_list: Sequence[str]) -> np.ndarray:
         """Positions among the model's genes, or an error that names those that aren't there."""

@@ -1,0 +1,81 @@
+"""Seeds: of everything that draws within a context, and of scvi-tools' methods."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import random
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scvi import settings
+
+from trvae._data import check_seed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_SEED_DOC = """\
+{indent}seed
+{indent}    Seed of all draws, which are then the same whenever the method is called.
+
+"""
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Seed everything that draws within the context, and put it back as it was after.
+
+    Parameters
+    ----------
+    seed
+        ``None`` leaves the generators alone, as scvi-tools does.
+    """
+    if seed is None:
+        yield
+        return
+    numpy_state, python_state, scvi_seed = np.random.get_state(), random.getstate(), settings.seed
+    with torch.random.fork_rng():
+        try:
+            torch.manual_seed(seed)
+            np.random.seed(seed)
+            random.seed(seed)
+            # The splitter reads the attribute; its setter would reseed the outer generators.
+            settings._seed = seed
+            yield
+        finally:
+            settings._seed = scvi_seed
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
+
+
+def with_seed(method: Callable) -> Callable:
+    """Give a model's method that draws the keyword argument ``seed``, by default 0.
+
+    A method that is called by another one with a seed draws from the other's.
+
+    Parameters
+    ----------
+    method
+        Method of a model whose module has ``latent_draws``.
+    """
+
+    @functools.wraps(method)
+    def wrapped(self, *args, seed: int = 0, **kwargs):
+        check_seed(seed)
+        if self.module.has_latent_draws:
+            return method(self, *args, **kwargs)
+        with seeded(seed), self.module.latent_draws(seed):
+            return method(self, *args, **kwargs)
+
+    signature = inspect.signature(method)
+    *others, last = signature.parameters.values()
+    argument = inspect.Parameter("seed", inspect.Parameter.KEYWORD_ONLY, default=0)
+    is_variadic = last.kind is inspect.Parameter.VAR_KEYWORD
+    parameters = [*others, argument, last] if is_variadic else [*others, last, argument]
+    wrapped.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    before, returns, after = (method.__doc__ or "").partition("        Returns\n")
+    wrapped.__doc__ = before + _SEED_DOC.format(indent=" " * 8) + returns + after
+    return wrapped
