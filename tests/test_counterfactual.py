@@ -70,4 +70,4 @@ def test_nothing_comes_of_a_gene_without_rate():
 def test_shift_adds_the_difference_and_respects_the_bound():
     values, before, after = np.array([[0.5, 0.0]]), np.array([[1.0, 1.0]]), np.array([[2.0, 0.2]])
     np.testing.assert_allclose(shift_values(values, before, after), [[1.5, -0.8]])
-    np.testing.assert_allclose(shift_values(values, before, after, smallest=0.0), [[1.5, 0.0]])
+    np.testing.assert_allclose(shift_values(values, before, after, nonnegative=True), [[1.5, 0.0]])

@@ -33,6 +33,11 @@ def with_value(adata, value):
         (None, {"size_factor_key": "size"}, "size_factor_key 'size' is not in"),
         (None, {"categorical_covariate_keys": ["donor"]}, "covariate_keys 'donor' is not in"),
         (None, {"continuous_covariate_keys": ["age"]}, "covariate_keys 'age' is not in"),
+        (
+            None,
+            {"categorical_covariate_keys": "cell_type"},
+            "categorical_covariate_keys='cell_type' is not a list",
+        ),
         (lambda a: a[:0].copy(), {}, "empty: 0 cells"),
         (lambda a: a[:, :0].copy(), {}, "empty: 240 cells x 0 genes"),
         (lambda a: a[a.obs["condition"] == "control"].copy(), {}, "only one condition, 'control'"),
@@ -119,6 +124,8 @@ def test_log_normalised_data_for_a_count_likelihood(adata):
         ({"seed": 2**32}, r"seed=4294967296 is not an integer from 0 to 2\*\*32 - 1"),
         ({"hidden_sizes": []}, "hidden_sizes=.. is not a list of positive integers"),
         ({"dropout_rate": 1.0}, "dropout_rate=1.0 is not in"),
+        ({"dropout_rate": None}, "dropout_rate=None is not in"),
+        ({"mmd_bandwidths": 5}, "mmd_bandwidths=5 are not positive"),
     ],
 )
 def test_wrong_model_arguments(adata, arguments, message):

@@ -176,7 +176,9 @@ def test_groups_are_not_changed():
 
 def test_bad_comparisons_are_refused():
     control, observed, reference = groups()
-    with pytest.raises(ValueError, match="condition_key and labels_key are needed"):
+    with pytest.raises(
+        ValueError, match="condition_key, labels_key, source_condition and .* needed"
+    ):
         metrics.transfer_metrics(control, observed, control, reference=reference)
     with pytest.raises(ValueError, match="predicted has 1 cells; 2 or more"):
         metrics.transfer_metrics(control[:1], observed, control)
@@ -184,3 +186,22 @@ def test_bad_comparisons_are_refused():
         metrics.transfer_metrics(control[:, 1:], observed, control)
     with pytest.raises(ValueError, match="no other label with cells of both"):
         metrics.transfer_metrics(control, observed, control, reference=control, **REFERENCE)
+
+
+def test_the_reference_must_be_comparable_and_described():
+    control, observed, reference = groups()
+    logged = reference.copy()
+    logged.X = logged.X.log1p()
+    with pytest.raises(ValueError, match="observed, control hold counts, but reference values"):
+        metrics.transfer_metrics(observed, observed, control, reference=logged, **REFERENCE)
+    with pytest.raises(ValueError, match="reference lacks genes .*'gene_0'"):
+        metrics.transfer_metrics(
+            observed, observed, control, reference=reference[:, 1:].copy(), **REFERENCE
+        )
+    with pytest.raises(ValueError, match="source_condition and target_condition are needed"):
+        metrics.transfer_metrics(
+            observed, observed, control, reference=reference,
+            condition_key="condition", labels_key="cell_type",
+        )  # fmt: skip
+    with pytest.raises(ValueError, match="n_top_genes=0 is not a positive integer"):
+        metrics.transfer_metrics(observed, observed, control, n_top_genes=0)

@@ -98,15 +98,21 @@ def test_layers_and_norms(adata, mmd_layer, normalization):
     assert np.isfinite(model.history["mmd_validation"].astype(float)).all(axis=None)
 
 
-def test_mmd_is_that_of_the_chosen_layer(trained):
+@pytest.mark.parametrize("mmd_layer", ["decoder", "latent", "both"])
+@pytest.mark.parametrize("within_labels", [True, False])
+def test_mmd_is_that_of_the_chosen_layer(adata, mmd_layer, within_labels):
     from trvae._mmd import multi_scale_mmd
 
-    tensors = next(iter(trained._make_data_loader(trained.adata, batch_size=100, shuffle=True)))
-    module = trained.module
+    model = fit(adata, mmd_layer=mmd_layer, mmd_within_labels=within_labels)
+    tensors = next(iter(model._make_data_loader(model.adata, batch_size=100, shuffle=True)))
+    module = model.module
     with torch.no_grad(), module.posterior_mean():
         inferred, generated, loss = module(tensors)
-    condition, label = tensors["batch"].flatten(), tensors["labels"].flatten()
-    expected = multi_scale_mmd(generated["first_layer"], condition, label)
+    condition = tensors["batch"].flatten()
+    label = tensors["labels"].flatten() if within_labels else None
+    layers = {"decoder": generated["first_layer"], "latent": inferred["z"]}
+    chosen = list(layers.values()) if mmd_layer == "both" else [layers[mmd_layer]]
+    expected = sum(multi_scale_mmd(y, condition, label) for y in chosen)
     torch.testing.assert_close(loss.extra_metrics["mmd"], expected)
     elbo = (
         loss.reconstruction_loss["reconstruction_loss"] + loss.kl_local["kl_divergence_z"]
@@ -304,6 +310,43 @@ def test_cells_to_represent(trained, control, method):
         represent(control, indices=[100])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"groupby": "cond"}, "groupby 'cond' is not in adata.obs: 'condition', 'cell_type'"),
+        ({"group1": "stim"}, "group1 'stim' is not in adata.obs.'condition'.: 'control', 'tr"),
+        ({"group1": ["treated"], "group2": "stim"}, "group2 'stim' is not in adata.obs"),
+        ({"idx1": []}, "No cells are selected: idx1 choose none"),
+        ({"group1": "treated", "weights": "importance"}, "weights='importance' is not one of"),
+    ],
+)
+def test_groups_that_cannot_be_compared(trained, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        trained.differential_expression(**({"groupby": "condition", "silent": True} | arguments))
+
+
+def test_likelihoods_without_dispersion_say_so(adata):
+    model = fit(adata, gene_likelihood="poisson", train={"max_epochs": 1})
+    for method in (model.get_likelihood_parameters, model.get_feature_correlation_matrix):
+        with pytest.raises(ValueError, match="'nb' and 'zinb', not 'poisson'"):
+            method()
+
+
+def test_overridden_methods_keep_both_docstrings():
+    doc = trvae.TRVAE.get_normalized_expression.__doc__
+    assert "posterior mean" in doc
+    assert "transform_batch" in doc
+    assert doc.index("\nseed\n") < doc.index("\nReturns\n")
+
+
+def test_an_untrained_model_gives_no_expression(adata):
+    trvae.TRVAE.setup_anndata(adata, condition_key="condition")
+    model = trvae.TRVAE(adata, **SMALL)
+    for method in (model.get_normalized_expression, model.differential_expression):
+        with pytest.raises(RuntimeError, match="untrained model"):
+            method()
+
+
 @pytest.mark.parametrize("transform_batch", ["stim", ["control", "stim"]])
 def test_an_unknown_transform_batch_is_named_beside_the_conditions(trained, transform_batch):
     with pytest.raises(
@@ -323,6 +366,8 @@ def test_normalized_expression_has_the_genes_in_the_order_of_the_cells(trained, 
     np.testing.assert_array_equal(array, named.to_numpy())
     means = [trained.get_likelihood_parameters(a)["mean"] for a in (control, reversed_)]
     np.testing.assert_allclose(means[0], means[1][:, ::-1], rtol=1e-4)
+    drawn = [trained.posterior_predictive_sample(a).todense() for a in (control, reversed_)]
+    assert np.corrcoef(drawn[0].mean(0), drawn[1].mean(0)[::-1])[0, 1] > 0.99
 
 
 def test_differential_expression_of_log_normalised_values(adata):

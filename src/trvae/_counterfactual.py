@@ -59,7 +59,9 @@ def draw_counts(
     drawn = counts.astype(np.float64)
     falls = (target_rate < source_rate) & (counts > 0)
     kept_share = _kept_share(source_rate[falls], target_rate[falls])
-    drawn[falls] = stats.binom.ppf(uniform[falls], drawn[falls], kept_share)
+    # At a probability of exactly 0 the library's quantile is -1.
+    kept = stats.binom.ppf(uniform[falls], drawn[falls], kept_share)
+    drawn[falls] = np.maximum(kept, 0)
     rises = target_rate > source_rate
     gain = _gain(source_rate, target_rate)
     drawn[rises] += count_quantile(
@@ -105,7 +107,7 @@ def shift_values(
     values: np.ndarray,
     source_mean: np.ndarray,
     target_mean: np.ndarray,
-    smallest: float | None = None,
+    nonnegative: bool = False,
 ) -> np.ndarray:
     """Add the difference of the two decodings to log-normalised values.
 
@@ -115,15 +117,15 @@ def shift_values(
         The cells' own values, ``n_cells x n_genes``.
     source_mean, target_mean
         Decoded means, of the same shape.
-    smallest
-        A bound below which no value may fall.
+    nonnegative
+        Whether no value may fall below 0.
 
     Returns
     -------
     ``n_cells x n_genes``.
     """
     shifted = values + (target_mean - source_mean)
-    return shifted if smallest is None else np.maximum(shifted, smallest)
+    return np.maximum(shifted, 0.0) if nonnegative else shifted
 
 
 def _kept_share(source_rate: np.ndarray, target_rate: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from scipy import sparse
 from scvi.data.fields import CategoricalObsField
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 _ROWS_AT_ONCE = 10_000
 _NAMES_SHOWN = 10
@@ -66,12 +66,14 @@ def get_matrix(adata: AnnData, layer: str | None) -> Any:
     return adata.layers[layer]
 
 
-def check_obs_column(adata: AnnData, argument: str, key: str) -> pd.Series:
+def check_obs_column(
+    adata: AnnData, argument: str, key: str, *, complete: bool = True
+) -> pd.Series:
     """Return the column of ``obs``, or raise a ``ValueError`` if it is missing or has gaps."""
     if key not in adata.obs:
         raise ValueError(f"{argument} {key!r} is not in adata.obs: {join_names(adata.obs)}.")
     column = adata.obs[key]
-    if column.isna().any():
+    if complete and column.isna().any():
         raise ValueError(
             f"{argument} {key!r}: {int(column.isna().sum())} of {len(column)} cells have no value "
             "in adata.obs. Remove those cells or give them a value."
@@ -107,13 +109,41 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number; booleans are none."""
+    return is_integer(value) or (isinstance(value, float | np.floating) and np.isfinite(value))
+
+
+def is_list_of(values: Any, allowed: Callable[[Any], bool]) -> bool:
+    """Whether it is a list, tuple or array with at least one element, all of them allowed."""
+    is_list = isinstance(values, list | tuple | np.ndarray)
+    return is_list and len(values) > 0 and all(map(allowed, values))
+
+
+def is_positive_integer(value: Any) -> bool:
+    """Whether it is a whole number from 1 on."""
+    return is_integer(value) and value > 0
+
+
+def check_positive_integer(argument: str, given: Any) -> None:
+    """Raise a ``ValueError`` unless ``given`` is one."""
+    if not is_positive_integer(given):
+        raise ValueError(f"{argument}={given!r} is not a positive integer.")
+
+
+def check_positive_integers(argument: str, given: Any) -> None:
+    """Raise a ``ValueError`` unless ``given`` is a list of them."""
+    if not is_list_of(given, is_positive_integer):
+        raise ValueError(f"{argument}={given!r} is not a list of positive integers.")
+
+
 def check_seed(seed: Any) -> None:
     """Raise a ``ValueError`` unless numpy takes the seed."""
     if not is_integer(seed) or not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed!r} is not an integer from 0 to 2**32 - 1.")
 
 
-def cell_positions(indices: Any, n_cells: int) -> np.ndarray:
+def cell_positions(indices: Any, n_cells: int, argument: str = "indices") -> np.ndarray:
     """Return which cells are chosen, or raise a ``ValueError`` if there are none or not so many.
 
     Parameters
@@ -122,6 +152,8 @@ def cell_positions(indices: Any, n_cells: int) -> np.ndarray:
         Positions of cells, a mask of them, or ``None`` for all.
     n_cells
         Number of cells to choose among.
+    argument
+        What the message calls ``indices``.
     """
     positions = np.arange(n_cells)
     if indices is None:
@@ -130,9 +162,9 @@ def cell_positions(indices: Any, n_cells: int) -> np.ndarray:
     try:
         positions = positions[chosen if len(chosen) else chosen.astype(int)]
     except IndexError as error:
-        raise ValueError(f"indices don't fit {n_cells} cells: {error}") from error
+        raise ValueError(f"{argument} don't fit {n_cells} cells: {error}") from error
     if len(positions) == 0:
-        raise ValueError(f"No cells are selected: indices choose none of the {n_cells} cells.")
+        raise ValueError(f"No cells are selected: {argument} choose none of the {n_cells} cells.")
     return positions
 
 
@@ -197,13 +229,9 @@ def check_expression(matrix: Any, gene_likelihood: str, where: str) -> None:
         )
 
 
-def smallest_value(matrix: Any) -> float:
-    """Return the smallest value, counting the zeros that a sparse matrix leaves out."""
-    smallest = 0.0 if not isinstance(matrix, np.ndarray) else np.inf
-    for values in _blocks_of_values(matrix):
-        if values.size:
-            smallest = min(smallest, float(values.min()))
-    return smallest
+def is_nonnegative(matrix: Any) -> bool:
+    """Whether no value is below 0."""
+    return all((values >= 0).all() for values in _blocks_of_values(matrix))
 
 
 def _blocks_of_values(matrix: Any) -> Iterator[np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import logging
 from collections.abc import Sequence
@@ -39,15 +38,19 @@ from trvae._data import (
     check_choice,
     check_expression,
     check_numbers,
+    check_obs_column,
+    check_positive_integer,
+    check_positive_integers,
     check_seed,
     check_unique_genes,
     gene_positions,
     get_matrix,
-    is_integer,
+    is_list_of,
+    is_nonnegative,
+    is_number,
     join_names,
     positions_of_genes,
     private_copy,
-    smallest_value,
 )
 from trvae._mmd import BANDWIDTHS
 from trvae._module import (
@@ -59,7 +62,7 @@ from trvae._module import (
     TRVAEModule,
 )
 from trvae._nn import Normalization
-from trvae._seed import seeded, with_seed
+from trvae._seed import overriding, seeded, with_seed
 from trvae._train import ConditionBalancedDataSplitter, TRVAETrainingPlan
 from trvae._transfer import TransferMixin
 
@@ -192,15 +195,15 @@ class TRVAE(
         check_choice("decoder", decoder, get_args(DecoderName))
         check_choice("normalization", normalization, get_args(Normalization))
         check_choice("mmd_layer", mmd_layer, get_args(MMDLayer))
-        _check_positive_integers("n_latent", n_latent, is_list=False)
-        _check_positive_integers("hidden_sizes", hidden_sizes, is_list=True)
-        _check_positive_integers("effect_sizes", effect_sizes, is_list=True)
-        if not 0 <= dropout_rate < 1:
-            raise ValueError(f"dropout_rate={dropout_rate} is not in [0, 1).")
-        if not 0 <= mmd_weight < np.inf:
-            raise ValueError(f"mmd_weight={mmd_weight} is not a number from 0 on.")
-        if len(mmd_bandwidths) == 0 or not all(0 < s < np.inf for s in mmd_bandwidths):
-            raise ValueError(f"mmd_bandwidths={mmd_bandwidths} are not positive numbers.")
+        check_positive_integer("n_latent", n_latent)
+        check_positive_integers("hidden_sizes", hidden_sizes)
+        check_positive_integers("effect_sizes", effect_sizes)
+        if not is_number(dropout_rate) or not 0 <= dropout_rate < 1:
+            raise ValueError(f"dropout_rate={dropout_rate!r} is not in [0, 1).")
+        if not is_number(mmd_weight) or mmd_weight < 0:
+            raise ValueError(f"mmd_weight={mmd_weight!r} is not a number from 0 on.")
+        if not is_list_of(mmd_bandwidths, lambda s: is_number(s) and s > 0):
+            raise ValueError(f"mmd_bandwidths={mmd_bandwidths!r} are not positive numbers.")
         if seed is not None:
             check_seed(seed)
         super().__init__(adata, registry)
@@ -213,7 +216,7 @@ class TRVAE(
             raise ValueError("mmd_within_labels=True needs labels: setup_anndata(labels_key=...).")
         self.seed = seed
         # scvi-tools saves attributes that end with an underscore.
-        self.smallest_expression_: float | None = None
+        self.expression_is_nonnegative_ = False
         self.data_is_sparse_ = True
         if adata is not None and self.minified_data_type is None:
             self._check_own_data(gene_likelihood)
@@ -331,8 +334,7 @@ class TRVAE(
         matrix = get_matrix(self.adata, self._layer)
         check_expression(matrix, gene_likelihood, _where(self._layer))
         self.data_is_sparse_ = not isinstance(matrix, np.ndarray)
-        if gene_likelihood == "normal" and (smallest := smallest_value(matrix)) >= 0:
-            self.smallest_expression_ = smallest
+        self.expression_is_nonnegative_ = is_nonnegative(matrix)
 
     def _validate_anndata(
         self,
@@ -354,6 +356,7 @@ class TRVAE(
         obs
             Taken in place of ``adata.obs``.
         """
+        # scvi-tools' own minification registers the minified AnnData here.
         if adata is None or adata is self._adata or _get_adata_minify_type(adata) is not None:
             return super()._validate_anndata(adata, copy_if_view=copy_if_view)
         known = self._per_instance_manager_store.get(self.id, {}).values()
@@ -463,6 +466,12 @@ class TRVAE(
             Data to train on if the model was made from a ``registry``.
         **trainer_kwargs
             Passed to :class:`~scvi.train.Trainer`.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer than two cells to train on, ``batch_size`` is below 2, or all
+            weights are frozen.
 
         Notes
         -----
@@ -657,63 +666,113 @@ class TRVAE(
     get_elbo = with_seed(VAEMixin.get_elbo)
     get_marginal_ll = with_seed(VAEMixin.get_marginal_ll)
     get_reconstruction_error = with_seed(VAEMixin.get_reconstruction_error)
-    posterior_predictive_sample = with_seed(RNASeqMixin.posterior_predictive_sample)
-    get_feature_correlation_matrix = with_seed(RNASeqMixin.get_feature_correlation_matrix)
 
-    @with_seed
-    @functools.wraps(RNASeqMixin.get_likelihood_parameters)
+    @overriding(RNASeqMixin.posterior_predictive_sample)
+    def posterior_predictive_sample(self, adata: AnnData | None = None, *args, **kwargs) -> Any:
+        """Genes are in the order of ``adata``."""
+        drawn = super().posterior_predictive_sample(adata, *args, **kwargs)
+        return drawn if adata is None else drawn[:, self._gene_order(adata)]
+
+    @overriding(RNASeqMixin.get_feature_correlation_matrix)
+    def get_feature_correlation_matrix(self, *args, **kwargs) -> pd.DataFrame:
+        """Of the negative binomial and its zero-inflated form only."""
+        self._check_has_dispersion("get_feature_correlation_matrix")
+        return super().get_feature_correlation_matrix(*args, **kwargs)
+
+    @overriding(RNASeqMixin.get_likelihood_parameters)
     def get_likelihood_parameters(self, *args, **kwargs) -> dict[str, np.ndarray]:
-        """As scvi-tools', but at the posterior mean of ``z`` unless draws are asked for."""
+        """At the posterior mean of ``z`` unless draws are asked for.
+
+        Genes are in the order of ``adata``. Of the negative binomial and its zero-inflated form
+        only.
+        """
+        self._check_has_dispersion("get_likelihood_parameters")
         inherited = super().get_likelihood_parameters
         adata = inspect.signature(inherited).bind(*args, **kwargs).arguments.get("adata")
         with self.module.posterior_mean():
             parameters = inherited(*args, **kwargs)
-        return {name: self._in_order_of(adata, values) for name, values in parameters.items()}
+        if adata is None:
+            return parameters
+        order = self._gene_order(adata)
+        return {name: values[..., order] for name, values in parameters.items()}
 
-    @with_seed
-    @functools.wraps(RNASeqMixin.get_normalized_expression)
+    @overriding(RNASeqMixin.get_normalized_expression)
     def get_normalized_expression(self, *args, **kwargs) -> pd.DataFrame | np.ndarray:
-        """As scvi-tools', but at the posterior mean of ``z`` unless draws are asked for."""
+        """At the posterior mean of ``z`` unless draws are asked for.
+
+        Genes are in the order of ``adata``. Log-normalised values have no ``library_size``, and
+        importance weights are not supported.
+        """
+        self._check_if_trained(warn=False)
         inherited = super().get_normalized_expression
         given = inspect.signature(inherited).bind(*args, **kwargs)
         given.apply_defaults()
-        conditions = given.arguments["transform_batch"]
+        arguments = given.arguments
+        conditions = arguments["transform_batch"]
         for condition in conditions if isinstance(conditions, list | tuple) else [conditions]:
             if condition is not None:
                 self._condition_code(condition, "transform_batch")
-        draws = (
-            given.arguments["n_samples"] > 1 or given.arguments["n_samples_overall"] is not None
-        )
-        if not self.module.is_count_model and given.arguments["library_size"] != 1:
+        check_choice("weights", arguments["weights"], (None, "uniform"))
+        if not self.module.is_count_model and arguments["library_size"] != 1:
             raise ValueError(
                 "gene_likelihood='normal' is of log-normalised values, which have no library_size."
             )
-        adata, gene_list = given.arguments["adata"], given.arguments["gene_list"]
+        adata, gene_list = arguments["adata"], arguments["gene_list"]
         if gene_list is not None:
             self._known_genes(gene_list)
+        draws = arguments["n_samples"] > 1 or arguments["n_samples_overall"] is not None
         with self.module.posterior_mean(not draws):
             expression = inherited(*args, **kwargs)
-        return self._in_order_of(adata, expression, gene_list)
+        if adata is None:
+            return expression
+        order = self._gene_order(adata, gene_list)
+        if isinstance(expression, pd.DataFrame):
+            return expression.iloc[:, order]
+        return expression[..., order]
 
-    @with_seed
-    @functools.wraps(RNASeqMixin.differential_expression)
+    @overriding(RNASeqMixin.differential_expression)
     def differential_expression(self, *args, **kwargs) -> pd.DataFrame:
-        """As scvi-tools'; of log-normalised values, the change is their difference."""
+        """Of log-normalised values, the change is their difference, in units of log2."""
+        self._check_if_trained(warn=False)
+        given = inspect.signature(super().differential_expression).bind(*args, **kwargs)
+        self._check_groups(**given.arguments)
         if not self.module.is_count_model:
             kwargs.setdefault("change_fn", _log2_fold_change_of_log_values)
             kwargs.setdefault("pseudocounts", 0.0)
         return super().differential_expression(*args, **kwargs)
 
-    def _in_order_of(self, adata: AnnData | None, expression: Any, gene_list: Any = None) -> Any:
-        """Put the genes of the model's order (the last dimension) into the order of ``adata``."""
-        if adata is None:
-            return expression
+    def _check_groups(
+        self, adata=None, groupby=None, group1=None, group2=None, idx1=None, idx2=None, **_
+    ) -> None:
+        """Check which cells are to be compared; strings of ``idx`` are left to pandas."""
+        adata = self.adata if adata is None else adata
+        for argument, idx in {"idx1": idx1, "idx2": idx2}.items():
+            if idx is not None and not isinstance(idx, str):
+                cell_positions(idx, adata.n_obs, argument)
+        if idx1 is not None:
+            return
+        groups = check_obs_column(adata, "groupby", groupby, complete=False).unique()
+        for argument, names in {"group1": group1, "group2": group2}.items():
+            for name in [names] if names is None or pd.api.types.is_scalar(names) else names:
+                if name is not None and name not in groups:
+                    raise ValueError(
+                        f"{argument} {name!r} is not in adata.obs[{groupby!r}]: "
+                        f"{join_names(groups)}."
+                    )
+
+    def _check_has_dispersion(self, method: str) -> None:
+        if self.module.gene_likelihood not in ("nb", "zinb"):
+            raise ValueError(
+                f"{method} is of gene_likelihood 'nb' and 'zinb', not "
+                f"{self.module.gene_likelihood!r}."
+            )
+
+    def _gene_order(self, adata: AnnData, gene_list: Sequence[str] | None = None) -> np.ndarray:
+        """Where among the model's genes (of the list) are those of ``adata``, in its order."""
         genes = pd.Index(self._var_names)
-        returned = genes if gene_list is None else genes[genes.isin(gene_list)]
-        order = gene_positions(returned, adata.var_names)
-        if isinstance(expression, pd.DataFrame):
-            return expression.iloc[:, order]
-        return expression[..., order]
+        return gene_positions(
+            genes if gene_list is None else genes[genes.isin(gene_list)], adata.var_names
+        )
 
 
 def _log2_fold_change_of_log_values(one: np.ndarray, other: np.ndarray, pseudocounts: float):
@@ -725,17 +784,6 @@ def _where(layer: str | None) -> str:
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
 
 
-def _check_positive_integers(argument: str, given: Any, *, is_list: bool) -> None:
-    values = given if is_list else [given]
-    if (
-        not isinstance(values, Sequence | np.ndarray)
-        or len(values) == 0
-        or any(not is_integer(v) or v < 1 for v in values)
-    ):
-        expected = "a list of positive integers" if is_list else "a positive integer"
-        raise ValueError(f"{argument}={given!r} is not {expected}.")
-
-
 def _check_columns(adata: AnnData, setup_args: dict) -> None:
     """Check what ``setup_anndata`` is given before it changes anything."""
     if adata.n_obs == 0 or adata.n_vars == 0:
@@ -745,10 +793,15 @@ def _check_columns(adata: AnnData, setup_args: dict) -> None:
     for argument in ("condition_key", "labels_key"):
         if setup_args[argument] is not None:
             check_categories(adata, argument, setup_args[argument])
-    for key in setup_args["categorical_covariate_keys"] or []:
-        check_categories(adata, "categorical_covariate_keys", key)
-    for key in setup_args["continuous_covariate_keys"] or []:
-        check_numbers(adata, "continuous_covariate_keys", key)
+    for argument, check in {
+        "categorical_covariate_keys": check_categories,
+        "continuous_covariate_keys": check_numbers,
+    }.items():
+        keys = setup_args[argument] or []
+        if isinstance(keys, str):
+            raise ValueError(f"{argument}={keys!r} is not a list of columns.")
+        for key in keys:
+            check(adata, argument, key)
     if setup_args["size_factor_key"] is not None:
         check_numbers(adata, "size_factor_key", setup_args["size_factor_key"], positive=True)
 

@@ -344,8 +344,20 @@ class TRVAEModule(BaseMinifiedModeModuleClass):
     ) -> LossOutput:
         """Loss of a minibatch.
 
-        Beside the loss it gives the metrics ``mmd``, unweighted, and ``objective``: the loss as
-        it is once the KL warm-up is over, which can be compared between epochs.
+        Parameters
+        ----------
+        tensors, inference_outputs, generative_outputs
+            A minibatch, and what the encoder and the decoder made of it.
+        kl_weight
+            Weight of the KL divergence in the loss.
+        final_kl_weight
+            The same once the warm-up is over.
+
+        Returns
+        -------
+        The loss, a scalar; reconstruction and KL divergence of each cell, ``n_cells``; and the
+        metrics ``mmd``, unweighted, and ``objective``, the loss with the final KL weight, which
+        can be compared between epochs.
         """
         z, qz = inference_outputs[MODULE_KEYS.Z_KEY], inference_outputs[MODULE_KEYS.QZ_KEY]
         kl = kl_divergence(qz, generative_outputs[MODULE_KEYS.PZ_KEY]).sum(-1)

@@ -17,11 +17,9 @@ from trvae._data import check_seed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_SEED_DOC = """\
-{indent}seed
-{indent}    Seed of all draws, which are then the same whenever the method is called.
-
-"""
+_SEED_DOC = """
+seed
+    Seed of all draws, which are then the same whenever the method is called."""
 
 
 @contextmanager
@@ -51,7 +49,7 @@ def seeded(seed: int | None) -> Iterator[None]:
             random.setstate(python_state)
 
 
-def with_seed(method: Callable) -> Callable:
+def with_seed(method: Callable, inherited: Callable | None = None) -> Callable:
     """Give a model's method that draws the keyword argument ``seed``, by default 0.
 
     A method that is called by another one with a seed draws from the other's.
@@ -60,9 +58,13 @@ def with_seed(method: Callable) -> Callable:
     ----------
     method
         Method of a model whose module has ``latent_draws``.
+    inherited
+        Method of scvi-tools that ``method`` overrides, from which it has its arguments and all of
+        its documentation but its own docstring, which goes below the first line.
     """
+    original = method if inherited is None else inherited
 
-    @functools.wraps(method)
+    @functools.wraps(original)
     def wrapped(self, *args, seed: int = 0, **kwargs):
         check_seed(seed)
         if self.module.has_latent_draws:
@@ -70,12 +72,27 @@ def with_seed(method: Callable) -> Callable:
         with seeded(seed), self.module.latent_draws(seed):
             return method(self, *args, **kwargs)
 
-    signature = inspect.signature(method)
+    signature = inspect.signature(original)
     *others, last = signature.parameters.values()
     argument = inspect.Parameter("seed", inspect.Parameter.KEYWORD_ONLY, default=0)
     is_variadic = last.kind is inspect.Parameter.VAR_KEYWORD
     parameters = [*others, argument, last] if is_variadic else [*others, last, argument]
     wrapped.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    before, returns, after = (method.__doc__ or "").partition("        Returns\n")
-    wrapped.__doc__ = before + _SEED_DOC.format(indent=" " * 8) + returns + after
+    doc = inspect.cleandoc(original.__doc__ or "")
+    if inherited is not None:
+        first_line, _, rest = doc.partition("\n")
+        doc = f"{first_line}\n\n{inspect.cleandoc(method.__doc__ or '')}\n{rest}"
+    before, returns, after = doc.partition("\n\nReturns\n")
+    wrapped.__doc__ = before + _SEED_DOC + returns + after
     return wrapped
+
+
+def overriding(inherited: Callable) -> Callable[[Callable], Callable]:
+    """Decorate a method with :func:`with_seed` that overrides one of scvi-tools'.
+
+    Parameters
+    ----------
+    inherited
+        The overridden method.
+    """
+    return functools.partial(with_seed, inherited=inherited)

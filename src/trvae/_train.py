@@ -36,6 +36,11 @@ class ConditionBalancedSampler(Sampler[list[int]]):
     min_per_condition
         Smallest number of cells of each condition in a minibatch. It is lowered to
         ``batch_size // n_conditions`` if there are many; 0 leaves the composition to chance.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two cells, or a minibatch would have fewer.
     """
 
     def __init__(

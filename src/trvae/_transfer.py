@@ -15,7 +15,14 @@ from scvi import REGISTRY_KEYS, settings
 from scvi.module._constants import MODULE_KEYS
 
 from trvae._counterfactual import count_quantile, draw_counts, expected_counts, shift_values
-from trvae._data import cell_positions, check_choice, check_seed, gene_positions, join_names
+from trvae._data import (
+    cell_positions,
+    check_choice,
+    check_positive_integer,
+    check_seed,
+    is_number,
+    join_names,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -117,8 +124,9 @@ class TransferMixin(_Model):
         -------
         The cells under the target condition, on the scale that was registered: integer counts, or
         log-normalised values, in ``X`` (and in the registered layer, if any). Names, order,
-        ``obs`` and ``var`` are those of ``adata``, with the target in the column of conditions;
-        ``uns["trvae"]`` tells where the prediction comes from.
+        ``obs`` and ``var`` are those of ``adata``, with the target in the column of conditions
+        and without genes that the model doesn't know; ``uns["trvae"]`` tells where the prediction
+        comes from.
 
         Raises
         ------
@@ -212,10 +220,9 @@ class TransferMixin(_Model):
         RuntimeError
             If the model is not trained.
         """
-        if library_size != "observed" and (isinstance(library_size, str) or library_size <= 0):
+        if library_size != "observed" and not (is_number(library_size) and library_size > 0):
             raise ValueError(f"library_size={library_size!r} is neither 'observed' nor positive.")
-        if n_samples < 1:
-            raise ValueError(f"n_samples={n_samples} is not positive.")
+        check_positive_integer("n_samples", n_samples)
         selection = self._select(
             adata, target_condition, source_condition, indices, estimate, seed
         )
@@ -272,8 +279,7 @@ class TransferMixin(_Model):
                 f"{self._condition_key}={source!r} among those given."
             )
 
-        gene_order = gene_positions(pd.Index(self._var_names), adata.var_names)
-        return _Selection(adata, registered, positions, gene_order, conditions)
+        return _Selection(adata, registered, positions, self._gene_order(adata), conditions)
 
     def _read(self, adata, source) -> tuple[AnnData, AnnData]:
         """Return the user's AnnData, and the one that the model reads in its place."""
@@ -368,7 +374,7 @@ class TransferMixin(_Model):
         if self.module.is_count_model:
             return expected_counts(minibatch.x, minibatch.source, minibatch.target)
         return shift_values(
-            minibatch.x, minibatch.source, minibatch.target, self.smallest_expression_
+            minibatch.x, minibatch.source, minibatch.target, self.expression_is_nonnegative_
         )
 
     def _draw_counts(

@@ -57,7 +57,14 @@ def simulated(
     AnnData with integer counts as CSR ``float32`` in ``X``; ``condition`` and ``cell_type`` in
     ``obs``; the true log fold changes in ``var["effect_<condition>"]``; the true expected counts,
     ``n_cells x n_genes``, in ``layers["rate"]``.
+
+    Raises
+    ------
+    ValueError
+        If ``share_affected`` is not between 0 and 1.
     """
+    if not 0 <= share_affected <= 1:
+        raise ValueError(f"share_affected={share_affected} is not between 0 and 1.")
     rng = np.random.default_rng(seed)
     base = rng.normal(0, 1, (n_cell_types, n_genes))
     effects = np.zeros((len(conditions), n_genes))

@@ -37,6 +37,11 @@ def log_normalized(
     Returns
     -------
     Dense ``float64``, ``n_cells x n_genes``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such layer or column.
     """
     matrix = get_matrix(adata, layer)
     values = (matrix.toarray() if sparse.issparse(matrix) else np.asarray(matrix)).astype(float)
@@ -49,12 +54,21 @@ def log_normalized(
 def median_library_size(
     adata: AnnData, layer: str | None = None, library_key: str | None = None
 ) -> float:
-    """Median library size of the cells, at least 1, to scale all groups of a comparison to.
+    """Median library size of the cells, to scale all groups of a comparison to.
 
     Parameters
     ----------
     adata, layer, library_key
         As in :func:`log_normalized`.
+
+    Returns
+    -------
+    Counts a cell, at least 1.
+
+    Raises
+    ------
+    ValueError
+        If there is no such layer or column.
     """
     sizes = _library_sizes(adata, get_matrix(adata, layer), library_key)
     return max(float(np.median(sizes)), 1.0)

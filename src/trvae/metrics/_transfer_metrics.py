@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from sklearn.decomposition import PCA
 
-from trvae._data import check_obs_column, join_names
+from trvae._data import check_obs_column, check_positive_integer, join_names
 from trvae.metrics._baselines import Centroids, centroids, mean_shift, nearest_shift
 from trvae.metrics._measures import (
     energy_distance,
@@ -146,8 +146,11 @@ class TransferComparison:
         n_pcs: int = 30,
         seed: int = 0,
     ):
+        check_positive_integer("n_top_genes", n_top_genes)
+        check_positive_integer("n_pcs", n_pcs)
         groups = {"observed": observed, "control": control}
-        _check_comparable(groups, layer)
+        with_reference = groups if reference is None else groups | {"reference": reference}
+        check_comparable(with_reference, layer)
         self._groups = groups
         self._scale: dict[str, Any] = {"layer": layer, "library_key": library_key}
         self._target_sum = median_library_size(control, **self._scale)
@@ -155,9 +158,15 @@ class TransferComparison:
         baselines = {"no change": before}
         self.nearest: str | None = None
         if reference is not None:
-            if condition_key is None or labels_key is None:
+            if (
+                condition_key is None
+                or labels_key is None
+                or source_condition is None
+                or target_condition is None
+            ):
                 raise ValueError(
-                    "With a reference, condition_key and labels_key are needed as well."
+                    "With a reference, condition_key, labels_key, source_condition and "
+                    "target_condition are needed as well."
                 )
             own_labels = set(check_obs_column(control, "labels_key", labels_key).unique())
             others = _other_labels(
@@ -180,7 +189,7 @@ class TransferComparison:
 
     def table(self, predicted: AnnData) -> pd.DataFrame:
         """Return what :func:`transfer_metrics` returns."""
-        _check_comparable({"predicted": predicted, **self._groups}, self._scale["layer"])
+        check_comparable({"predicted": predicted, **self._groups}, self._scale["layer"])
         row = self._measures(self._normalized(predicted), self._after)
         rows = {"prediction": row, **self._rows}
         table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
@@ -231,7 +240,16 @@ class _Measures:
         return self.pca.transform(values)
 
 
-def _check_comparable(groups: dict[str, AnnData], layer: str | None) -> None:
+def check_comparable(groups: dict[str, AnnData], layer: str | None) -> None:
+    """Raise a ``ValueError`` unless the groups have cells, genes and scale to be compared.
+
+    Parameters
+    ----------
+    groups
+        The groups by name, one of which is ``observed``, whose genes are compared.
+    layer
+        Layer to compare, by default ``X``.
+    """
     genes = groups["observed"].var_names
     for name, adata in groups.items():
         if adata.n_obs < 2:

@@ -15,7 +15,7 @@ from trvae.metrics import (
     r2_of_means,
     r2_of_variances,
 )
-from trvae.metrics._normalize import check_same_scale
+from trvae.metrics._transfer_metrics import check_comparable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,7 +81,8 @@ def mean_scatter(
     Raises
     ------
     ValueError
-        If ``statistic`` is not one of those, or a gene is unknown.
+        If ``statistic`` is not one of those, a gene is unknown, or the groups are not comparable
+        as in :func:`trvae.metrics.transfer_metrics`.
     """
     check_choice("statistic", statistic, ("mean", "variance"))
     values = _normalize(
@@ -133,7 +134,8 @@ def response(
     Raises
     ------
     ValueError
-        If a gene is unknown.
+        If a gene is unknown, or the groups are not comparable as in
+        :func:`trvae.metrics.transfer_metrics`.
     """
     values = _normalize(
         {"predicted": predicted, "observed": observed, "control": control}, layer, library_key
@@ -156,7 +158,7 @@ def _normalize(
     groups: dict[str, AnnData | None], layer: str | None, library_key: str | None
 ) -> dict[str, np.ndarray]:
     present = {name: adata for name, adata in groups.items() if adata is not None}
-    check_same_scale(present, layer)
+    check_comparable(present, layer)
     scale_to = present.get("control", present["observed"])
     target_sum = median_library_size(scale_to, layer, library_key)
     genes = present["observed"].var_names
