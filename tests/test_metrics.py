@@ -71,6 +71,59 @@ def test_energy_distance():
     assert one == pytest.approx(energy_distance_1d(a[:, 0], b[:, 0]) ** 2)
 
 
+def test_weights_of_the_rmse():
+    observed = RNG.random((20, 10))
+    error = np.arange(10)
+    weights = np.eye(10)[3]
+    assert metrics.rmse_of_means(observed + error, observed, weights) == pytest.approx(3)
+
+
+def test_mmd():
+    a, b = RNG.normal(size=(60, 3)), RNG.normal(size=(40, 3)) + 1
+    mmd = metrics.maximum_mean_discrepancy
+    assert mmd(a, a) == pytest.approx(0, abs=1e-12)
+    assert mmd(a, b) > mmd(a, b - 1) > 0
+    # Its bandwidths follow the data, so that it does not depend on the unit.
+    assert mmd(10 * a, 10 * b) == pytest.approx(mmd(a, b))
+    from sklearn.metrics.pairwise import rbf_kernel
+
+    median = np.median(np.square(b[:, None] - b[None]).sum(-1)[np.triu_indices(40, 1)])
+
+    def kernel(x, y):
+        return np.mean([rbf_kernel(x, y, 1 / (median * f)) for f in (0.25, 0.5, 1, 2, 4)])
+
+    assert mmd(a, b) == pytest.approx(kernel(a, a) + kernel(b, b) - 2 * kernel(a, b))
+
+
+def test_differential_expression():
+    observed_t = np.array([9.0, -8.0, 7.0, 0.1, 0.2, 0.0])
+    assert metrics.de_overlap(observed_t, observed_t, 3) == 1
+    assert metrics.de_direction(observed_t, observed_t, 3) == 1
+    assert metrics.de_rank_correlation(observed_t, observed_t) == pytest.approx(1)
+    assert metrics.de_direction(-observed_t, observed_t, 3) == 0
+    predicted_t = np.array([5.0, 4.0, 0.0, 6.0, 0.0, 0.0])
+    assert metrics.de_overlap(predicted_t, observed_t, 3) == pytest.approx(2 / 3)
+    assert metrics.de_direction(predicted_t, observed_t, 3) == pytest.approx(1 / 3)
+    nothing = np.zeros(6)
+    assert np.isnan(metrics.de_overlap(nothing, observed_t, 3))
+    assert metrics.de_direction(nothing, observed_t, 3) == 0
+    assert np.isnan(metrics.de_rank_correlation(nothing, observed_t))
+
+
+def test_the_linear_shift_finds_a_change_that_follows_the_control_mean():
+    from trvae.metrics._baselines import Centroids, linear_shift, mean_shift
+
+    source = RNG.normal(size=(8, 5))
+    change = source @ RNG.normal(size=(5, 5)) + 3
+    others = Centroids(list("abcdefg"), source[:7], source[:7] + change[:7], np.ones(7))
+    control = source[7:] + 20
+    control = np.concatenate([control - 20 - 0.1, control - 20 + 0.1])
+    for shift, close in ((linear_shift, True), (mean_shift, False)):
+        predicted = shift(control + 0, others)
+        error = np.abs(predicted.mean(0) - np.maximum(source[7] + change[7], control.min()))
+        assert (error.max() < 0.1) == close
+
+
 def test_changed_genes_are_found():
     control, treated = RNG.normal(size=(50, 20)), RNG.normal(size=(60, 20))
     treated[:, [4, 9]] += [5, -3]
@@ -98,14 +151,18 @@ def test_perfect_prediction_beats_everything():
     control, observed, reference = groups()
     table = metrics.transfer_metrics(observed, observed, control, reference=reference, **REFERENCE)
     assert list(table.index) == [
-        "prediction", "no change", "mean shift", "nearest shift", "ceiling",
+        "prediction", "no change", "mean shift", "cell-weighted shift", "nearest shift",
+        "linear shift", "ceiling",
     ]  # fmt: skip
     best = table.loc["prediction"]
-    for measure in ("r2_mean", "r2_variance", "r2_mean_top", "change", "change_top"):
+    for measure in (
+        "r2_mean", "r2_variance", "r2_mean_top", "change", "change_top", "de_overlap",
+        "de_direction", "de_rank_correlation",
+    ):  # fmt: skip
         assert best[measure] == pytest.approx(1)
         assert (table[measure].dropna() <= 1 + 1e-9).all()
-    assert best["rmse"] == pytest.approx(0)
-    assert best["energy_distance"] == pytest.approx(0)
+    for measure in ("rmse", "rmse_weighted", "rmse_specific", "energy_distance", "mmd"):
+        assert best[measure] == pytest.approx(0, abs=1e-9)
 
 
 def test_baselines_have_known_answers():
@@ -124,7 +181,7 @@ def test_baselines_have_known_answers():
     control, observed = adata[own & ~treated], adata[own & treated]
     reference = adata[~(own & treated)]
     table = metrics.transfer_metrics(control, observed, control, reference=reference, **REFERENCE)
-    for shift in ("mean shift", "nearest shift"):
+    for shift in ("mean shift", "cell-weighted shift", "nearest shift", "linear shift"):
         assert table.loc[shift, "rmse"] == pytest.approx(0, abs=1e-9)
         assert table.loc[shift, "r2_mean"] == pytest.approx(1)
     assert table.loc["no change", "rmse"] == pytest.approx(np.sqrt(np.mean(effect**2)))

@@ -3,8 +3,18 @@
 from importlib.metadata import version
 
 from trvae import datasets, metrics, pl
+from trvae._evaluate import TransferMethod, TRVAEMethod, evaluate
 from trvae._model import TRVAE
 from trvae._module import TRVAEModule
 
-__all__ = ["TRVAE", "TRVAEModule", "datasets", "metrics", "pl"]
+__all__ = [
+    "TRVAE",
+    "TRVAEMethod",
+    "TRVAEModule",
+    "TransferMethod",
+    "datasets",
+    "evaluate",
+    "metrics",
+    "pl",
+]
 __version__ = version("trvae-tools")

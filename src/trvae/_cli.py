@@ -10,7 +10,7 @@ import warnings
 from importlib.metadata import version
 from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from anndata import AnnData, read_h5ad
@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from trvae import TRVAE, datasets, pl
-from trvae._evaluate import HeldOutPrediction, predict_held_out
+from trvae import TRVAE, TRVAEMethod, datasets, pl
+from trvae._evaluate import HeldOut, hold_out
 from trvae._module import GeneLikelihood
 from trvae._transfer import Estimate
 
@@ -91,7 +91,7 @@ def demo(
     _quiet()
     out.mkdir(parents=True, exist_ok=True)
     console.print("Training on all cells but the stimulated NK cells ...")
-    result = predict_held_out(
+    split = hold_out(
         datasets.kang18(),
         label="NK",
         source_condition="control",
@@ -99,11 +99,13 @@ def demo(
         condition_key="condition",
         labels_key="cell_type",
         library_key="n_counts",
-        seed=seed,
-        train_kwargs={"max_epochs": max_epochs},
+    )
+    method = TRVAEMethod(train_kwargs={"max_epochs": max_epochs})
+    result = _predict(
+        split, method, "stimulated", condition_key="condition", labels_key="cell_type", seed=seed
     )
     _print_metrics(result.metrics, "Stimulated NK cells, never seen in training")
-    _save_held_out(result, out, library_key="n_counts", seed=seed)
+    _save(result, out, library_key="n_counts", seed=seed)
 
 
 @app.command()
@@ -198,22 +200,53 @@ def evaluate(
         out.mkdir(parents=True, exist_ok=True)
     adata = read_h5ad(data)
     conditions, labels = adata.obs.get(condition_key, []), adata.obs.get(labels_key, [])
-    result = predict_held_out(
+    target = _named(to, conditions)
+    split = hold_out(
         adata,
         label=_named(label, labels),
         source_condition=_named(source, conditions),
-        target_condition=_named(to, conditions),
+        target_condition=target,
         condition_key=condition_key,
         labels_key=labels_key,
         layer=layer,
         library_key=library_key,
+    )
+    method = TRVAEMethod({"gene_likelihood": gene_likelihood}, {"max_epochs": max_epochs})
+    result = _predict(
+        split,
+        method,
+        target,
+        condition_key=condition_key,
+        labels_key=labels_key,
+        layer=layer,
         seed=seed,
-        model_kwargs={"gene_likelihood": gene_likelihood},
-        train_kwargs={"max_epochs": max_epochs},
     )
     _print_metrics(result.metrics, f"{label} under {to}, never seen in training")
     if out is not None:
-        _save_held_out(result, out, layer=layer, library_key=library_key, seed=seed)
+        _save(result, out, layer=layer, library_key=library_key, seed=seed)
+
+
+class _Result(NamedTuple):
+    """A prediction of held-out cells, with all that is written of it."""
+
+    split: HeldOut
+    model: TRVAE
+    predicted: AnnData
+    metrics: pd.DataFrame
+
+
+def _predict(
+    split: HeldOut,
+    method: TRVAEMethod,
+    target: Any,
+    *,
+    seed: int,
+    layer: str | None = None,
+    **keys,
+) -> _Result:
+    method.fit(split.train, layer=layer, seed=seed, **keys)
+    predicted = method.transfer(split.control, target, seed=seed)
+    return _Result(split, method.model, predicted, split.comparison.table(predicted))
 
 
 def _named(name: str, values: Iterable[Any]) -> Any:
@@ -221,15 +254,15 @@ def _named(name: str, values: Iterable[Any]) -> Any:
     return next((value for value in values if str(value) == name), name)
 
 
-def _save_held_out(
-    result: HeldOutPrediction,
+def _save(
+    result: _Result,
     out: Path,
     *,
     seed: int,
     library_key: str | None,
     layer: str | None = None,
 ) -> None:
-    groups = (result.predicted, result.observed, result.control)
+    groups = (result.predicted, result.split.observed, result.split.control)
     scale: dict = {"layer": layer, "library_key": library_key}
     figure = Figure(figsize=(13.5, 4.8), layout="constrained")
     axes = figure.subplots(1, 3)
@@ -249,7 +282,7 @@ def _save_held_out(
         },
         "nearest": result.metrics.attrs["nearest"],
         "seed": seed,
-        "n_cells": {"predicted": result.predicted.n_obs, "observed": result.observed.n_obs},
+        "n_cells": {"predicted": result.predicted.n_obs, "observed": groups[1].n_obs},
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
     }
     (out / "metrics.json").write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")

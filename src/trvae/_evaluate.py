@@ -2,32 +2,124 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from trvae._data import check_obs_column, join_names
+import numpy as np
+import pandas as pd
+import scanpy as sc
+from anndata import AnnData
+from tqdm.auto import tqdm
+
+from trvae._data import (
+    check_obs_column,
+    check_positive_integer,
+    check_seed,
+    get_matrix,
+    join_names,
+)
 from trvae._model import TRVAE
-from trvae.metrics._transfer_metrics import TransferComparison
+from trvae.metrics._normalize import is_counts
+from trvae.metrics._transfer_metrics import BASELINES, TransferComparison
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from anndata import AnnData
+    from collections.abc import Callable, Mapping, Sequence
+
+_RESULTS, _SETTINGS = "results.jsonl", "settings.json"
+# Labels with fewer cells under a condition are not held out unless they are asked for.
+_MIN_CELLS = 20
 
 
-class HeldOutPrediction(NamedTuple):
-    """A model that never saw the treated cells of one label, and what it says of them."""
+class TransferMethod(Protocol):
+    """What :func:`evaluate` asks of a method."""
 
-    model: TRVAE
+    def fit(
+        self,
+        adata: AnnData,
+        *,
+        condition_key: str,
+        labels_key: str,
+        layer: str | None,
+        seed: int,
+    ) -> Any:
+        """Learn from cells, among which some of one label under one condition are missing.
+
+        Parameters
+        ----------
+        adata
+            The cells, which may be changed.
+        condition_key, labels_key
+            Columns of ``adata.obs``.
+        layer
+            Layer with the counts or log-normalised values, ``X`` if ``None``.
+        seed
+            Seed of everything that is drawn.
+        """
+
+    def transfer(self, adata: AnnData, target_condition: Any, *, seed: int) -> AnnData:
+        """Return the cells as predicted under another condition, on the scale of the data.
+
+        Parameters
+        ----------
+        adata
+            Cells of the missing label under the source condition.
+        target_condition
+            The condition to predict.
+        seed
+            Seed of everything that is drawn.
+        """
+
+
+@dataclass
+class TRVAEMethod:
+    """:class:`~trvae.TRVAE` as a method for :func:`evaluate`.
+
+    Parameters
+    ----------
+    model_kwargs
+        Passed to :class:`~trvae.TRVAE`.
+    train_kwargs
+        Passed to :meth:`trvae.TRVAE.train`.
+    """
+
+    model_kwargs: dict = field(default_factory=dict)
+    train_kwargs: dict = field(default_factory=dict)
+    _model: TRVAE | None = field(default=None, init=False)
+
+    @property
+    def model(self) -> TRVAE:
+        """The model that :meth:`fit` trained."""
+        if self._model is None:
+            raise RuntimeError("There is no model yet: call fit first.")
+        return self._model
+
+    def fit(self, adata, *, condition_key, labels_key, layer, seed) -> None:
+        """As :meth:`TransferMethod.fit`."""
+        TRVAE.setup_anndata(adata, condition_key=condition_key, labels_key=labels_key, layer=layer)
+        self._model = TRVAE(adata, seed=seed, **self.model_kwargs)
+        self._model.train(**self.train_kwargs)
+
+    def transfer(self, adata, target_condition, *, seed) -> AnnData:
+        """As :meth:`TransferMethod.transfer`."""
+        return self.model.transfer(adata, target_condition, seed=seed)
+
+
+class HeldOut(NamedTuple):
+    """A split of the data, and all that a prediction is compared with."""
+
+    train: AnnData
+    """All cells but those to be predicted."""
     control: AnnData
     """The label's cells under the source condition."""
     observed: AnnData
     """The held-out cells."""
-    predicted: AnnData
-    """``control`` transferred to the target condition."""
-    metrics: pd.DataFrame
-    """As :func:`trvae.metrics.transfer_metrics` returns them."""
+    comparison: TransferComparison
 
 
-def predict_held_out(
+def hold_out(
     adata: AnnData,
     *,
     condition_key: str,
@@ -37,46 +129,36 @@ def predict_held_out(
     target_condition: Any,
     layer: str | None = None,
     library_key: str | None = None,
-    seed: int = 0,
-    model_kwargs: dict | None = None,
-    train_kwargs: dict | None = None,
-) -> HeldOutPrediction:
-    """Train without one label's cells under one condition, and predict these from the others.
+    n_genes: int | None = None,
+    n_top_genes: int = 100,
+) -> HeldOut:
+    """Split off one label's cells under one condition.
+
+    What can't be compared is known here, before any training.
 
     Parameters
     ----------
-    adata
-        All cells. Genes should have been chosen without the cells that are held out.
-    condition_key, labels_key
-        Columns of ``obs``.
     label
         The label whose cells under ``target_condition`` are held out.
-    source_condition
-        The condition that they are predicted from.
     target_condition
         The condition that is predicted.
-    layer
-        Layer with the counts or log-normalised values, by default ``X``.
-    library_key
-        As in :func:`trvae.metrics.transfer_metrics`.
-    seed
-        Seed of training, prediction and comparison.
-    model_kwargs
-        Passed to :class:`~trvae.TRVAE`.
-    train_kwargs
-        Passed to :meth:`trvae.TRVAE.train`.
+    adata, condition_key, labels_key, source_condition, layer, library_key, n_genes, n_top_genes
+        As in :func:`evaluate`.
+
+    Returns
+    -------
+    The split; no cell is shared with ``adata``.
 
     Raises
     ------
     ValueError
-        If a column, label or condition is not in ``adata``, or the prediction could not be
-        compared, as in :func:`trvae.metrics.transfer_metrics`.
+        As :func:`evaluate`.
     """
     labels = check_obs_column(adata, "labels_key", labels_key)
     conditions = check_obs_column(adata, "condition_key", condition_key)
-    _check_occurs("label", label, labels)
-    _check_occurs("source_condition", source_condition, conditions)
-    _check_occurs("target_condition", target_condition, conditions)
+    check_occurs("label", label, labels)
+    check_occurs("source_condition", source_condition, conditions)
+    check_occurs("target_condition", target_condition, conditions)
     is_label = (labels == label).to_numpy()
     held_out = is_label & (conditions == target_condition).to_numpy()
     sources = is_label & (conditions == source_condition).to_numpy()
@@ -84,11 +166,14 @@ def predict_held_out(
         if not cells.any():
             raise ValueError(f"There are no cells of {label!r} under {condition!r}.")
 
+    if n_genes is not None:
+        chosen = _with_variable_genes(adata, held_out, n_genes, layer)
+        if library_key is None and is_counts(get_matrix(adata, layer)):
+            library_key = "_library_size"
+            chosen.obs[library_key] = np.ravel(get_matrix(adata, layer).sum(1))
+        adata = chosen
     train, control = adata[~held_out].copy(), adata[sources].copy()
     observed = adata[held_out].copy()
-    TRVAE.setup_anndata(train, condition_key=condition_key, labels_key=labels_key, layer=layer)
-    model = TRVAE(train, seed=seed, **(model_kwargs or {}))
-    # Made now, so that what could not be compared is known before the training.
     comparison = TransferComparison(
         observed,
         control,
@@ -99,15 +184,281 @@ def predict_held_out(
         target_condition=target_condition,
         layer=layer,
         library_key=library_key,
-        seed=seed,
+        n_top_genes=n_top_genes,
     )
-    model.train(**(train_kwargs or {}))
-    predicted = model.transfer(control, target_condition, seed=seed)
-    metrics = comparison.table(predicted)
-    return HeldOutPrediction(model, control, observed, predicted, metrics)
+    return HeldOut(train, control, observed, comparison)
 
 
-def _check_occurs(argument: str, given: Any, column: pd.Series) -> None:
+def evaluate(
+    adata: AnnData,
+    *,
+    condition_key: str,
+    labels_key: str,
+    source_condition: Any,
+    target_conditions: Sequence[Any] | None = None,
+    labels: Sequence[Any] | None = None,
+    methods: Mapping[str, Callable[[], TransferMethod]] | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    layer: str | None = None,
+    library_key: str | None = None,
+    n_genes: int | None = None,
+    n_top_genes: int = 100,
+    out: str | Path | None = None,
+    progress_bar: bool = True,
+) -> pd.DataFrame:
+    """Predict each label's cells under a condition from all others, and compare with the real ones.
+
+    One label's cells under one target condition are held out at a time; every method learns from
+    the rest, transfers the label's cells from the source condition, and is compared with the
+    held-out cells, beside baselines and the ceiling of :func:`trvae.metrics.transfer_metrics`.
+
+    Parameters
+    ----------
+    adata
+        All cells, with counts or log-normalised values.
+    condition_key, labels_key
+        Columns of ``obs``.
+    source_condition
+        The condition that is predicted from.
+    target_conditions
+        Conditions to hold out, by default all others.
+    labels
+        Labels to hold out, by default all with at least 20 cells under both conditions.
+    methods
+        What is compared, by name: functions without arguments, such as classes, that return a
+        method with ``fit`` and ``transfer`` like :class:`~trvae.TRVAEMethod`, which is the
+        default.
+    seeds
+        Every method learns once with each.
+    layer
+        Layer with the counts or log-normalised values, by default ``X``.
+    library_key
+        As in :func:`trvae.metrics.transfer_metrics`.
+    n_genes
+        Choose as many highly variable genes, each time without the held-out cells. By default all
+        genes are used; they should then have been chosen without any cells that are held out.
+    n_top_genes
+        Number of top genes, which are chosen with the held-out cells and serve to measure only.
+    out
+        Folder in which every result is kept as soon as it is there. What it has already is not
+        computed again, so that an interrupted evaluation can be resumed.
+    progress_bar
+        Whether to show one.
+
+    Returns
+    -------
+    One row for each held-out label, target condition, method and seed (``<NA>`` for baselines and
+    the ceiling), with the columns ``label``, ``source_condition``, ``target_condition``,
+    ``method``, ``seed`` and the measures of :func:`trvae.metrics.transfer_metrics`.
+
+    Raises
+    ------
+    ValueError
+        If a column, label or condition is not in ``adata``, a prediction could not be compared as
+        in :func:`trvae.metrics.transfer_metrics`, a method has the name of a baseline, or ``out``
+        has the results of other data or settings.
+    """
+    methods = {"trVAE": TRVAEMethod} if methods is None else methods
+    _check_methods_and_seeds(methods, seeds)
+    if n_genes is not None:
+        check_positive_integer("n_genes", n_genes)
+    settings: dict[str, Any] = {
+        "condition_key": condition_key,
+        "labels_key": labels_key,
+        "source_condition": source_condition,
+        "layer": layer,
+        "library_key": library_key,
+        "n_genes": n_genes,
+        "n_top_genes": n_top_genes,
+    }
+    conditions = check_obs_column(adata, "condition_key", condition_key)
+    combinations = _combinations(
+        check_obs_column(adata, "labels_key", labels_key),
+        conditions,
+        source_condition,
+        labels,
+        target_conditions,
+    )
+    runs: list[tuple[str, int]] = [(method, int(seed)) for method in methods for seed in seeds]
+    results = _Results(out, _fingerprint(adata, settings))
+    todo = {
+        (label, target): [run for run in runs if (label, target, *run) not in results]
+        for label, target in combinations
+    }
+    bar = tqdm(total=sum(map(len, todo.values())), desc="evaluate", disable=not progress_bar)
+    with bar:
+        for (label, target), missing in todo.items():
+            if not missing:
+                continue
+            split = hold_out(adata, label=label, target_condition=target, **settings)
+            for baseline, row in split.comparison.rows.items():
+                results.add((label, target, baseline, None), row)
+            for method, seed in missing:
+                bar.set_postfix_str(f"{label}, {target}: {method}, seed {seed}")
+                fitted = methods[method]()
+                # A copy, as methods may write to what they are given.
+                fitted.fit(
+                    split.train.copy(),
+                    condition_key=condition_key,
+                    labels_key=labels_key,
+                    layer=layer,
+                    seed=seed,
+                )
+                predicted = fitted.transfer(split.control.copy(), target, seed=seed)
+                table = split.comparison.table(predicted)
+                results.add((label, target, method, seed), table.loc["prediction"].to_dict())
+                bar.update()
+
+    rows = [
+        {
+            "label": label,
+            "source_condition": source_condition,
+            "target_condition": target,
+            "method": method,
+            "seed": seed,
+            **results[label, target, method, seed],
+        }
+        for label, target in combinations
+        for method, seed in [*runs, *((baseline, None) for baseline in BASELINES)]
+    ]
+    return pd.DataFrame(rows).astype({"seed": "Int64"})
+
+
+class _Results:
+    """Rows of measures, kept in a folder (if there is one) as soon as they are there."""
+
+    def __init__(self, folder: str | Path | None, fingerprint: dict):
+        self._rows: dict[str, dict] = {}
+        self._path: Path | None = None
+        if folder is not None:
+            self._path = Path(folder) / _RESULTS
+            self._check_settings(Path(folder), fingerprint)
+            self._read(self._path)
+
+    def _check_settings(self, folder: Path, fingerprint: dict) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = folder / _SETTINGS
+        if settings.exists():
+            before = json.loads(settings.read_text())
+            if before != fingerprint:
+                differing = [key for key in fingerprint if before.get(key) != fingerprint[key]]
+                raise ValueError(
+                    f"{folder} has results of other data or settings (they differ in "
+                    f"{', '.join(differing)}). Name another folder."
+                )
+        else:
+            settings.write_text(json.dumps(fingerprint, indent=2) + "\n")
+
+    def _read(self, path: Path) -> None:
+        if not path.exists():
+            return
+        complete = ""
+        for line in path.read_text().splitlines(keepends=True):
+            # An interruption can leave the last line unfinished.
+            if line.endswith("\n"):
+                record = json.loads(line)
+                name = record.pop("key")
+                self._rows[name] = {
+                    measure: np.nan if value is None else value
+                    for measure, value in record.items()
+                }
+                complete += line
+        path.write_text(complete)
+
+    def __contains__(self, key: tuple) -> bool:
+        return json.dumps(key, default=str) in self._rows
+
+    def __getitem__(self, key: tuple) -> dict:
+        return self._rows[json.dumps(key, default=str)]
+
+    def add(self, key: tuple, row: dict) -> None:
+        """Keep a row unless there is one already."""
+        if key in self:
+            return
+        name = json.dumps(key, default=str)
+        self._rows[name] = row
+        if self._path is not None:
+            # JSON knows no NaN.
+            values = {m: None if np.isnan(value) else float(value) for m, value in row.items()}
+            with self._path.open("a") as file:
+                file.write(json.dumps({"key": name, **values}) + "\n")
+
+
+def _fingerprint(adata: AnnData, settings: dict) -> dict:
+    """What the results depend on beside the methods, which are known by their names only."""
+    digest = hashlib.sha256()
+    for names in (adata.obs_names, adata.var_names):
+        digest.update(pd.util.hash_pandas_object(names.to_series(), index=False).to_numpy())
+    for key in ("condition_key", "labels_key", "library_key"):
+        if settings[key] is not None:
+            column = adata.obs[settings[key]].astype(str)
+            digest.update(pd.util.hash_pandas_object(column, index=False).to_numpy())
+    total = float(get_matrix(adata, settings["layer"]).sum())
+    return {
+        "cells_and_genes": digest.hexdigest(),
+        "sum_of_values": total,
+        **{key: None if value is None else str(value) for key, value in settings.items()},
+    }
+
+
+def _combinations(
+    labels: pd.Series,
+    conditions: pd.Series,
+    source: Any,
+    wanted_labels: Sequence[Any] | None,
+    wanted_targets: Sequence[Any] | None,
+) -> list[tuple[Any, Any]]:
+    """Return the labels and target conditions to hold out, one after the other."""
+    check_occurs("source_condition", source, conditions)
+    for label in wanted_labels or []:
+        check_occurs("label", label, labels)
+    for target in wanted_targets or []:
+        check_occurs("target_condition", target, conditions)
+    counts = pd.crosstab(labels, conditions)
+    possible = [
+        (label, target)
+        for target in (
+            [c for c in counts.columns if c != source]
+            if wanted_targets is None
+            else wanted_targets
+        )
+        for label in (counts.index if wanted_labels is None else wanted_labels)
+        if wanted_labels is not None
+        or min(counts.loc[label, source], counts.loc[label, target]) >= _MIN_CELLS
+    ]
+    if not possible:
+        raise ValueError(
+            f"No label has {_MIN_CELLS} cells under {source!r} and under another condition."
+        )
+    return possible
+
+
+def _check_methods_and_seeds(methods: Mapping, seeds: Sequence[int]) -> None:
+    for seed in seeds:
+        check_seed(seed)
+    if len(seeds) == 0 or len(methods) == 0:
+        raise ValueError("Give at least one method and one seed.")
+    taken = set(methods) & set(BASELINES)
+    if taken:
+        raise ValueError(f"methods has names of baselines: {join_names(sorted(taken))}.")
+
+
+def _with_variable_genes(
+    adata: AnnData, held_out: np.ndarray, n_genes: int, layer: str | None
+) -> AnnData:
+    """Return the cells with as many highly variable genes, chosen without the held-out cells."""
+    if n_genes > adata.n_vars:
+        raise ValueError(f"n_genes={n_genes}, but there are only {adata.n_vars} genes.")
+    train = AnnData(get_matrix(adata[~held_out], layer).copy(), var=adata.var[[]])
+    if is_counts(train.X):
+        sc.pp.normalize_total(train, target_sum=1e4)
+        sc.pp.log1p(train)
+    sc.pp.highly_variable_genes(train, n_top_genes=n_genes)
+    return adata[:, train.var["highly_variable"].to_numpy()]
+
+
+def check_occurs(argument: str, given: Any, column: pd.Series) -> None:
+    """Raise a ``ValueError`` unless the column has the value."""
     if not (column == given).any():
         raise ValueError(
             f"{argument} {given!r} is not in adata.obs[{column.name!r}]: "

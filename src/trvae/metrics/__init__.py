@@ -1,19 +1,30 @@
 """How well predicted cells agree with observed ones."""
 
+from trvae.metrics._differential_expression import (
+    de_direction,
+    de_overlap,
+    de_rank_correlation,
+    rank_changed_genes,
+    welch_t,
+)
 from trvae.metrics._measures import (
     energy_distance,
+    maximum_mean_discrepancy,
     pearson_of_change,
     r2_of_means,
     r2_of_variances,
-    rank_changed_genes,
     rmse_of_means,
 )
 from trvae.metrics._normalize import log_normalized, median_library_size
 from trvae.metrics._transfer_metrics import transfer_metrics
 
 __all__ = [
+    "de_direction",
+    "de_overlap",
+    "de_rank_correlation",
     "energy_distance",
     "log_normalized",
+    "maximum_mean_discrepancy",
     "median_library_size",
     "pearson_of_change",
     "r2_of_means",
@@ -21,4 +32,5 @@ __all__ = [
     "rank_changed_genes",
     "rmse_of_means",
     "transfer_metrics",
+    "welch_t",
 ]

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import NamedTuple
 
-Centroids = dict[str, tuple[np.ndarray, np.ndarray]]
-"""Mean of each label's source and target cells, each ``n_genes``."""
+import numpy as np
+from sklearn.linear_model import RidgeCV
+
+
+class Centroids(NamedTuple):
+    """Means of the labels that were measured under both conditions."""
+
+    names: list[str]
+    source: np.ndarray
+    """``n_labels x n_genes``."""
+    target: np.ndarray
+    """``n_labels x n_genes``."""
+    n_cells: np.ndarray
+    """Cells under both conditions together, ``n_labels``."""
+
+    @property
+    def change(self) -> np.ndarray:
+        """``n_labels x n_genes``."""
+        return self.target - self.source
 
 
 def centroids(
@@ -22,26 +39,51 @@ def centroids(
     is_source, is_target
         Whether a cell was measured under the source or target condition, ``n_cells``.
     """
-    return {
-        name: (values[here & is_source].mean(0), values[here & is_target].mean(0))
+    names = [
+        name
         for name in np.unique(label)
-        for here in [label == name]
-        if (here & is_source).any() and (here & is_target).any()
-    }
+        if (is_source & (label == name)).any() and (is_target & (label == name)).any()
+    ]
+
+    def means(cells):
+        rows = [values[cells & (label == name)].mean(0) for name in names]
+        return np.reshape(rows, (len(names), values.shape[1]))
+
+    counted = is_source | is_target
+    n_cells = np.array([(counted & (label == name)).sum() for name in names])
+    return Centroids(names, means(is_source), means(is_target), n_cells)
 
 
 def mean_shift(control: np.ndarray, others: Centroids) -> np.ndarray:
     """Control cells plus the mean change over the other labels, each label counting once."""
-    change = np.mean([target - source for source, target in others.values()], axis=0)
-    return _shifted(control, change)
+    return _shifted(control, others.change.mean(0))
+
+
+def cell_weighted_shift(control: np.ndarray, others: Centroids) -> np.ndarray:
+    """Control cells plus the mean change over the other labels, each counting as its cells."""
+    return _shifted(control, np.average(others.change, axis=0, weights=others.n_cells))
 
 
 def nearest_shift(control: np.ndarray, others: Centroids) -> tuple[np.ndarray, str]:
     """Control cells plus the change of the label whose control mean is closest, and its name."""
-    center = control.mean(0)
-    nearest = min(others, key=lambda name: float(np.linalg.norm(others[name][0] - center)))
-    source, target = others[nearest]
-    return _shifted(control, target - source), nearest
+    nearest = int(np.argmin(np.linalg.norm(others.source - control.mean(0), axis=1)))
+    return _shifted(control, others.change[nearest]), others.names[nearest]
+
+
+def linear_shift(control: np.ndarray, others: Centroids) -> np.ndarray:
+    """Control cells plus the change that a ridge regression predicts from the control mean.
+
+    The regression is of the other labels' changes on their control means; its penalty is chosen by
+    leaving out one label at a time. With fewer than three labels it is :func:`mean_shift`.
+    """
+    if len(others.names) < 3:
+        return mean_shift(control, others)
+    center, scale = others.source.mean(0), others.source.std()
+    ridge = RidgeCV(alphas=np.logspace(-2, 5, 15)).fit(
+        (others.source - center) / scale, others.change
+    )
+    change = ridge.predict((control.mean(0, keepdims=True) - center) / scale)[0]
+    return _shifted(control, change)
 
 
 def _shifted(control: np.ndarray, change: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
@@ -45,7 +45,7 @@ def log_normalized(
     """
     matrix = get_matrix(adata, layer)
     values = (matrix.toarray() if sparse.issparse(matrix) else np.asarray(matrix)).astype(float)
-    if not _is_counts(values):
+    if not is_counts(values):
         return values
     library = _library_sizes(adata, matrix, library_key)
     return np.log1p(values / np.maximum(library, 1)[:, None] * target_sum)
@@ -84,11 +84,7 @@ def check_same_scale(groups: dict[str, AnnData], layer: str | None = None) -> No
     layer
         Layer to compare, by default ``X``.
     """
-    counts = {
-        name: _is_counts(matrix.data if sparse.issparse(matrix) else np.asarray(matrix))
-        for name, adata in groups.items()
-        for matrix in [get_matrix(adata, layer)]
-    }
+    counts = {name: is_counts(get_matrix(adata, layer)) for name, adata in groups.items()}
     if len(set(counts.values())) > 1:
         with_counts = [name for name, found in counts.items() if found]
         without = [name for name, found in counts.items() if not found]
@@ -105,6 +101,13 @@ def _library_sizes(adata: AnnData, matrix, library_key: str | None) -> np.ndarra
     return check_obs_column(adata, "library_key", library_key).to_numpy(dtype=float)
 
 
-def _is_counts(values: np.ndarray) -> bool:
-    """Whether all values are integers, as counts are and log-normalised values are not."""
+def is_counts(matrix: Any) -> bool:
+    """Whether all values are integers, as counts are and log-normalised values are not.
+
+    Parameters
+    ----------
+    matrix
+        Dense or sparse.
+    """
+    values = matrix.data if sparse.issparse(matrix) else np.asarray(matrix)
     return bool(np.all(values % 1 == 0))

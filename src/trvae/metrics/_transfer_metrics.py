@@ -9,19 +9,37 @@ import pandas as pd
 from sklearn.decomposition import PCA
 
 from trvae._data import check_obs_column, check_positive_integer, join_names
-from trvae.metrics._baselines import Centroids, centroids, mean_shift, nearest_shift
+from trvae.metrics._baselines import (
+    Centroids,
+    cell_weighted_shift,
+    centroids,
+    linear_shift,
+    mean_shift,
+    nearest_shift,
+)
+from trvae.metrics._differential_expression import (
+    de_direction,
+    de_overlap,
+    de_rank_correlation,
+    welch_t,
+)
 from trvae.metrics._measures import (
     energy_distance,
+    maximum_mean_discrepancy,
     pearson_of_change,
     r2_of_means,
     r2_of_variances,
-    rank_changed_genes,
     rmse_of_means,
 )
 from trvae.metrics._normalize import check_same_scale, log_normalized, median_library_size
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+BASELINES = (
+    "no change", "mean shift", "cell-weighted shift", "nearest shift", "linear shift", "ceiling",
+)  # fmt: skip
+"""Rows of a comparison beside the prediction, if there is a reference."""
 
 _N_SPLITS = 5
 _MAX_CELLS_FOR_DISTANCE = 2_000
@@ -78,16 +96,31 @@ def transfer_metrics(
 
     Returns
     -------
-    One row each for ``prediction``, ``no change``, ``mean shift`` (control plus the mean change
-    over the other labels), ``nearest shift`` (plus the change of the label nearest to the
-    control cells; ``DataFrame.attrs["nearest"]`` names it) and ``ceiling`` (one half of the
-    observed cells against the other, averaged over five random splits). Columns:
+    One row a method:
+
+    * ``prediction``
+    * ``no change``: the control cells
+    * ``mean shift``: control plus the mean change over the other labels
+    * ``cell-weighted shift``: the same, each label counting as often as it has cells
+    * ``nearest shift``: control plus the change of the label nearest to the control cells, which
+      ``DataFrame.attrs["nearest"]`` names
+    * ``linear shift``: control plus the change that a ridge regression over the other labels
+      predicts from the control mean
+    * ``ceiling``: one half of the observed cells against the other, averaged over five random
+      splits
+
+    One column a measure:
 
     * ``r2_mean``, ``r2_variance``: squared Pearson correlation of per-gene means, variances
     * ``r2_mean_top``, ``r2_variance_top``: the same over the top genes
     * ``change``, ``change_top``: Pearson correlation of the change from control
-    * ``rmse``: of the per-gene means
-    * ``energy_distance``
+    * ``rmse``: of the per-gene means; ``rmse_weighted``: with the squared absolute t of the
+      observed change as weights (Mejia et al., 2025); ``rmse_specific``: over the top genes of
+      which the label's change differs most from the other labels' mean change (Welch's t of the
+      difference)
+    * ``energy_distance``, ``mmd``: between the groups of cells, in principal components
+    * ``de_overlap``, ``de_direction``, ``de_rank_correlation``: of the differentially expressed
+      genes, see :mod:`trvae.metrics`
 
     Values are compared as ``log(1 + count / library size * median library size of control)``.
 
@@ -156,6 +189,7 @@ class TransferComparison:
         self._target_sum = median_library_size(control, **self._scale)
         before, self._after = self._normalized(control), self._normalized(observed)
         baselines = {"no change": before}
+        others = None
         self.nearest: str | None = None
         if reference is not None:
             if (
@@ -179,19 +213,22 @@ class TransferComparison:
                 own_labels,
             )
             baselines["mean shift"] = mean_shift(before, others)
+            baselines["cell-weighted shift"] = cell_weighted_shift(before, others)
             baselines["nearest shift"], self.nearest = nearest_shift(before, others)
+            baselines["linear shift"] = linear_shift(before, others)
 
-        self._measures = _Measures(before, self._after, n_top_genes, n_pcs, seed)
-        self._rows = {
+        self._measures = _Measures(before, self._after, others, n_top_genes, n_pcs, seed)
+        self.rows = {
             name: self._measures(values, self._after) for name, values in baselines.items()
         }
-        self._rows["ceiling"] = self._measures.ceiling(self._after)
+        """Measures of the baselines and the ceiling."""
+        self.rows["ceiling"] = self._measures.ceiling(self._after)
 
     def table(self, predicted: AnnData) -> pd.DataFrame:
         """Return what :func:`transfer_metrics` returns."""
         check_comparable({"predicted": predicted, **self._groups}, self._scale["layer"])
         row = self._measures(self._normalized(predicted), self._after)
-        rows = {"prediction": row, **self._rows}
+        rows = {"prediction": row, **self.rows}
         table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
         table.attrs["nearest"] = self.nearest
         return table
@@ -202,18 +239,28 @@ class TransferComparison:
 
 
 class _Measures:
-    """All measures, with the top genes and the principal components chosen once."""
+    """All measures, with the genes and the principal components chosen once."""
 
-    def __init__(self, before, after, n_top_genes, n_pcs, seed):
+    def __init__(self, before, after, others: Centroids | None, n_top_genes, n_pcs, seed):
         self.before = before
-        self.top = rank_changed_genes(before, after)[:n_top_genes]
+        self.n_top_genes = n_top_genes
+        clarity = np.abs(welch_t(before, after))
+        self.top = np.argsort(-clarity, kind="stable")[:n_top_genes]
+        self.weights = (clarity / max(clarity.max(), 1e-12)) ** 2 if clarity.any() else None
+        self.specific = None
+        if others is not None:
+            # Whether the change of this label differs from that of the others.
+            difference = np.abs(welch_t(before + others.change.mean(0), after))
+            self.specific = np.argsort(-difference, kind="stable")[:n_top_genes]
         together = np.concatenate([before, after])
         n_pcs = min(n_pcs, *together.shape)
         self.pca = PCA(n_pcs, svd_solver="covariance_eigh", random_state=seed).fit(together)
         self.seed = seed
 
     def __call__(self, predicted: np.ndarray, observed: np.ndarray) -> dict[str, float]:
-        top = (slice(None), self.top)
+        top, specific = (slice(None), self.top), (slice(None), self.specific)
+        projected = self._project(predicted), self._project(observed)
+        t = welch_t(self.before, predicted), welch_t(self.before, observed)
         return {
             "r2_mean": r2_of_means(predicted, observed),
             "r2_variance": r2_of_variances(predicted, observed),
@@ -222,7 +269,17 @@ class _Measures:
             "change": pearson_of_change(predicted, observed, self.before),
             "change_top": pearson_of_change(predicted[top], observed[top], self.before[top]),
             "rmse": rmse_of_means(predicted, observed),
-            "energy_distance": energy_distance(self._project(predicted), self._project(observed)),
+            "rmse_weighted": rmse_of_means(predicted, observed, self.weights),
+            "rmse_specific": (
+                float("nan")
+                if self.specific is None
+                else rmse_of_means(predicted[specific], observed[specific])
+            ),
+            "energy_distance": energy_distance(*projected),
+            "mmd": maximum_mean_discrepancy(*projected),
+            "de_overlap": de_overlap(*t, self.n_top_genes),
+            "de_direction": de_direction(*t, self.n_top_genes),
+            "de_rank_correlation": de_rank_correlation(*t),
         }
 
     def ceiling(self, observed: np.ndarray) -> dict[str, float]:
@@ -272,7 +329,7 @@ def _other_labels(
         condition[is_other] == source,
         condition[is_other] == target,
     )
-    if not found:
+    if not found.names:
         raise ValueError(
             f"reference has no other label with cells of both {source!r} and {target!r} in "
             f"obs[{condition_key!r}], which the baselines would learn from."

@@ -1,0 +1,99 @@
+"""Agreement of differentially expressed genes, each group ``n_cells x n_genes``."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.stats import spearmanr, ttest_ind
+
+
+def welch_t(control: np.ndarray, treated: np.ndarray) -> np.ndarray:
+    """Welch's t of the change of each gene's mean.
+
+    Parameters
+    ----------
+    control, treated
+        Log-normalised values, ``n_cells x n_genes``.
+
+    Returns
+    -------
+    ``n_genes``; 0 for genes without variance.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = ttest_ind(treated, control, equal_var=False).statistic
+    t = np.nan_to_num(t, nan=0.0, posinf=0.0, neginf=0.0)
+    # Rounding alone must not pass for a change.
+    return np.where(np.abs(t) < 1e-9, 0.0, t)
+
+
+def rank_changed_genes(control: np.ndarray, treated: np.ndarray) -> np.ndarray:
+    """Rank genes by how clearly they differ between two groups of cells.
+
+    Parameters
+    ----------
+    control, treated
+        Log-normalised values, ``n_cells x n_genes``.
+
+    Returns
+    -------
+    Positions of the genes, ``n_genes``, from the largest to the smallest absolute Welch's t;
+    genes without variance come last.
+    """
+    return np.argsort(-np.abs(welch_t(control, treated)), kind="stable")
+
+
+def de_overlap(predicted_t: np.ndarray, observed_t: np.ndarray, n_top_genes: int) -> float:
+    """Share of the genes that change most clearly which are the same in prediction and truth.
+
+    Parameters
+    ----------
+    predicted_t, observed_t
+        Welch's t of each gene's change from control, ``n_genes``.
+    n_top_genes
+        Number of genes, those with the largest absolute t.
+
+    Returns
+    -------
+    Between 0 and 1; NaN if nothing is predicted to change.
+    """
+    if not predicted_t.any():
+        return float("nan")
+    return len(np.intersect1d(_top(predicted_t, n_top_genes), _top(observed_t, n_top_genes))) / (
+        min(n_top_genes, len(observed_t))
+    )
+
+
+def de_direction(predicted_t: np.ndarray, observed_t: np.ndarray, n_top_genes: int) -> float:
+    """Share of the genes that change most clearly in truth which are predicted to do so that way.
+
+    Parameters
+    ----------
+    predicted_t, observed_t, n_top_genes
+        As in :func:`de_overlap`.
+
+    Returns
+    -------
+    Between 0 and 1; a gene that is predicted not to change counts as wrong.
+    """
+    top = _top(observed_t, n_top_genes)
+    return float(np.mean(np.sign(predicted_t[top]) == np.sign(observed_t[top])))
+
+
+def de_rank_correlation(predicted_t: np.ndarray, observed_t: np.ndarray) -> float:
+    """Spearman correlation, over genes, of the t statistics of the changes.
+
+    Parameters
+    ----------
+    predicted_t, observed_t
+        As in :func:`de_overlap`.
+
+    Returns
+    -------
+    Between -1 and 1; NaN if nothing changes.
+    """
+    if not predicted_t.any() or not observed_t.any():
+        return float("nan")
+    return float(spearmanr(predicted_t, observed_t).statistic)
+
+
+def _top(t: np.ndarray, n_top_genes: int) -> np.ndarray:
+    return np.argsort(-np.abs(t), kind="stable")[:n_top_genes]

@@ -1,0 +1,183 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+
+import trvae
+
+KEYS = {
+    "condition_key": "condition",
+    "labels_key": "cell_type",
+    "source_condition": "control",
+}
+QUICK = {"seeds": [0, 1], "progress_bar": False}
+
+
+class Shift:
+    """Multiplies counts by the change of their means over all cells."""
+
+    fitted = 0
+
+    def fit(self, adata, *, condition_key, labels_key, layer, seed):
+        type(self).fitted += 1
+        x = pd.DataFrame(adata.X.toarray()).groupby(adata.obs[condition_key].to_numpy()).mean()
+        self.means = x + 1e-3
+        self.seed = seed
+        adata.obs["scribble"] = 1
+
+    def transfer(self, adata, target_condition, *, seed):
+        assert seed == self.seed
+        ratio = (self.means.loc[target_condition] / self.means.loc["control"]).to_numpy()
+        predicted = adata.copy()
+        predicted.X = np.round(adata.X.toarray() * ratio)
+        return predicted
+
+
+class Truth:
+    """Knows the held-out cells."""
+
+    adata: AnnData
+
+    def fit(self, adata, **kwargs):
+        self.seen = adata.obs_names
+
+    def transfer(self, adata, target_condition, *, seed):
+        label = adata.obs["cell_type"].iloc[0]
+        is_target = (self.adata.obs[["condition", "cell_type"]] == [target_condition, label]).all(
+            axis=1
+        )
+        assert not is_target.index[is_target].isin(self.seen).any()
+        return self.adata[is_target].copy()
+
+
+@pytest.fixture
+def shift():
+    Shift.fitted = 0
+    return Shift
+
+
+def test_one_row_for_each_label_condition_method_and_seed(shift):
+    adata = trvae.datasets.simulated(n_cells=30, n_genes=50, conditions=["control", "a", "b"])
+    before = adata.copy()
+    Truth.adata = adata
+    table = trvae.evaluate(adata, **KEYS, methods={"shift": shift, "truth": Truth}, **QUICK)
+    assert shift.fitted == 3 * 2 * 2
+    assert set(table["label"]) == {"type_0", "type_1", "type_2"}
+    assert set(table["target_condition"]) == {"a", "b"}
+    methods = table.groupby("method").size()
+    assert methods["shift"] == methods["truth"] == 12
+    assert methods["ceiling"] == methods["linear shift"] == 6
+    assert table.loc[table["method"] == "ceiling", "seed"].isna().all()
+    truth = table[table["method"] == "truth"]
+    np.testing.assert_allclose(truth[["r2_mean", "change", "de_overlap", "de_direction"]], 1)
+    np.testing.assert_allclose(truth[["rmse", "rmse_specific", "energy_distance"]], 0, atol=1e-9)
+    assert adata.obs.equals(before.obs)
+    assert (adata.X != before.X).nnz == 0
+
+
+def test_some_labels_and_conditions(adata, shift):
+    table = trvae.evaluate(
+        adata,
+        **KEYS,
+        labels=["type_1"],
+        target_conditions=["treated"],
+        methods={"shift": shift},
+        **QUICK,
+    )
+    assert set(table["label"]) == {"type_1"}
+    assert shift.fitted == 2
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_was(adata, shift, tmp_path):
+    arguments = {**KEYS, **QUICK, "out": tmp_path}
+    whole = trvae.evaluate(adata, **KEYS, methods={"shift": shift}, **QUICK)
+
+    class Interrupted(shift):
+        fitted = 0
+
+        def fit(self, adata, **kwargs):
+            if Interrupted.fitted == 3:
+                raise KeyboardInterrupt
+            super().fit(adata, **kwargs)
+
+    with pytest.raises(KeyboardInterrupt):
+        trvae.evaluate(adata, methods={"shift": Interrupted}, **arguments)
+    results = tmp_path / "results.jsonl"
+    # Killed in the middle of a line.
+    lines = results.read_text()
+    results.write_text(lines + lines.splitlines()[-1][:20])
+    shift.fitted = 0
+    resumed = trvae.evaluate(adata, methods={"shift": shift}, **arguments)
+    assert shift.fitted == 3
+    pd.testing.assert_frame_equal(resumed, whole)
+    again = trvae.evaluate(adata, methods={"shift": shift}, **arguments)
+    assert shift.fitted == 3
+    pd.testing.assert_frame_equal(again, whole)
+    assert all(json.loads(line) for line in results.read_text().splitlines())
+
+
+def test_results_of_other_data_are_not_mixed(adata, shift, tmp_path):
+    arguments = {**KEYS, **QUICK, "methods": {"shift": shift}, "out": tmp_path}
+    trvae.evaluate(adata, **arguments)
+    with pytest.raises(ValueError, match="other data or settings .they differ in n_top_genes"):
+        trvae.evaluate(adata, **arguments, n_top_genes=10)
+    with pytest.raises(ValueError, match="they differ in cells_and_genes"):
+        trvae.evaluate(adata[::-1], **arguments)
+
+
+def test_genes_are_chosen_without_the_held_out_cells(adata):
+    from trvae._evaluate import hold_out
+
+    extreme = adata.copy()
+    held_out = (extreme.obs["condition"] == "treated") & (extreme.obs["cell_type"] == "type_0")
+    extreme.X = extreme.X.toarray()
+    silent = np.argsort(extreme.X[~held_out].var(0))[:5]
+    extreme.X[np.flatnonzero(held_out)[::2][:, None], silent] = 500
+    arguments = KEYS | {"label": "type_0", "target_condition": "treated", "n_genes": 20}
+    one, other = (hold_out(a, **arguments) for a in (adata, extreme))
+    assert one.train.n_vars == 20
+    assert list(one.train.var_names) == list(other.train.var_names)
+    # Library sizes are still those over all genes.
+    library = one.control.obs["_library_size"]
+    np.testing.assert_allclose(library, adata[library.index].X.sum(1).A1)
+
+
+def test_trvae_is_the_default(adata, tmp_path):
+    table = trvae.evaluate(
+        adata, **KEYS, labels=["type_0"], seeds=[3], progress_bar=False,
+        methods={"trVAE": lambda: trvae.TRVAEMethod(
+            {"hidden_sizes": (16,)}, {"max_epochs": 2, "enable_progress_bar": False}
+        )},
+    )  # fmt: skip
+    assert np.isfinite(table.loc[table["method"] == "trVAE", "energy_distance"]).all()
+    assert list(table["seed"].dropna()) == [3]
+    with pytest.raises(RuntimeError, match="call fit first"):
+        trvae.TRVAEMethod().transfer(adata, "treated", seed=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"labels": ["type_9"]}, "label 'type_9' is not in adata.obs.'cell_type'.: 'type_0'"),
+        ({"source_condition": "ctrl"}, "source_condition 'ctrl' is not in adata.obs"),
+        ({"target_conditions": ["stim"]}, "target_condition 'stim' is not in adata.obs"),
+        ({"condition_key": "cond"}, "condition_key 'cond' is not in adata.obs"),
+        ({"methods": {"ceiling": Shift}}, "names of baselines: 'ceiling'"),
+        ({"methods": {}}, "at least one method and one seed"),
+        ({"seeds": [-1]}, "seed=-1"),
+        ({"n_genes": 0}, "n_genes=0 is not a positive integer"),
+        ({"n_genes": 1000}, "n_genes=1000, but there are only 60 genes"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_known_at_once(adata, shift, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        trvae.evaluate(adata, **(KEYS | {"methods": {"shift": shift}} | arguments))
+    assert shift.fitted == 0
+
+
+def test_too_few_cells(adata):
+    few = adata[np.r_[0:10, 120:130]]
+    with pytest.raises(ValueError, match="No label has 20 cells under 'control'"):
+        trvae.evaluate(few, **KEYS)
