@@ -352,8 +352,8 @@ class _Results:
     def _read(self, path: Path) -> None:
         if not path.exists():
             return
-        complete = ""
-        for line in path.read_text().splitlines(keepends=True):
+        text, complete = path.read_text(), ""
+        for line in text.splitlines(keepends=True):
             # An interruption can leave the last line unfinished.
             if line.endswith("\n"):
                 record = json.loads(line)
@@ -363,7 +363,8 @@ class _Results:
                     for measure, value in record.items()
                 }
                 complete += line
-        path.write_text(complete)
+        if complete != text:
+            path.write_text(complete)
 
     def __contains__(self, key: tuple) -> bool:
         return json.dumps(key, default=str) in self._rows

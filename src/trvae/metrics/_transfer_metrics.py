@@ -115,9 +115,9 @@ def transfer_metrics(
     * ``r2_mean_top``, ``r2_variance_top``: the same over the top genes
     * ``change``, ``change_top``: Pearson correlation of the change from control
     * ``rmse``: of the per-gene means; ``rmse_weighted``: with the squared absolute t of the
-      observed change as weights (Mejia et al., 2025); ``rmse_specific``: over the top genes of
-      which the label's change differs most from the other labels' mean change (Welch's t of the
-      difference)
+      observed change as weights (Mejia et al., 2025); ``rmse_specific``: over as many genes as
+      there are top genes, those of which the label's change differs most from the other labels'
+      mean change
     * ``energy_distance``, ``mmd``: between the groups of cells, in principal components
     * ``de_overlap``, ``de_direction``, ``de_rank_correlation``: of the differentially expressed
       genes, see :mod:`trvae.metrics`
@@ -249,8 +249,8 @@ class _Measures:
         self.weights = (clarity / max(clarity.max(), 1e-12)) ** 2 if clarity.any() else None
         self.specific = None
         if others is not None:
-            # Whether the change of this label differs from that of the others.
-            difference = np.abs(welch_t(before + others.change.mean(0), after))
+            change = after.mean(0) - before.mean(0)
+            difference = np.abs(change - others.change.mean(0))
             self.specific = np.argsort(-difference, kind="stable")[:n_top_genes]
         together = np.concatenate([before, after])
         n_pcs = min(n_pcs, *together.shape)
