@@ -78,6 +78,18 @@ def test_weights_of_the_rmse():
     assert metrics.rmse_of_means(observed + error, observed, weights) == pytest.approx(3)
 
 
+def test_coverage():
+    a, b = RNG.normal(size=(4000, 2)), RNG.normal(size=(3000, 2))
+    assert metrics.coverage(a, b) == pytest.approx(0.9, abs=0.02)
+    assert metrics.coverage(a, b, level=0.5) == pytest.approx(0.5, abs=0.03)
+    assert metrics.coverage(a, 100 + b) == 0
+    assert metrics.coverage(0.5 * a, b) < 0.65 < 0.99 < metrics.coverage(2 * a, b)
+    # Counts, most of them 0: exact for a distribution against itself.
+    counts = RNG.poisson(0.3, (500, 3))
+    assert metrics.coverage(counts, counts) == pytest.approx(0.9)
+    assert metrics.coverage(np.zeros((10, 1)), np.ones((10, 1))) == 0
+
+
 def test_mmd():
     a, b = RNG.normal(size=(60, 3)), RNG.normal(size=(40, 3)) + 1
     mmd = metrics.maximum_mean_discrepancy
@@ -113,15 +125,14 @@ def test_differential_expression():
 def test_the_linear_shift_finds_a_change_that_follows_the_control_mean():
     from trvae.metrics._baselines import Centroids, linear_shift, mean_shift
 
-    source = RNG.normal(size=(8, 5))
-    change = source @ RNG.normal(size=(5, 5)) + 3
-    others = Centroids(list("abcdefg"), source[:7], source[:7] + change[:7], np.ones(7))
-    control = source[7:] + 20
-    control = np.concatenate([control - 20 - 0.1, control - 20 + 0.1])
+    rng = np.random.default_rng(0)
+    source = rng.normal(size=(21, 5))
+    target = source + source @ rng.normal(size=(5, 5)) + 10
+    others = Centroids([f"type_{i}" for i in range(20)], source[:20], target[:20], np.ones(20))
+    control = source[20] + [[-1e-6], [1e-6]]
     for shift, close in ((linear_shift, True), (mean_shift, False)):
-        predicted = shift(control + 0, others)
-        error = np.abs(predicted.mean(0) - np.maximum(source[7] + change[7], control.min()))
-        assert (error.max() < 0.1) == close
+        error = np.abs(shift(control, others).mean(0) - target[20]).max()
+        assert (error < 0.05) == close
 
 
 def test_changed_genes_are_found():
@@ -163,6 +174,7 @@ def test_perfect_prediction_beats_everything():
         assert (table[measure].dropna() <= 1 + 1e-9).all()
     for measure in ("rmse", "rmse_weighted", "rmse_specific", "energy_distance", "mmd"):
         assert best[measure] == pytest.approx(0, abs=1e-9)
+    assert best["coverage_top"] == pytest.approx(0.9, abs=0.01)
 
 
 def test_baselines_have_known_answers():

@@ -8,6 +8,7 @@ from trvae.metrics._differential_expression import (
     welch_t,
 )
 from trvae.metrics._measures import (
+    coverage,
     energy_distance,
     maximum_mean_discrepancy,
     pearson_of_change,
@@ -19,6 +20,7 @@ from trvae.metrics._normalize import log_normalized, median_library_size
 from trvae.metrics._transfer_metrics import transfer_metrics
 
 __all__ = [
+    "coverage",
     "de_direction",
     "de_overlap",
     "de_rank_correlation",

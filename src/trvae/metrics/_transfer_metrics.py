@@ -24,6 +24,7 @@ from trvae.metrics._differential_expression import (
     welch_t,
 )
 from trvae.metrics._measures import (
+    coverage,
     energy_distance,
     maximum_mean_discrepancy,
     pearson_of_change,
@@ -119,6 +120,8 @@ def transfer_metrics(
       there are top genes, those of which the label's change differs most from the other labels'
       mean change
     * ``energy_distance``, ``mmd``: between the groups of cells, in principal components
+    * ``coverage_top``: share of the observed values of the top genes within the central 90 % of
+      the predicted ones; 0.9 if the prediction is calibrated
     * ``de_overlap``, ``de_direction``, ``de_rank_correlation``: of the differentially expressed
       genes, see :mod:`trvae.metrics`
 
@@ -277,6 +280,7 @@ class _Measures:
             ),
             "energy_distance": energy_distance(*projected),
             "mmd": maximum_mean_discrepancy(*projected),
+            "coverage_top": coverage(predicted[top], observed[top]),
             "de_overlap": de_overlap(*t, self.n_top_genes),
             "de_direction": de_direction(*t, self.n_top_genes),
             "de_rank_correlation": de_rank_correlation(*t),
