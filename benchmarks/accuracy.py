@@ -5,12 +5,15 @@ Every label's treated cells are held out in turn, see ``trvae.evaluate``. Result
 ``benchmarks/accuracy.md``; what is there already is not computed again. Run from the root of the
 repository, in several processes with different seeds if there are several cores::
 
-    python benchmarks/accuracy.py kang --data ../shared/data/kang18.h5ad --seeds 0 1 2
+    python benchmarks/accuracy.py kang --data ../shared/data/kang18.h5ad
+    python benchmarks/accuracy.py glioblastoma --data ../shared/data/gbm_panobinostat.h5ad
+    python benchmarks/accuracy.py "no effect"
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import functools
 import json
 import logging
@@ -24,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anndata as ad
+import pandas as pd
 import torch
 
 import trvae
@@ -49,31 +53,102 @@ def read_glioblastoma(path: Path) -> tuple[ad.AnnData, dict]:
     return ad.read_h5ad(path), {"source_condition": "ctrl"}
 
 
-READERS: dict[str, Callable[[Path], tuple[ad.AnnData, dict]]] = {
-    "kang": read_kang,
-    "glioblastoma": read_glioblastoma,
+# Held-out types are among the first three; all have 500 genes.
+SIMULATIONS: dict[str, dict] = {
+    "same effect in all types": {"n_cell_types": 6},
+    "an effect of each lineage": {"n_cell_types": 8, "n_lineages": 2},
+    "no effect": {"n_cell_types": 6, "effect_size": 0.0},
+    "only one type responds": {"n_cell_types": 6, "affected_cell_types": [5]},
+    "uneven composition": {
+        "n_cell_types": 6,
+        "n_cells": [[300, 300, 100, 100, 30, 30], [60, 60, 60, 60, 300, 300]],
+    },
+    "twelve conditions": {
+        "n_cell_types": 4,
+        "n_cells": 60,
+        "conditions": ["control", *(f"treatment {i}" for i in range(1, 12))],
+    },
+    "a rare condition": {
+        "n_cell_types": 4,
+        "n_cells": [[150] * 4, [150] * 4, [20] * 4],
+        "conditions": ["control", "common", "rare"],
+    },
+    "batches crossed with conditions": {"n_cell_types": 6, "n_batches": 3},
 }
 
 
-def trvae_method(**model_kwargs) -> Callable[[], trvae.TRVAEMethod]:
-    """The model with its default settings but for those given."""
-    return functools.partial(trvae.TRVAEMethod, model_kwargs, QUIET)
+def read_simulated(name: str) -> tuple[ad.AnnData, dict]:
+    """Counts with a known effect; of twelve conditions, two are held out."""
+    adata = trvae.datasets.simulated(**({"n_cells": 150, "n_genes": 500} | SIMULATIONS[name]))
+    targets = list(adata.obs["condition"].cat.categories[1:])
+    return adata, {
+        "source_condition": "control",
+        "labels": ["type_0", "type_1", "type_2"],
+        "target_conditions": [targets[0], targets[-1]] if len(targets) > 2 else targets,
+    }
 
 
-METHODS = {
-    "trVAE": trvae_method(),
-    "trVAE without MMD": trvae_method(mmd_weight=0.0),
-    "trVAE, paper's decoder": trvae_method(decoder="conditional"),
-}
+def read(dataset: str, path: Path | None) -> tuple[ad.AnnData, dict]:
+    """Return the cells, and the arguments of ``trvae.evaluate`` that go with them."""
+    if dataset in SIMULATIONS:
+        return read_simulated(dataset)
+    if path is None:
+        raise SystemExit(f"{dataset} needs --data")
+    return {"kang": read_kang, "glioblastoma": read_glioblastoma}[dataset](path)
 
 
-def environment(arguments: argparse.Namespace) -> dict:
+def read_results(folder: Path) -> pd.DataFrame:
+    """Return what ``trvae.evaluate`` has kept there, one row a result."""
+    rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    table = pd.DataFrame(rows)
+    keys = pd.DataFrame(
+        table.pop("key").map(json.loads).tolist(), columns=["label", "target", "method", "seed"]
+    )
+    # Processes that share the work can each have added the baselines.
+    return pd.concat([keys, table], axis=1).drop_duplicates(["label", "target", "method", "seed"])
+
+
+def how(folder: Path) -> str:
+    """Commands, versions and machines behind the results, as a Markdown list."""
+    lines = []
+    for line in (folder / "environment.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+        lines.append(f"- `{record['command']}`, {record['date']}, {record['machine']}; {versions}")
+    return "\n".join(dict.fromkeys(lines))
+
+
+def trvae_method(name: str) -> Callable[[], trvae.TRVAEMethod]:
+    """The model with its default settings but for those that its name tells.
+
+    ``trVAE mmd_weight=0 train.max_epochs=20 transfer.estimate='decoded'`` is the model with one
+    argument for ``TRVAE``, one for ``train`` and one for ``transfer``.
+    """
+    first, *settings = name.split(" ")
+    if first != "trVAE":
+        raise ValueError(f"{name!r} is not a name of the form 'trVAE argument=value ...'.")
+    arguments: dict[str, dict] = {"model": {}, "train": dict(QUIET), "transfer": {}}
+    for setting in settings:
+        argument, _, value = setting.partition("=")
+        of, _, argument = argument.rpartition(".")
+        arguments[of or "model"][argument] = ast.literal_eval(value)
+    return functools.partial(trvae.TRVAEMethod, *arguments.values())
+
+
+def quiet() -> None:
+    """Leave the progress bar of the evaluation on the screen, and nothing else."""
+    warnings.filterwarnings("ignore")
+    for name in ("lightning", "lightning.pytorch", "scvi"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def environment(methods: list[str], seeds: list[int]) -> dict:
     """What the numbers depend on beside the code."""
     return {
         "command": f"python {' '.join(sys.argv)}",
         "date": date.today().isoformat(),
-        "methods": arguments.methods,
-        "seeds": arguments.seeds,
+        "methods": methods,
+        "seeds": seeds,
         "machine": f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads, "
         f"{platform.platform()}",
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
@@ -83,33 +158,31 @@ def environment(arguments: argparse.Namespace) -> dict:
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("dataset", choices=READERS)
-    parser.add_argument("--data", type=Path, required=True, help="h5ad file")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["trVAE"])
+    parser.add_argument("dataset", choices=["kang", "glioblastoma", *SIMULATIONS])
+    parser.add_argument("--data", type=Path, help="h5ad file, unless the cells are simulated")
+    parser.add_argument("--methods", nargs="+", default=["trVAE"], help="see trvae_method")
     parser.add_argument("--labels", nargs="+", help="by default all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, help="of torch, by default all")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    warnings.filterwarnings("ignore")
-    for name in ("lightning", "lightning.pytorch", "scvi"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-    adata, settings = READERS[arguments.dataset](arguments.data)
-    out = RESULTS / arguments.dataset
+    quiet()
+    adata, settings = read(arguments.dataset, arguments.data)
+    if arguments.labels:
+        settings["labels"] = arguments.labels
+    out = RESULTS / arguments.dataset.replace(" ", "_")
     table = trvae.evaluate(
         adata,
         condition_key="condition",
         labels_key="cell_type",
-        labels=arguments.labels,
-        methods={name: METHODS[name] for name in arguments.methods},
+        methods={name: trvae_method(name) for name in arguments.methods},
         seeds=arguments.seeds,
         out=out,
         **settings,
     )
     with (out / "environment.jsonl").open("a") as file:
-        file.write(json.dumps(environment(arguments)) + "\n")
+        file.write(json.dumps(environment(arguments.methods, arguments.seeds)) + "\n")
     print(table.groupby("method", sort=False).mean(numeric_only=True).round(3).T.to_markdown())
 
 

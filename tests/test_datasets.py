@@ -74,6 +74,48 @@ def test_simulated_effect_is_the_one_that_is_told():
         np.testing.assert_allclose(change - change[told == 0].mean(), told, atol=1e-6)
 
 
+def log_share_changes(adata, of, than):
+    """Log change of the mean shares between two groups of cells, up to a constant."""
+    share = adata.layers["rate"] / adata.layers["rate"].sum(1, keepdims=True)
+    change = np.log(share[np.asarray(of)].mean(0) / share[np.asarray(than)].mean(0))
+    return change - np.median(change)
+
+
+def test_simulated_lineages_respond_each_in_its_own_way():
+    adata = trvae.datasets.simulated(
+        n_cells=10, n_genes=200, n_cell_types=5, n_lineages=2, affected_cell_types=[0, 1, 2]
+    )
+    treated = adata.obs["condition"] == "treated"
+    told = adata.varm["effect_treated"]
+    for name in told:
+        of_type = adata.obs["cell_type"] == name
+        change = log_share_changes(adata, of_type & treated, of_type & ~treated)
+        np.testing.assert_allclose(change, told[name], atol=1e-6)
+    assert told["type_0"].equals(told["type_2"])
+    assert not told["type_0"].equals(told["type_1"])
+    assert (told[["type_3", "type_4"]] == 0).all(axis=None)
+    np.testing.assert_allclose(adata.var["effect_treated"], told.mean(axis=1))
+    profile = {
+        name: adata.layers["rate"][(adata.obs["cell_type"] == name) & ~treated].mean(0)
+        for name in told
+    }
+    log = np.log(list(profile.values()))
+    correlation = np.corrcoef(log)
+    assert correlation[0, 2] > 0.7 > 0.3 > abs(correlation[0, 1])
+
+
+def test_simulated_groups_and_batches():
+    n_cells = [[30, 5, 0], [4, 50, 20]]
+    adata = trvae.datasets.simulated(n_cells=n_cells, n_batches=2, batch_effect_size=1.0)
+    counted = adata.obs.groupby(["condition", "cell_type"], observed=False).size().unstack()
+    np.testing.assert_array_equal(counted, n_cells)
+    of_type = adata.obs["cell_type"] == "type_1"
+    second = adata.obs["batch"] == "batch_1"
+    assert 0.7 < log_share_changes(adata, of_type & second, of_type & ~second).std() < 2
+    with pytest.raises(ValueError, match=r"n_cells has the shape .3,., not .2, 3."):
+        trvae.datasets.simulated(n_cells=[1, 2, 3])
+
+
 def test_simulation_is_seeded():
     one, again = (trvae.datasets.simulated(seed=s) for s in (1, 1))
     assert (one.X != again.X).nnz == 0

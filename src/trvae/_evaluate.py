@@ -83,10 +83,13 @@ class TRVAEMethod:
         Passed to :class:`~trvae.TRVAE`.
     train_kwargs
         Passed to :meth:`trvae.TRVAE.train`.
+    transfer_kwargs
+        Passed to :meth:`trvae.TRVAE.transfer`.
     """
 
     model_kwargs: dict = field(default_factory=dict)
     train_kwargs: dict = field(default_factory=dict)
+    transfer_kwargs: dict = field(default_factory=dict)
     _model: TRVAE | None = field(default=None, init=False)
 
     @property
@@ -104,7 +107,7 @@ class TRVAEMethod:
 
     def transfer(self, adata, target_condition, *, seed) -> AnnData:
         """As :meth:`TransferMethod.transfer`."""
-        return self.model.transfer(adata, target_condition, seed=seed)
+        return self.model.transfer(adata, target_condition, seed=seed, **self.transfer_kwargs)
 
 
 class HeldOut(NamedTuple):

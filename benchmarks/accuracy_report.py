@@ -1,0 +1,105 @@
+"""Turn the results of ``benchmarks/accuracy.py`` into ``benchmarks/accuracy.md``.
+
+Run from the root of the repository::
+
+    python benchmarks/accuracy_report.py > benchmarks/accuracy.md
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+from accuracy import RESULTS, SIMULATIONS, how, read_results
+
+from trvae.metrics._transfer_metrics import BASELINES
+
+# Measures, and whether more is better.
+MEASURES = {
+    "r2_mean": True, "r2_variance": True, "r2_mean_top": True, "r2_variance_top": True,
+    "change": True, "change_top": True, "rmse": False, "rmse_weighted": False,
+    "rmse_specific": False, "energy_distance": False, "mmd": False, "de_overlap": True,
+    "de_direction": True, "de_rank_correlation": True,
+}  # fmt: skip
+SHOWN = ["r2_mean", "r2_variance", "change_top", "energy_distance"]
+RIVALS = [name for name in BASELINES if name != "ceiling"]
+TITLES = {
+    "kang": "PBMCs under interferon-beta (Kang et al. 2018), 2,000 genes",
+    "glioblastoma": "Glioblastoma slices under panobinostat (Zhao et al. 2021), 300 genes",
+}
+
+
+def by_label(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean over seeds: one row a label, target and method."""
+    measures = [*MEASURES, "coverage_top"]
+    return table.groupby(["label", "target", "method"], sort=False)[measures].mean()
+
+
+def best_rival(means: pd.DataFrame, measure: str) -> pd.Series:
+    """The best baseline's value for each label and target, whichever baseline that is."""
+    wide = means[measure].unstack("method")[RIVALS]
+    return wide.max(axis=1) if MEASURES[measure] else wide.min(axis=1)
+
+
+def print_labels(means: pd.DataFrame) -> None:
+    """Prediction, best baseline and ceiling of every label."""
+    columns = {}
+    for measure in SHOWN:
+        wide = means[measure].unstack("method")
+        columns[measure] = wide["trVAE"].map("{:.3f}".format)
+        columns[f"{measure}: best baseline"] = best_rival(means, measure).map("{:.3f}".format)
+        columns[f"{measure}: ceiling"] = wide["ceiling"].map("{:.3f}".format)
+    print(pd.DataFrame(columns).to_markdown(), "\n")
+    for measure, more_is_better in MEASURES.items():
+        own, rival = means[measure].xs("trVAE", level="method"), best_rival(means, measure)
+        ahead = (own > rival) if more_is_better else (own < rival)
+        behind = ", ".join(" ".join(map(str, where)) for where in ahead.index[~ahead])
+        print(
+            f"- {measure}: ahead of every baseline for {ahead.sum()} of {len(ahead)}"
+            + (f"; behind for {behind}" if behind else "")
+        )
+    print()
+
+
+def print_averages(means: pd.DataFrame) -> None:
+    """All measures of all methods, averaged over labels."""
+    average = means.groupby(level="method", sort=False).mean()
+    order = [name for name in average.index if name not in BASELINES] + list(BASELINES)
+    print(average.loc[order].T.round(3).to_markdown(), "\n")
+
+
+def main() -> None:
+    """Print the report."""
+    print("# How well held-out cells are predicted\n")
+    print(
+        "Every label's treated cells are held out in turn and predicted from its control cells. "
+        "Genes are chosen without the held-out cells; the top genes of a measure are chosen with "
+        "them and serve to measure only. The best baseline is chosen anew for each label and "
+        "measure, with the truth at hand, so that no single baseline is as good. Measures are "
+        "those of `trvae.metrics.transfer_metrics`.\n"
+    )
+    for name, title in TITLES.items():
+        folder = RESULTS / name
+        if not folder.exists():
+            continue
+        table = read_results(folder)
+        means = by_label(table)
+        seeds = sorted(int(seed) for seed in table["seed"].dropna().unique())
+        print(f"## {title}\n\nMean of the seeds {', '.join(map(str, seeds))}.\n")
+        print_labels(means)
+        print("Averages over the labels:\n")
+        print_averages(means)
+        print(how(folder), "\n")
+    print("## Simulated data with known effects\n")
+    rows = {}
+    for name in SIMULATIONS:
+        folder = RESULTS / name.replace(" ", "_")
+        if folder.exists():
+            means = by_label(read_results(folder))
+            average = means.groupby(level="method").mean()
+            for method in ("trVAE", "no change", "mean shift", "nearest shift", "ceiling"):
+                rows[name, method] = average.loc[method, ["r2_mean", *SHOWN[1:], "rmse"]]
+    if rows:
+        print(pd.DataFrame(rows).T.round(3).to_markdown(), "\n")
+
+
+if __name__ == "__main__":
+    main()

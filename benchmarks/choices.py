@@ -1,0 +1,110 @@
+"""What each choice of the model gives: the basis of its defaults.
+
+Stimulated B cells, CD8 T cells and dendritic cells of Kang et al. (2018) are held out in turn, with
+seeds that the report of ``benchmarks/accuracy.py`` does not use. Results are kept in
+``benchmarks/results/choices``; what is there already is not computed again. Run from the root of
+the repository; several processes can share the work by ``--part``::
+
+    python benchmarks/choices.py ../shared/data/kang18.h5ad
+    python benchmarks/choices.py --report > benchmarks/choices.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from accuracy import RESULTS, environment, how, quiet, read_kang, read_results, trvae_method
+
+import trvae
+
+LABELS, SEEDS = ["B", "CD8T", "Dendritic"], [10, 11]
+MEASURES = [
+    "r2_mean", "r2_variance", "change", "change_top", "rmse", "rmse_specific", "energy_distance",
+    "coverage_top",
+]  # fmt: skip
+# Default first. Each of the others differs from it by what its name says.
+SETTINGS = [
+    "trVAE",
+    "trVAE mmd_weight=0",
+    "trVAE mmd_weight=10",
+    "trVAE mmd_weight=1000",
+    "trVAE mmd_layer='latent'",
+    "trVAE mmd_layer='both'",
+    "trVAE mmd_within_labels=False",
+    "trVAE decoder='conditional'",
+    "trVAE decoder='conditional' mmd_weight=0",
+    "trVAE decoder='conditional' mmd_within_labels=False",
+    "trVAE transfer.estimate='decoded'",
+    "trVAE n_latent=5",
+    "trVAE n_latent=20",
+    "trVAE hidden_sizes=[512,128]",
+    "trVAE hidden_sizes=[128]",
+    "trVAE effect_sizes=[16]",
+    "trVAE effect_sizes=[64,64]",
+    "trVAE normalization='batch'",
+    "trVAE dispersion='gene'",
+    "trVAE gene_likelihood='zinb'",
+    "trVAE gene_likelihood='poisson'",
+    "trVAE dropout_rate=0.0",
+    "trVAE dropout_rate=0.2",
+    "trVAE train.plan_kwargs={'max_kl_weight':0.3}",
+    "trVAE train.plan_kwargs={'max_kl_weight':3.0}",
+    "trVAE train.plan_kwargs={'lr':3e-3}",
+    "trVAE train.max_epochs=20",
+    "trVAE train.max_epochs=90",
+    "trVAE train.max_epochs=90 train.early_stopping=True",
+    "trVAE train.condition_balanced=True",
+    "trVAE train.batch_size=512",
+]
+
+
+def report(out: Path) -> None:
+    """Print what is there as Markdown."""
+    groups = read_results(out).groupby("method", sort=False)
+    mean = groups[MEASURES].mean()
+    mean["runs"] = groups.size()
+    print("# What each choice of the model gives\n")
+    print(f"Held out: {', '.join(LABELS)}; seeds {', '.join(map(str, SEEDS))}; mean over both.\n")
+    print(mean.round(3).to_markdown(), "\n")
+    print("## How\n")
+    print(how(out))
+
+
+def main() -> None:
+    """Run, or report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path, nargs="?", help="kang18.h5ad with all genes")
+    parser.add_argument("--report", action="store_true", help="print the table")
+    parser.add_argument("--settings", nargs="+", default=SETTINGS)
+    parser.add_argument("--part", type=int, nargs=2, default=[0, 1], help="which of how many")
+    parser.add_argument("--threads", type=int, help="of torch, by default all")
+    arguments = parser.parse_args()
+    out = RESULTS / "choices"
+    if arguments.report:
+        report(out)
+        return
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    quiet()
+    adata, settings = read_kang(arguments.data)
+    part, n_parts = arguments.part
+    chosen = arguments.settings[part::n_parts]
+    trvae.evaluate(
+        adata,
+        condition_key="condition",
+        labels_key="cell_type",
+        labels=LABELS,
+        methods={name: trvae_method(name) for name in chosen},
+        seeds=SEEDS,
+        out=out,
+        **settings,
+    )
+    with (out / "environment.jsonl").open("a") as file:
+        file.write(json.dumps(environment(chosen, SEEDS)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
