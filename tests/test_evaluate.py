@@ -20,7 +20,7 @@ class Shift:
 
     fitted = 0
 
-    def fit(self, adata, *, condition_key, labels_key, layer, seed):
+    def fit(self, adata, *, condition_key, labels_key, layer, library_key, seed):
         type(self).fitted += 1
         x = pd.DataFrame(adata.X.toarray()).groupby(adata.obs[condition_key].to_numpy()).mean()
         self.means = x + 1e-3

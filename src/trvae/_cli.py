@@ -101,9 +101,7 @@ def demo(
         library_key="n_counts",
     )
     method = TRVAEMethod(train_kwargs={"max_epochs": max_epochs})
-    result = _predict(
-        split, method, "stimulated", condition_key="condition", labels_key="cell_type", seed=seed
-    )
+    result = _predict(split, method, "stimulated", seed)
     _print_metrics(result.metrics, "Stimulated NK cells, never seen in training")
     _save(result, out, library_key="n_counts", seed=seed)
 
@@ -212,15 +210,7 @@ def evaluate(
         library_key=library_key,
     )
     method = TRVAEMethod({"gene_likelihood": gene_likelihood}, {"max_epochs": max_epochs})
-    result = _predict(
-        split,
-        method,
-        target,
-        condition_key=condition_key,
-        labels_key=labels_key,
-        layer=layer,
-        seed=seed,
-    )
+    result = _predict(split, method, target, seed)
     _print_metrics(result.metrics, f"{label} under {to}, never seen in training")
     if out is not None:
         _save(result, out, layer=layer, library_key=library_key, seed=seed)
@@ -235,16 +225,8 @@ class _Result(NamedTuple):
     metrics: pd.DataFrame
 
 
-def _predict(
-    split: HeldOut,
-    method: TRVAEMethod,
-    target: Any,
-    *,
-    seed: int,
-    layer: str | None = None,
-    **keys,
-) -> _Result:
-    method.fit(split.train, layer=layer, seed=seed, **keys)
+def _predict(split: HeldOut, method: TRVAEMethod, target: Any, seed: int) -> _Result:
+    method.fit(split.train, seed=seed, **split.keys)
     predicted = method.transfer(split.control, target, seed=seed)
     return _Result(split, method.model, predicted, split.comparison.table(predicted))
 

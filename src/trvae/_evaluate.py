@@ -43,6 +43,7 @@ class TransferMethod(Protocol):
         condition_key: str,
         labels_key: str,
         layer: str | None,
+        library_key: str | None,
         seed: int,
     ) -> Any:
         """Learn from cells, among which some of one label under one condition are missing.
@@ -55,6 +56,8 @@ class TransferMethod(Protocol):
             Columns of ``adata.obs``.
         layer
             Layer with the counts or log-normalised values, ``X`` if ``None``.
+        library_key
+            Column of ``adata.obs`` with each cell's library size over all genes, if there is one.
         seed
             Seed of everything that is drawn.
         """
@@ -99,9 +102,9 @@ class TRVAEMethod:
             raise RuntimeError("There is no model yet: call fit first.")
         return self._model
 
-    def fit(self, adata, *, condition_key, labels_key, layer, seed) -> None:
+    def fit(self, adata, *, seed, **keys) -> None:
         """As :meth:`TransferMethod.fit`."""
-        TRVAE.setup_anndata(adata, condition_key=condition_key, labels_key=labels_key, layer=layer)
+        TRVAE.setup_anndata(adata, **keys)
         self._model = TRVAE(adata, seed=seed, **self.model_kwargs)
         self._model.train(**self.train_kwargs)
 
@@ -120,6 +123,8 @@ class HeldOut(NamedTuple):
     observed: AnnData
     """The held-out cells."""
     comparison: TransferComparison
+    keys: dict[str, Any]
+    """Where in the cells things are, as :meth:`TransferMethod.fit` takes it."""
 
 
 def hold_out(
@@ -189,7 +194,13 @@ def hold_out(
         library_key=library_key,
         n_top_genes=n_top_genes,
     )
-    return HeldOut(train, control, observed, comparison)
+    keys = {
+        "condition_key": condition_key,
+        "labels_key": labels_key,
+        "layer": layer,
+        "library_key": library_key,
+    }
+    return HeldOut(train, control, observed, comparison, keys)
 
 
 def evaluate(
@@ -300,13 +311,7 @@ def evaluate(
                 bar.set_postfix_str(f"{label}, {target}: {method}, seed {seed}")
                 fitted = methods[method]()
                 # A copy, as methods may write to what they are given.
-                fitted.fit(
-                    split.train.copy(),
-                    condition_key=condition_key,
-                    labels_key=labels_key,
-                    layer=layer,
-                    seed=seed,
-                )
+                fitted.fit(split.train.copy(), seed=seed, **split.keys)
                 predicted = fitted.transfer(split.control.copy(), target, seed=seed)
                 table = split.comparison.table(predicted)
                 results.add((label, target, method, seed), table.loc["prediction"].to_dict())

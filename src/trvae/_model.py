@@ -52,6 +52,7 @@ from trvae._data import (
     positions_of_genes,
     private_copy,
 )
+from trvae._linear_response import group_means
 from trvae._mmd import BANDWIDTHS
 from trvae._module import (
     FIRST_LAYER_KEY,
@@ -138,6 +139,11 @@ class TRVAE(
         cell types are not made alike. By default if labels are registered.
     mmd_bandwidths
         Squared bandwidths of the kernel.
+    linear_weight
+        Share, from 0 to 1, that a linear model has in counterfactuals beside the decoder: a ridge
+        regression, over the labels measured under both conditions, of their mean change on their
+        mean expression before. It keeps the decoder from extrapolating too far. Without labels,
+        or with fewer than three such labels, it is left out.
     seed
         Seed of weights, data split, minibatches and dropout. ``None`` leaves that to
         ``scvi.settings.seed``.
@@ -186,6 +192,7 @@ class TRVAE(
         mmd_layer: MMDLayer = "decoder",
         mmd_within_labels: bool | None = None,
         mmd_bandwidths: Sequence[float] = BANDWIDTHS,
+        linear_weight: float = 0.3,
         seed: int | None = None,
     ):
         if adata is None and registry is None:
@@ -204,6 +211,8 @@ class TRVAE(
             raise ValueError(f"mmd_weight={mmd_weight!r} is not a number from 0 on.")
         if not is_list_of(mmd_bandwidths, lambda s: is_number(s) and s > 0):
             raise ValueError(f"mmd_bandwidths={mmd_bandwidths!r} are not positive numbers.")
+        if not is_number(linear_weight) or not 0 <= linear_weight <= 1:
+            raise ValueError(f"linear_weight={linear_weight!r} is not a number from 0 to 1.")
         if seed is not None:
             check_seed(seed)
         super().__init__(adata, registry)
@@ -215,7 +224,10 @@ class TRVAE(
         if mmd_within_labels and not has_labels:
             raise ValueError("mmd_within_labels=True needs labels: setup_anndata(labels_key=...).")
         self.seed = seed
+        self.linear_weight = linear_weight
         # scvi-tools saves attributes that end with an underscore.
+        self.mean_profiles_: np.ndarray | None = None
+        self.modelled_shares_: np.ndarray | None = None
         self.expression_is_nonnegative_ = False
         self.data_is_sparse_ = True
         if adata is not None and self.minified_data_type is None:
@@ -266,6 +278,7 @@ class TRVAE(
         size_factor_key: str | None = None,
         categorical_covariate_keys: list[str] | None = None,
         continuous_covariate_keys: list[str] | None = None,
+        library_key: str | None = None,
         **kwargs,
     ) -> None:
         """%(summary)s.
@@ -280,6 +293,11 @@ class TRVAE(
         %(param_size_factor_key)s
         %(param_cat_cov_keys)s
         %(param_cont_cov_keys)s
+        library_key
+            Key in ``adata.obs`` of each cell's library size over all genes that were measured.
+            Give it if the genes are a selection, such as highly variable genes: they can make up
+            a larger share of all counts under one condition than under another, which cells to
+            be trained on then tell a counterfactual. Other cells need no such column.
 
         Raises
         ------
@@ -294,6 +312,8 @@ class TRVAE(
             _check_same_genes(adata, kwargs["source_registry"])
         else:
             _check_at_least_two_conditions(adata, condition_key)
+            if library_key is not None:
+                check_numbers(adata, "library_key", library_key, positive=True)
         fields = [
             # Whether values suit the likelihood is checked once that is known.
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
@@ -521,6 +541,32 @@ class TRVAE(
                 datamodule=datamodule,
                 **trainer_kwargs,
             )
+        if datamodule is None and self.registry["setup_args"].get("labels_key") is not None:
+            self._learn_mean_profiles()
+
+    def _learn_mean_profiles(self) -> None:
+        """Average the cells by label and condition, but for conditions learned before."""
+        manager = self.adata_manager
+        label, condition = (
+            np.asarray(manager.get_from_registry(key)).ravel()
+            for key in (REGISTRY_KEYS.LABELS_KEY, REGISTRY_KEYS.BATCH_KEY)
+        )
+        library = self.adata.obs.get(self.registry["setup_args"].get("library_key"))
+        means = group_means(
+            manager.get_from_registry(REGISTRY_KEYS.X_KEY),
+            label,
+            condition,
+            (self.summary_stats.n_labels, self.summary_stats.n_batch),
+            is_counts=self.module.is_count_model,
+            library=None if library is None else library.to_numpy(dtype=float),
+        )
+        # What a reference predicts stays the same when a query has more labels of its conditions.
+        profiles, shares = self.mean_profiles_, self.modelled_shares_
+        if profiles is not None and shares is not None:
+            n_known = profiles.shape[1] - int(np.isnan(profiles).all((0, 2)).sum())
+            means.profile[:, :n_known] = profiles[:, :n_known]
+            means.modelled_share[:, :n_known] = shares[:, :n_known]
+        self.mean_profiles_, self.modelled_shares_ = means
 
     @classmethod
     def load(
@@ -607,11 +653,23 @@ class TRVAE(
         if adata is not None and not kwargs.get("inplace_subset_query_vars"):
             adata = _with_genes(adata, reference._var_names)
         model = super().load_query_data(adata, reference, unfrozen=True, **kwargs)
+        model._take_mean_profiles(reference)
         if not unfrozen:
             model.module.train_new_categories_only(reference.module.state_dict())
             # A query without anything new is mapped already.
             model.is_trained_ = not any(p.requires_grad for p in model.module.parameters())
         return model
+
+    def _take_mean_profiles(self, reference: TRVAE) -> None:
+        """Take the reference's, whose labels and conditions come first among the model's."""
+        if reference.mean_profiles_ is None or reference.modelled_shares_ is None:
+            return
+        n_labels, n_conditions = reference.modelled_shares_.shape
+        shape = (self.summary_stats.n_labels, self.summary_stats.n_batch)
+        self.mean_profiles_ = np.full((*shape, self.summary_stats.n_vars), np.nan)
+        self.mean_profiles_[:n_labels, :n_conditions] = reference.mean_profiles_
+        self.modelled_shares_ = np.full(shape, np.nan)
+        self.modelled_shares_[:n_labels, :n_conditions] = reference.modelled_shares_
 
     # ----------------------------------------------------------------- representations
 

@@ -23,6 +23,7 @@ from trvae._data import (
     is_number,
     join_names,
 )
+from trvae._linear_response import MIN_LABELS, ResponseOfLabels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -67,6 +68,7 @@ class _Minibatch(NamedTuple):
     size: np.ndarray
     """Library size, or the registered size factor, by which rates are scaled: ``n_cells x 1``."""
     source: np.ndarray
+    """Expected counts or values."""
     target: np.ndarray
     inverse_dispersion: np.ndarray | None
     """Under the target condition; ``None`` unless the likelihood has one."""
@@ -91,10 +93,12 @@ class TransferMixin(_Model):
         r"""Predict cells as they would be under another condition.
 
         The cells are encoded under their own condition and decoded under both; :math:`r_0, r_1`
-        are the decoded expected counts. What the decoder misses of a cell is carried over: of a
-        gene with :math:`r_1 < r_0` the cell keeps :math:`\mathrm{Binomial}(x, r_1 / r_0)` of its
-        counts, to one with :math:`r_1 > r_0` it receives negative-binomial counts of mean
-        :math:`r_1 - r_0`. Log-normalised values get the difference of the decodings added.
+        are the expected counts. In :math:`r_1` the decoder's are averaged with those of a linear
+        model, see ``linear_weight`` of :class:`~trvae.TRVAE`. What the decoder misses of a cell
+        is carried over: of a gene with :math:`r_1 < r_0` the cell keeps
+        :math:`\mathrm{Binomial}(x, r_1 / r_0)` of its counts, to one with :math:`r_1 > r_0` it
+        receives negative-binomial counts of mean :math:`r_1 - r_0`. Log-normalised values get the
+        difference of the two expectations added.
 
         Parameters
         ----------
@@ -145,7 +149,7 @@ class TransferMixin(_Model):
             adata, target_condition, source_condition, indices, estimate, seed
         )
         blocks = []
-        for minibatch in self._decode_both(selection, target_condition, batch_size):
+        for minibatch in self._decode_both(selection, target_condition, batch_size, estimate):
             if self.module.is_count_model:
                 predicted = self._draw_counts(
                     minibatch, estimate, selection.keys[minibatch.cells], seed
@@ -184,8 +188,8 @@ class TransferMixin(_Model):
         r"""Expected expression of cells under another condition.
 
         The expectation of what :meth:`transfer` draws: for counts
-        :math:`x \min(r_1 / r_0, 1) + \max(r_1 - r_0, 0)`, with :math:`r_0, r_1` the decoded
-        expected counts under the source and the target condition.
+        :math:`x \min(r_1 / r_0, 1) + \max(r_1 - r_0, 0)`, with :math:`r_0, r_1` the expected
+        counts under the source and the target condition.
 
         Parameters
         ----------
@@ -233,7 +237,7 @@ class TransferMixin(_Model):
             blocks = []
             latent_draw = (seed, draw) if n_samples > 1 else None
             for minibatch in self._decode_both(
-                selection, target_condition, batch_size, latent_draw=latent_draw
+                selection, target_condition, batch_size, estimate, latent_draw
             ):
                 expected = self._expect(minibatch, estimate)
                 if library_size != "observed" and self.module.is_count_model:
@@ -327,14 +331,21 @@ class TransferMixin(_Model):
         selection: _Selection,
         target: Any,
         batch_size: int | None,
+        estimate: Estimate,
         latent_draw: tuple[int, int] | None = None,
     ) -> Iterator[_Minibatch]:
         """Encode under the source and decode under both conditions, minibatch by minibatch.
 
         ``latent_draw`` is the seed and the number of a posterior draw; ``None`` decodes the
-        posterior mean.
+        posterior mean. What is decoded under the target is drawn towards the labels' linear
+        response if the estimate is a counterfactual.
         """
         code = self._condition_code(target, "target_condition")
+        responses = {
+            source: self._response_of_labels(source, code)
+            for source in range(len(self.conditions))
+            if estimate == "counterfactual" and source != code
+        }
         batch_size = batch_size or settings.batch_size
         loader = self._make_data_loader(
             selection.registered, indices=selection.indices, batch_size=batch_size
@@ -358,15 +369,36 @@ class TransferMixin(_Model):
             size_factor = inputs[MODULE_KEYS.SIZE_FACTOR_KEY]
             size = inputs[MODULE_KEYS.LIBRARY_KEY].exp() if size_factor is None else size_factor
             target_px = self.module.generative(**inputs, transform_batch=code)[MODULE_KEYS.PX_KEY]
+            source_mean, target_mean = _to_numpy(source.mean), _to_numpy(target_px.mean)
+            source_code = tensors[REGISTRY_KEYS.BATCH_KEY].numpy().ravel()
+            for one in np.unique(source_code).astype(int):
+                if (response := responses.get(one)) is not None:
+                    rows = source_code == one
+                    target_mean[rows] = response(source_mean[rows], target_mean[rows])
             yield _Minibatch(
                 cells,
                 x.numpy(),
                 _to_numpy(size),
-                _to_numpy(source.mean),
-                _to_numpy(target_px.mean),
+                source_mean,
+                target_mean,
                 _to_numpy(target_px.theta) if hasattr(target_px, "theta") else None,
                 _to_numpy(target_px.zi_probs) if hasattr(target_px, "zi_probs") else None,
             )
+
+    def _response_of_labels(self, source: int, target: int) -> ResponseOfLabels | None:
+        """What the labels measured under both conditions (by code) tell; ``None`` if too few."""
+        if self.mean_profiles_ is None:
+            return None
+        profiles = self.mean_profiles_[:, [source, target]]
+        both = ~np.isnan(profiles).any((1, 2))
+        if both.sum() < MIN_LABELS:
+            return None
+        return ResponseOfLabels(
+            *profiles[both].swapaxes(0, 1),
+            *self.modelled_shares_[both][:, [source, target]].T,
+            weight=self.linear_weight,
+            is_counts=self.module.is_count_model,
+        )
 
     def _expect(self, minibatch: _Minibatch, estimate: Estimate) -> np.ndarray:
         if estimate == "decoded":

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.linear_model import RidgeCV
+
+from trvae._linear_response import MIN_LABELS, LinearResponse
 
 
 class Centroids(NamedTuple):
@@ -73,17 +74,14 @@ def nearest_shift(control: np.ndarray, others: Centroids) -> tuple[np.ndarray, s
 def linear_shift(control: np.ndarray, others: Centroids) -> np.ndarray:
     """Control cells plus the change that a ridge regression predicts from the control mean.
 
-    The regression is of the other labels' changes on their control means; its penalty is chosen by
-    leaving out one label at a time. With fewer than three labels it is :func:`mean_shift`.
+    The regression is of the other labels' changes on their control means, see
+    :class:`~trvae._linear_response.LinearResponse`. With fewer than three labels it is
+    :func:`mean_shift`.
     """
-    if len(others.names) < 3:
+    if len(others.names) < MIN_LABELS:
         return mean_shift(control, others)
-    center, scale = others.source.mean(0), others.source.std()
-    ridge = RidgeCV(alphas=np.logspace(-2, 5, 15)).fit(
-        (others.source - center) / scale, others.change
-    )
-    change = ridge.predict((control.mean(0, keepdims=True) - center) / scale)[0]
-    return _shifted(control, change)
+    response = LinearResponse(others.source, others.target)
+    return _shifted(control, response.change(control.mean(0, keepdims=True))[0])
 
 
 def _shifted(control: np.ndarray, change: np.ndarray) -> np.ndarray:

@@ -1,0 +1,166 @@
+"""How labels respond on average, and what a label would do that was never seen to respond."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from scipy import sparse
+from sklearn.linear_model import RidgeCV
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Fewer labels leave the regression nothing to choose its penalty by.
+MIN_LABELS = 3
+# Penalties to choose from, in units of the mean squared norm of the centred features.
+_PENALTIES = np.logspace(-3, 3, 13)
+# Shares are counts per ten thousand before their logarithm is taken.
+_PER = 1e4
+_ROWS_AT_ONCE = 10_000
+
+
+class LinearResponse:
+    """Ridge regression, over labels, of the change of each gene on the profile before it.
+
+    Its penalty is chosen by leaving out one label at a time.
+
+    Parameters
+    ----------
+    before, after
+        Mean profiles of the labels under two conditions, log-transformed,
+        ``n_labels x n_genes`` with at least three labels.
+    """
+
+    def __init__(self, before: np.ndarray, after: np.ndarray):
+        self._center = before.mean(0)
+        self._scale = max(float(before.std()), 1e-12)
+        features = (before - self._center) / self._scale
+        unit = max(float(np.square(features).sum(1).mean()), 1e-12)
+        self._ridge = RidgeCV(alphas=unit * _PENALTIES).fit(features, after - before)
+
+    def change(self, profiles: np.ndarray) -> np.ndarray:
+        """Predict the change of profiles.
+
+        Parameters
+        ----------
+        profiles
+            Before the change, log-transformed, ``n x n_genes``.
+
+        Returns
+        -------
+        ``n x n_genes``.
+        """
+        return self._ridge.predict((profiles - self._center) / self._scale)
+
+
+class ResponseOfLabels:
+    """Draws a decoder's prediction towards the labels' linear response.
+
+    Parameters
+    ----------
+    before, after
+        Mean profiles of the labels under the source and the target condition, as in
+        :class:`GroupMeans`, ``n_labels x n_genes``.
+    share_before, share_after
+        Shares of the modelled genes in all counts, ``n_labels``.
+    weight
+        Weight of the linear response, from 0 to 1.
+    is_counts
+        Whether profiles are shares of counts, or log-normalised values.
+    """
+
+    def __init__(self, before, after, share_before, share_after, *, weight, is_counts):
+        self._weight = weight
+        self._is_counts = is_counts
+        self._linear = LinearResponse(
+            *(map(_log_share, (before, after)) if is_counts else (before, after))
+        )
+        log_ratio = np.log(share_after / share_before)
+        known = np.isfinite(log_ratio)
+        self._growth = float(np.exp(log_ratio[known].mean())) if known.any() else 1.0
+
+    def __call__(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Return the expectation under the target condition.
+
+        Parameters
+        ----------
+        source, target
+            Decoded expected counts or values of cells, ``n_cells x n_genes``.
+        """
+        if not self._is_counts:
+            linear = source + self._linear.change(source)
+            return (1 - self._weight) * target + self._weight * linear
+        library = source.sum(1, keepdims=True)
+        log_share = _log_share(source / library)
+        shares = np.maximum(np.expm1(log_share + self._linear.change(log_share)), 0) / _PER
+        linear = library * shares
+        return self._growth * ((1 - self._weight) * target + self._weight * linear)
+
+
+def _log_share(share: np.ndarray) -> np.ndarray:
+    return np.log1p(_PER * share)
+
+
+class GroupMeans(NamedTuple):
+    """Mean profile of each label's cells under each condition; NaN where there are none."""
+
+    profile: np.ndarray
+    """Of counts their shares of the library, ``n_labels x n_conditions x n_genes``."""
+    modelled_share: np.ndarray
+    """Share of the modelled genes in all counts, ``n_labels x n_conditions``; 1 if unknown."""
+
+
+def group_means(
+    matrix,
+    label: np.ndarray,
+    condition: np.ndarray,
+    shape: tuple[int, int],
+    *,
+    is_counts: bool,
+    library: np.ndarray | None = None,
+) -> GroupMeans:
+    """Average cells by label and condition.
+
+    Parameters
+    ----------
+    matrix
+        Counts or log-normalised values, dense, sparse or backed, ``n_cells x n_genes``.
+    label, condition
+        Codes of each cell, ``n_cells``.
+    shape
+        Number of labels and of conditions.
+    is_counts
+        Whether cells are scaled to sum to one.
+    library
+        Counts of each cell over all genes that were measured, ``n_cells``.
+    """
+    n_genes = matrix.shape[1]
+    total, share = np.zeros((shape[0] * shape[1], n_genes)), np.zeros(shape[0] * shape[1])
+    group = label * shape[1] + condition
+    for rows, block in _blocks(matrix):
+        indicator = sparse.csr_matrix(
+            (np.ones(len(rows)), (group[rows], np.arange(len(rows)))), (len(total), len(rows))
+        )
+        if is_counts:
+            sums = np.maximum(np.ravel(block.sum(1)), 1e-12)
+            block = sparse.diags_array(1 / sums) @ block
+            if library is not None:
+                share += indicator @ (sums / library[rows])
+        product = indicator @ block
+        total += product.toarray() if sparse.issparse(product) else product
+    n_cells = np.bincount(group, minlength=len(total)).astype(float)
+    n_cells[n_cells == 0] = np.nan
+    modelled_share = np.ones_like(share) if library is None else share
+    return GroupMeans(
+        (total / n_cells[:, None]).reshape(*shape, n_genes),
+        (modelled_share / (1 if library is None else n_cells)).reshape(shape),
+    )
+
+
+def _blocks(matrix) -> Iterator[tuple[np.ndarray, sparse.csr_matrix | np.ndarray]]:
+    for start in range(0, matrix.shape[0], _ROWS_AT_ONCE):
+        block = matrix[start : start + _ROWS_AT_ONCE]
+        block = block.compute() if hasattr(block, "compute") else block
+        rows = np.arange(start, start + block.shape[0])
+        yield rows, block.tocsr() if sparse.issparse(block) else np.asarray(block)
