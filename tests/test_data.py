@@ -126,6 +126,7 @@ def test_log_normalised_data_for_a_count_likelihood(adata):
         ({"dropout_rate": 1.0}, "dropout_rate=1.0 is not in"),
         ({"dropout_rate": None}, "dropout_rate=None is not in"),
         ({"mmd_bandwidths": 5}, "mmd_bandwidths=5 are not positive"),
+        ({"linear_weight": 1.5}, "linear_weight=1.5 is not a number from 0 to 1"),
     ],
 )
 def test_wrong_model_arguments(adata, arguments, message):
