@@ -28,6 +28,9 @@ MEASURES = [
 # Default first. Each of the others differs from it by what its name says.
 SETTINGS = [
     "trVAE",
+    "trVAE linear_weight=0.0",
+    "trVAE linear_weight=0.5",
+    "trVAE linear_weight=1.0",
     "trVAE mmd_weight=0",
     "trVAE mmd_weight=10",
     "trVAE mmd_weight=1000",

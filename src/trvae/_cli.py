@@ -43,6 +43,9 @@ Data = Annotated[Path, typer.Argument(help="h5ad file with the cells.", exists=T
 ConditionKey = Annotated[str, typer.Option(help="Column of obs with the conditions.")]
 LabelsKey = Annotated[str | None, typer.Option(help="Column of obs with the cell types.")]
 Layer = Annotated[str | None, typer.Option(help="Layer with the counts; X if not given.")]
+LibraryKey = Annotated[
+    str | None, typer.Option(help="Column of obs with library sizes over all genes.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
 MaxEpochs = Annotated[int | None, typer.Option(help="Passes over the data.", min=1)]
 LikelihoodOption = Annotated[
@@ -114,6 +117,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder for the model.")],
     labels_key: LabelsKey = None,
     layer: Layer = None,
+    library_key: LibraryKey = None,
     gene_likelihood: LikelihoodOption = "nb",
     max_epochs: MaxEpochs = None,
     seed: Seed = 0,
@@ -127,7 +131,13 @@ def train(
     if out.exists() and not overwrite:
         raise ValueError(f"{out} exists already. Name another folder, or give --overwrite.")
     adata = read_h5ad(data)
-    TRVAE.setup_anndata(adata, condition_key=condition_key, labels_key=labels_key, layer=layer)
+    TRVAE.setup_anndata(
+        adata,
+        condition_key=condition_key,
+        labels_key=labels_key,
+        layer=layer,
+        library_key=library_key,
+    )
     model = TRVAE(adata, gene_likelihood=gene_likelihood, seed=seed)
     model.train(max_epochs)
     model.save(str(out), overwrite=overwrite)
@@ -180,9 +190,7 @@ def evaluate(
     source: Annotated[str, typer.Option("--from", help="Condition to predict from.")],
     to: Annotated[str, typer.Option(help="Condition to hold out and predict.")],
     layer: Layer = None,
-    library_key: Annotated[
-        str | None, typer.Option(help="Column of obs with library sizes over all genes.")
-    ] = None,
+    library_key: LibraryKey = None,
     gene_likelihood: LikelihoodOption = "nb",
     max_epochs: MaxEpochs = None,
     seed: Seed = 0,
