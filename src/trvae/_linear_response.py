@@ -73,9 +73,9 @@ class ResponseOfLabels:
     def __init__(self, before, after, share_before, share_after, *, weight, is_counts):
         self._weight = weight
         self._is_counts = is_counts
-        self._linear = LinearResponse(
-            *(map(_log_share, (before, after)) if is_counts else (before, after))
-        )
+        if is_counts:
+            before, after = _log_share(before), _log_share(after)
+        self._linear = LinearResponse(before, after)
         log_ratio = np.log(share_after / share_before)
         known = np.isfinite(log_ratio)
         self._growth = float(np.exp(log_ratio[known].mean())) if known.any() else 1.0
