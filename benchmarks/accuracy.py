@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import platform
+import shlex
 import sys
 import warnings
 from datetime import date
@@ -157,7 +158,7 @@ def quiet() -> None:
 def environment(methods: list[str], seeds: list[int]) -> dict:
     """What the numbers depend on beside the code."""
     return {
-        "command": f"python {' '.join(sys.argv)}",
+        "command": shlex.join(["python", *sys.argv]),
         "date": date.today().isoformat(),
         "methods": methods,
         "seeds": seeds,

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 from anndata import AnnData
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from trvae._data import (
     check_obs_column,
