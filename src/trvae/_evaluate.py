@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -255,7 +256,8 @@ def evaluate(
         Number of top genes, which are chosen with the held-out cells and serve to measure only.
     out
         Folder in which every result is kept as soon as it is there. What it has already is not
-        computed again, so that an interrupted evaluation can be resumed.
+        computed again, so that an interrupted evaluation can be resumed. A method is known by its
+        name there: give other settings another name.
     progress_bar
         Whether to show one.
 
@@ -272,7 +274,10 @@ def evaluate(
         in :func:`trvae.metrics.transfer_metrics`, a method has the name of a baseline, or ``out``
         has the results of other data or settings.
     """
-    methods = {"trVAE": TRVAEMethod} if methods is None else methods
+    if methods is None:
+        # One progress bar is enough.
+        quiet = functools.partial(TRVAEMethod, train_kwargs={"enable_progress_bar": False})
+        methods = {"trVAE": quiet}
     _check_methods_and_seeds(methods, seeds)
     if n_genes is not None:
         check_positive_integer("n_genes", n_genes)
