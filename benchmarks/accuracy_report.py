@@ -131,7 +131,7 @@ def main() -> None:
             means = by_label(read_results(folder))
             average = means.groupby(level="method").mean()
             for method in ("trVAE", "no change", "mean shift", "nearest shift", "ceiling"):
-                rows[name, method] = average.loc[method, [*SHOWN, "rmse"]]
+                rows[f"{name}: {method}"] = average.loc[method, [*SHOWN, "rmse"]]
     if rows:
         print("## Simulated data with known effects\n")
         print(pd.DataFrame(rows).T.round(3).to_markdown(), "\n")
