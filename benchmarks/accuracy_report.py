@@ -25,7 +25,7 @@ SHOWN = {
     "change_top": "Pearson correlation of the change, top 100 genes",
     "energy_distance": "Energy distance",
 }
-# Settings were chosen on these labels, with other seeds: benchmarks/choices.py.
+# Settings were chosen on these labels.
 TUNED_ON = {"kang": ["B", "CD8T", "Dendritic"]}
 RIVALS = [name for name in BASELINES if name != "ceiling"]
 TITLES = {
@@ -66,7 +66,7 @@ def print_labels(table: pd.DataFrame, means: pd.DataFrame, tuned_on: list[str]) 
         shown.insert(1, "seeds", spread)
         print(f"### {title}\n\n{shown.to_markdown()}\n")
     if tuned_on:
-        print("\\* Settings were chosen on this label, with other seeds.\n")
+        print("\\* Settings were chosen on this label.\n")
     print("### Where it is ahead of every baseline, and where not\n")
     for measure, more_is_better in MEASURES.items():
         mine, rival = means[measure].xs("trVAE", level="method"), best_rival(means, measure)
