@@ -64,7 +64,7 @@ def test_a_growing_share_of_the_modelled_genes_raises_all_rates():
 
 @pytest.mark.parametrize("convert", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
 def test_group_means(convert, monkeypatch):
-    monkeypatch.setattr("trvae._linear_response._ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("trvae._data._ROWS_AT_ONCE", 7)
     counts = RNG.poisson(2.0, (40, 5)) + 1.0
     label, condition = RNG.integers(0, 3, 40), RNG.integers(0, 2, 40)
     condition[label == 2] = 0

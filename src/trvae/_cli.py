@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from trvae import TRVAE, TRVAEMethod, datasets, pl
-from trvae._evaluate import HeldOut, hold_out
+from trvae._evaluate import HeldOut, hold_out, predict_held_out
 from trvae._module import GeneLikelihood
 from trvae._transfer import Estimate
 
@@ -234,9 +234,8 @@ class _Result(NamedTuple):
 
 
 def _predict(split: HeldOut, method: TRVAEMethod, target: Any, seed: int) -> _Result:
-    method.fit(split.train, seed=seed, **split.keys)
-    predicted = method.transfer(split.control, target, seed=seed)
-    return _Result(split, method.model, predicted, split.comparison.table(predicted))
+    predicted, metrics = predict_held_out(split, method, target, seed)
+    return _Result(split, method.model, predicted, metrics)
 
 
 def _named(name: str, values: Iterable[Any]) -> Any:

@@ -168,12 +168,6 @@ def cell_positions(indices: Any, n_cells: int, argument: str = "indices") -> np.
     return positions
 
 
-def gene_positions(genes: pd.Index, names: pd.Index) -> np.ndarray:
-    """Return where among ``genes`` those of ``names`` are that occur there, in their order."""
-    positions = genes.get_indexer(names)
-    return positions[positions >= 0]
-
-
 def check_unique_genes(adata: AnnData) -> None:
     """Raise a ``ValueError`` if two genes share a name."""
     if not adata.var_names.is_unique:
@@ -243,10 +237,15 @@ def _blocks_of_values(matrix: Any) -> Iterator[np.ndarray]:
     elif isinstance(matrix, pd.DataFrame):
         yield matrix.to_numpy()
     else:
-        for start in range(0, matrix.shape[0], _ROWS_AT_ONCE):
-            block = matrix[start : start + _ROWS_AT_ONCE]
-            block = block.compute() if hasattr(block, "compute") else block
+        for block in row_blocks(matrix):
             yield from _blocks_of_values(block)
+
+
+def row_blocks(matrix: Any) -> Iterator[Any]:
+    """Yield a limited number of rows at once, in memory, of a matrix that may not be."""
+    for start in range(0, matrix.shape[0], _ROWS_AT_ONCE):
+        block = matrix[start : start + _ROWS_AT_ONCE]
+        yield block.compute() if hasattr(block, "compute") else block
 
 
 def positions_of_genes(adata: AnnData, var_names: np.ndarray) -> np.ndarray:

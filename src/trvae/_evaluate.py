@@ -204,6 +204,28 @@ def hold_out(
     return HeldOut(train, control, observed, comparison, keys)
 
 
+def predict_held_out(
+    split: HeldOut, method: TransferMethod, target_condition: Any, seed: int
+) -> tuple[AnnData, pd.DataFrame]:
+    """Fit a method, and return what it predicts and how that compares with the held-out cells.
+
+    Parameters
+    ----------
+    split
+        As :func:`hold_out` returns it.
+    method
+        The method, not fitted yet.
+    target_condition
+        The condition that is predicted.
+    seed
+        Seed of everything that is drawn.
+    """
+    # Copies, as methods may write to what they are given.
+    method.fit(split.train.copy(), seed=seed, **split.keys)
+    predicted = method.transfer(split.control.copy(), target_condition, seed=seed)
+    return predicted, split.comparison.table(predicted)
+
+
 def evaluate(
     adata: AnnData,
     *,
@@ -314,11 +336,7 @@ def evaluate(
                 results.add((label, target, baseline, None), row)
             for method, seed in missing:
                 bar.set_postfix_str(f"{label}, {target}: {method}, seed {seed}")
-                fitted = methods[method]()
-                # A copy, as methods may write to what they are given.
-                fitted.fit(split.train.copy(), seed=seed, **split.keys)
-                predicted = fitted.transfer(split.control.copy(), target, seed=seed)
-                table = split.comparison.table(predicted)
+                _, table = predict_held_out(split, methods[method](), target, seed)
                 results.add((label, target, method, seed), table.loc["prediction"].to_dict())
                 bar.update()
 
@@ -379,17 +397,21 @@ class _Results:
         if complete != text:
             path.write_text(complete)
 
+    @staticmethod
+    def _name(key: tuple) -> str:
+        return json.dumps(key, default=str)
+
     def __contains__(self, key: tuple) -> bool:
-        return json.dumps(key, default=str) in self._rows
+        return self._name(key) in self._rows
 
     def __getitem__(self, key: tuple) -> dict:
-        return self._rows[json.dumps(key, default=str)]
+        return self._rows[self._name(key)]
 
     def add(self, key: tuple, row: dict) -> None:
         """Keep a row unless there is one already."""
         if key in self:
             return
-        name = json.dumps(key, default=str)
+        name = self._name(key)
         self._rows[name] = row
         if self._path is not None:
             # JSON knows no NaN.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse
 from sklearn.linear_model import RidgeCV
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from trvae._data import row_blocks
 
 # Fewer labels leave the regression nothing to choose its penalty by.
 MIN_LABELS = 3
@@ -17,7 +16,6 @@ MIN_LABELS = 3
 _PENALTIES = np.logspace(-3, 3, 13)
 # Shares are counts per ten thousand before their logarithm is taken.
 _PER = 1e4
-_ROWS_AT_ONCE = 10_000
 
 
 class LinearResponse:
@@ -88,13 +86,13 @@ class ResponseOfLabels:
         source, target
             Decoded expected counts or values of cells, ``n_cells x n_genes``.
         """
-        if not self._is_counts:
+        if self._is_counts:
+            library = source.sum(1, keepdims=True)
+            log_share = _log_share(source / library)
+            changed = np.expm1(log_share + self._linear.change(log_share))
+            linear = library * np.maximum(changed, 0) / _PER
+        else:
             linear = source + self._linear.change(source)
-            return (1 - self._weight) * target + self._weight * linear
-        library = source.sum(1, keepdims=True)
-        log_share = _log_share(source / library)
-        shares = np.maximum(np.expm1(log_share + self._linear.change(log_share)), 0) / _PER
-        linear = library * shares
         return self._growth * ((1 - self._weight) * target + self._weight * linear)
 
 
@@ -138,7 +136,10 @@ def group_means(
     n_genes = matrix.shape[1]
     total, share = np.zeros((shape[0] * shape[1], n_genes)), np.zeros(shape[0] * shape[1])
     group = label * shape[1] + condition
-    for rows, block in _blocks(matrix):
+    n_done = 0
+    for block in row_blocks(matrix):
+        rows = np.arange(n_done, n_done + block.shape[0])
+        n_done += len(rows)
         indicator = sparse.csr_matrix(
             (np.ones(len(rows)), (group[rows], np.arange(len(rows)))), (len(total), len(rows))
         )
@@ -151,16 +152,7 @@ def group_means(
         total += product.toarray() if sparse.issparse(product) else product
     n_cells = np.bincount(group, minlength=len(total)).astype(float)
     n_cells[n_cells == 0] = np.nan
-    modelled_share = np.ones_like(share) if library is None else share
     return GroupMeans(
         (total / n_cells[:, None]).reshape(*shape, n_genes),
-        (modelled_share / (1 if library is None else n_cells)).reshape(shape),
+        np.ones(shape) if library is None else (share / n_cells).reshape(shape),
     )
-
-
-def _blocks(matrix) -> Iterator[tuple[np.ndarray, sparse.csr_matrix | np.ndarray]]:
-    for start in range(0, matrix.shape[0], _ROWS_AT_ONCE):
-        block = matrix[start : start + _ROWS_AT_ONCE]
-        block = block.compute() if hasattr(block, "compute") else block
-        rows = np.arange(start, start + block.shape[0])
-        yield rows, block.tocsr() if sparse.issparse(block) else np.asarray(block)

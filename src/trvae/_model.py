@@ -43,7 +43,6 @@ from trvae._data import (
     check_positive_integers,
     check_seed,
     check_unique_genes,
-    gene_positions,
     get_matrix,
     is_list_of,
     is_nonnegative,
@@ -828,9 +827,10 @@ class TRVAE(
     def _gene_order(self, adata: AnnData, gene_list: Sequence[str] | None = None) -> np.ndarray:
         """Where among the model's genes (of the list) are those of ``adata``, in its order."""
         genes = pd.Index(self._var_names)
-        return gene_positions(
-            genes if gene_list is None else genes[genes.isin(gene_list)], adata.var_names
-        )
+        if gene_list is not None:
+            genes = genes[genes.isin(gene_list)]
+        order = genes.get_indexer(adata.var_names)
+        return order[order >= 0]
 
 
 def _log2_fold_change_of_log_values(one: np.ndarray, other: np.ndarray, pseudocounts: float):

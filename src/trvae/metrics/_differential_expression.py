@@ -38,7 +38,12 @@ def rank_changed_genes(control: np.ndarray, treated: np.ndarray) -> np.ndarray:
     Positions of the genes, ``n_genes``, from the largest to the smallest absolute Welch's t;
     genes without variance come last.
     """
-    return np.argsort(-np.abs(welch_t(control, treated)), kind="stable")
+    return rank_by_clarity(welch_t(control, treated))
+
+
+def rank_by_clarity(t: np.ndarray) -> np.ndarray:
+    """Positions of genes, ``n_genes``, from the largest to the smallest absolute ``t``."""
+    return np.argsort(-np.abs(t), kind="stable")
 
 
 def de_overlap(predicted_t: np.ndarray, observed_t: np.ndarray, n_top_genes: int) -> float:
@@ -57,9 +62,8 @@ def de_overlap(predicted_t: np.ndarray, observed_t: np.ndarray, n_top_genes: int
     """
     if not predicted_t.any():
         return float("nan")
-    return len(np.intersect1d(_top(predicted_t, n_top_genes), _top(observed_t, n_top_genes))) / (
-        min(n_top_genes, len(observed_t))
-    )
+    predicted, observed = (rank_by_clarity(t)[:n_top_genes] for t in (predicted_t, observed_t))
+    return len(np.intersect1d(predicted, observed)) / len(observed)
 
 
 def de_direction(predicted_t: np.ndarray, observed_t: np.ndarray, n_top_genes: int) -> float:
@@ -74,7 +78,7 @@ def de_direction(predicted_t: np.ndarray, observed_t: np.ndarray, n_top_genes: i
     -------
     Between 0 and 1; a gene that is predicted not to change counts as wrong.
     """
-    top = _top(observed_t, n_top_genes)
+    top = rank_by_clarity(observed_t)[:n_top_genes]
     return float(np.mean(np.sign(predicted_t[top]) == np.sign(observed_t[top])))
 
 
@@ -93,7 +97,3 @@ def de_rank_correlation(predicted_t: np.ndarray, observed_t: np.ndarray) -> floa
     if not predicted_t.any() or not observed_t.any():
         return float("nan")
     return float(spearmanr(predicted_t, observed_t).statistic)
-
-
-def _top(t: np.ndarray, n_top_genes: int) -> np.ndarray:
-    return np.argsort(-np.abs(t), kind="stable")[:n_top_genes]

@@ -21,6 +21,7 @@ from trvae.metrics._differential_expression import (
     de_direction,
     de_overlap,
     de_rank_correlation,
+    rank_by_clarity,
     welch_t,
 )
 from trvae.metrics._measures import (
@@ -248,13 +249,12 @@ class _Measures:
         self.before = before
         self.n_top_genes = n_top_genes
         clarity = np.abs(welch_t(before, after))
-        self.top = np.argsort(-clarity, kind="stable")[:n_top_genes]
+        self.top = rank_by_clarity(clarity)[:n_top_genes]
         self.weights = (clarity / max(clarity.max(), 1e-12)) ** 2 if clarity.any() else None
         self.specific = None
         if others is not None:
             change = after.mean(0) - before.mean(0)
-            difference = np.abs(change - others.change.mean(0))
-            self.specific = np.argsort(-difference, kind="stable")[:n_top_genes]
+            self.specific = rank_by_clarity(change - others.change.mean(0))[:n_top_genes]
         together = np.concatenate([before, after])
         n_pcs = min(n_pcs, *together.shape)
         self.pca = PCA(n_pcs, svd_solver="covariance_eigh", random_state=seed).fit(together)
