@@ -1,4 +1,4 @@
-"""How well held-out cells are predicted, on real and on simulated data.
+r"""How well held-out cells are predicted, on real and on simulated data.
 
 Every label's treated cells are held out in turn, see ``trvae.evaluate``. Results are kept in
 ``benchmarks/results/<data set>``, from which ``benchmarks/accuracy_report.py`` makes
@@ -9,6 +9,11 @@ repository, in several processes with different seeds if there are several cores
     python benchmarks/accuracy.py embedded
     python benchmarks/accuracy.py glioblastoma --data ../shared/data/gbm_panobinostat.h5ad
     python benchmarks/accuracy.py "no effect"
+
+Other tools run in environments of their own, which ``benchmarks/peers/environments.sh`` makes::
+
+    python benchmarks/accuracy.py kang --data ../shared/data/kang18.h5ad --methods CPA \
+        --environments FOLDER
 """
 
 from __future__ import annotations
@@ -31,6 +36,7 @@ from typing import TYPE_CHECKING
 import anndata as ad
 import pandas as pd
 import torch
+from peers.method import LogNormalized, peers
 
 import trvae
 
@@ -135,7 +141,8 @@ def trvae_method(name: str) -> Callable[[], trvae.TRVAEMethod]:
     """The model with its default settings but for those that its name tells.
 
     ``trVAE mmd_weight=0 train.max_epochs=20 transfer.estimate='decoded'`` is the model with one
-    argument for ``TRVAE``, one for ``train`` and one for ``transfer``.
+    argument for ``TRVAE``, one for ``train`` and one for ``transfer``. With
+    ``gene_likelihood='normal'`` it is given log-normalised values.
     """
     first, *settings = name.split(" ")
     if first != "trVAE":
@@ -145,7 +152,10 @@ def trvae_method(name: str) -> Callable[[], trvae.TRVAEMethod]:
         argument, _, value = setting.partition("=")
         of, _, argument = argument.rpartition(".")
         arguments[of or "model"][argument] = ast.literal_eval(value)
-    return functools.partial(trvae.TRVAEMethod, *arguments.values())
+    method = functools.partial(trvae.TRVAEMethod, *arguments.values())
+    if arguments["model"].get("gene_likelihood") == "normal":
+        return lambda: LogNormalized(method())
+    return method
 
 
 def quiet() -> None:
@@ -174,6 +184,7 @@ def main() -> None:
     parser.add_argument("dataset", choices=["kang", "embedded", "glioblastoma", *SIMULATIONS])
     parser.add_argument("--data", type=Path, help="h5ad file, unless the cells are simulated")
     parser.add_argument("--methods", nargs="+", default=["trVAE"], help="see trvae_method")
+    parser.add_argument("--environments", type=Path, help="folder of the other tools'")
     parser.add_argument("--labels", nargs="+", help="by default all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, help="of torch, by default all")
@@ -184,12 +195,13 @@ def main() -> None:
     adata, settings = read(arguments.dataset, arguments.data)
     if arguments.labels:
         settings["labels"] = arguments.labels
+    others = peers(arguments.environments.resolve()) if arguments.environments else {}
     out = RESULTS / arguments.dataset.replace(" ", "_")
     table = trvae.evaluate(
         adata,
         condition_key="condition",
         labels_key="cell_type",
-        methods={name: trvae_method(name) for name in arguments.methods},
+        methods={name: others.get(name) or trvae_method(name) for name in arguments.methods},
         seeds=arguments.seeds,
         out=out,
         **settings,

@@ -1,11 +1,17 @@
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import LONG, QUIET, fit
 from scipy import sparse
 
 import trvae
-from trvae._linear_response import LinearResponse, ResponseOfLabels, group_means
+from trvae._linear_response import (
+    LinearResponse,
+    ResponseOfLabels,
+    group_means,
+    left_out_errors,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -60,6 +66,30 @@ def test_a_growing_share_of_the_modelled_genes_raises_all_rates():
         before, before, share_before, 1.5 * share_before, weight=0.0, is_counts=True
     )
     np.testing.assert_allclose(response(source, target), 1.5 * target)
+
+
+def test_left_out_errors_are_what_the_other_labels_do_not_tell():
+    before, change = RNG.normal(size=(5, 6)), RNG.normal(size=(5, 6))
+    np.testing.assert_allclose(left_out_errors(before, before + change[0]), 0, atol=1e-12)
+    # Labels that are alike before tell of each other but the mean.
+    alike = np.tile(before[0], (5, 1))
+    expected = 5 / 4 * (change - change.mean(0))
+    np.testing.assert_allclose(left_out_errors(alike, alike + change), expected)
+
+
+def test_deviations_spread_as_the_left_out_errors_do():
+    before, after, one = shares(8), shares(8), np.ones(8)
+    response = ResponseOfLabels(before, after, one, one, weight=0.3, is_counts=True)
+    rng = np.random.default_rng(0)
+    draws = np.array([response.draw_deviation(rng) for _ in range(20_000)])
+    errors = left_out_errors(np.log1p(1e4 * before), np.log1p(1e4 * after))
+    # The covariance of a t distribution with 8 degrees of freedom.
+    np.testing.assert_allclose(np.cov(draws.T), 8 / 6 * errors.T @ errors / 8, rtol=0.1, atol=0.05)
+    source = target = 500 * shares(3)
+    np.testing.assert_allclose(
+        response(source, target, np.zeros(6)), response(source, target), rtol=1e-10
+    )
+    assert (response(source, target, np.ones(6)) > response(source, target)).all()
 
 
 @pytest.mark.parametrize("convert", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
@@ -120,6 +150,49 @@ def test_log_normalised_values_have_a_linear_response(adata):
     is_control = (adata.obs["condition"] == "control").to_numpy()
     change = predicted.to_numpy().mean(0) - adata.X[is_control].toarray().mean(0)
     assert np.corrcoef(change, adata.var["effect_treated"])[0, 1] > 0.8
+
+
+def test_intervals_of_means_cover_a_response_of_a_labels_own():
+    adata = trvae.datasets.simulated(
+        n_cells=60, n_genes=80, n_cell_types=8, n_lineages=8, share_affected=1.0
+    )
+    is_type = (adata.obs["cell_type"] == "type_0").to_numpy()
+    treated = (adata.obs["condition"] == "treated").to_numpy()
+    model = fit(adata[~(is_type & treated)], train={"max_epochs": 60})
+    cells = adata[is_type & ~treated]
+    rates = pd.DataFrame(adata.layers["rate"], columns=adata.var_names)
+    share = rates.div(rates.sum(1), axis=0)[is_type & treated].mean()
+    arguments = {"target_condition": "treated", "library_size": 1.0}
+    means = model.get_transferred_means(cells, **arguments)
+    assert list(means.index) == list(adata.var_names)
+    assert 0.8 < ((means["low"] < share) & (share < means["high"])).mean() <= 1
+    expected = model.get_transferred_expression(cells, **arguments).mean()
+    np.testing.assert_allclose(means["transferred"], expected, rtol=1e-6)
+    half = model.get_transferred_means(cells, **arguments, level=0.5, gene_list=["gene_3"])
+    assert means["low"]["gene_3"] < half["low"]["gene_3"] < half["high"]["gene_3"]
+    assert half["high"]["gene_3"] < means["high"]["gene_3"]
+    # Most of the uncertainty is about the label, and not about z.
+    model.mean_profiles_ = None
+    draws = model.get_transferred_expression(
+        cells, **arguments, n_samples=50, return_mean=False
+    ).mean(1)
+    low, high = np.quantile(draws, [0.05, 0.95], axis=0)
+    assert ((low < share) & (share < high)).mean() < 0.5
+
+
+def test_intervals_need_labels_that_tell_how_much_they_differ(adata):
+    two = adata[~((adata.obs["cell_type"] == "type_0") & (adata.obs["condition"] == "treated"))]
+    model = fit(two)
+    with pytest.raises(ValueError, match="Fewer than 3 labels were measured under both 'treated'"):
+        model.get_transferred_means(target_condition="treated", source_condition="control")
+    model = fit(adata)
+    arguments = {"target_condition": "treated", "source_condition": "control"}
+    with pytest.raises(ValueError, match="level=1 is not a number between 0 and 1"):
+        model.get_transferred_means(**arguments, level=1)
+    with pytest.raises(ValueError, match="n_samples=1, but an interval takes 2"):
+        model.get_transferred_means(**arguments, n_samples=1)
+    means = model.get_transferred_means(**arguments, n_samples=3)
+    assert means.equals(model.get_transferred_means(**arguments, n_samples=3, batch_size=7))
 
 
 def test_library_sizes_tell_how_the_share_of_the_genes_changes():

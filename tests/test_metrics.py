@@ -156,6 +156,12 @@ def test_normalisation():
     )
     values = AnnData(np.log1p(counts / 3))
     np.testing.assert_allclose(metrics.log_normalized(values, target_sum=50.0), values.X)
+    assert metrics.median_library_size(values) is None
+    values.uns["log1p"] = {"target_sum": 100 / 3}
+    assert metrics.median_library_size(values) == 100 / 3
+    np.testing.assert_allclose(
+        metrics.log_normalized(values, target_sum=50.0), np.log1p(counts / 2), rtol=1e-6
+    )
 
 
 def test_perfect_prediction_beats_everything():
@@ -220,6 +226,22 @@ def test_order_of_cells_and_genes_does_not_matter():
     other = metrics.transfer_metrics(
         control[order][:, genes], observed, control[:, genes], reference=reference, **REFERENCE
     )
+    np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9)
+
+
+def test_log_normalised_predictions_can_be_compared_with_counts():
+    control, observed, reference = groups()
+    as_values = observed.copy()
+    as_values.X = metrics.log_normalized(observed, target_sum=1e4)
+    with pytest.raises(ValueError, match=r"say in uns\['log1p'\]\['target_sum'\]"):
+        metrics.transfer_metrics(as_values, observed, control)
+    as_values.uns["log1p"] = {"base": None, "target_sum": 1e4}
+    tables = [
+        metrics.transfer_metrics(predicted, observed, control, reference=reference, **REFERENCE)
+        for predicted in (observed, as_values)
+    ]
+    # Rounding decides which of many equal values lie within an interval.
+    one, other = (table.drop(columns="coverage_top") for table in tables)
     np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9)
 
 

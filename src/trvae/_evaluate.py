@@ -66,6 +66,9 @@ class TransferMethod(Protocol):
     def transfer(self, adata: AnnData, target_condition: Any, *, seed: int) -> AnnData:
         """Return the cells as predicted under another condition, on the scale of the data.
 
+        A method that can only predict log-normalised values from counts tells by
+        ``uns["log1p"]["target_sum"]`` which library size they are scaled to.
+
         Parameters
         ----------
         adata

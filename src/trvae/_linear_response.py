@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -52,6 +53,26 @@ class LinearResponse:
         return self._ridge.predict((profiles - self._center) / self._scale)
 
 
+def left_out_errors(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """What each label's change differs by from the one that the other labels predict.
+
+    Parameters
+    ----------
+    before, after
+        As in :class:`LinearResponse`.
+
+    Returns
+    -------
+    ``n_labels x n_genes``.
+    """
+    errors = []
+    for label in range(len(before)):
+        others = np.arange(len(before)) != label
+        predicted = LinearResponse(before[others], after[others]).change(before[[label]])[0]
+        errors.append(after[label] - before[label] - predicted)
+    return np.array(errors)
+
+
 class ResponseOfLabels:
     """Draws a decoder's prediction towards the labels' linear response.
 
@@ -73,18 +94,44 @@ class ResponseOfLabels:
         self._is_counts = is_counts
         if is_counts:
             before, after = _log_share(before), _log_share(after)
+        self._profiles = before, after
         self._linear = LinearResponse(before, after)
         log_ratio = np.log(share_after / share_before)
         known = np.isfinite(log_ratio)
         self._growth = float(np.exp(log_ratio[known].mean())) if known.any() else 1.0
 
-    def __call__(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    @functools.cached_property
+    def _errors(self) -> np.ndarray:
+        return left_out_errors(*self._profiles)
+
+    def draw_deviation(self, rng: np.random.Generator) -> np.ndarray:
+        """Draw what a label's response differs by from its prediction.
+
+        Parameters
+        ----------
+        rng
+            Source of chance.
+
+        Returns
+        -------
+        ``n_genes``, for :meth:`__call__`: from a multivariate t distribution whose scatter matrix
+        is that of :func:`left_out_errors`, with as many degrees of freedom as there are labels.
+        """
+        n_labels = len(self._errors)
+        weights = rng.standard_normal(n_labels) / np.sqrt(rng.chisquare(n_labels))
+        return weights @ self._errors
+
+    def __call__(
+        self, source: np.ndarray, target: np.ndarray, deviation: np.ndarray | None = None
+    ) -> np.ndarray:
         """Return the expectation under the target condition.
 
         Parameters
         ----------
         source, target
             Decoded expected counts or values of cells, ``n_cells x n_genes``.
+        deviation
+            What to add on the scale of the profiles, ``n_genes``, see :meth:`draw_deviation`.
         """
         if self._is_counts:
             library = source.sum(1, keepdims=True)
@@ -93,7 +140,13 @@ class ResponseOfLabels:
             linear = library * np.maximum(changed, 0) / _PER
         else:
             linear = source + self._linear.change(source)
-        return self._growth * ((1 - self._weight) * target + self._weight * linear)
+        response = (1 - self._weight) * target + self._weight * linear
+        if deviation is not None and self._is_counts:
+            changed = np.expm1(_log_share(response / library) + deviation)
+            response = library * np.maximum(changed, 0) / _PER
+        elif deviation is not None:
+            response = response + deviation
+        return self._growth * response
 
 
 def _log_share(share: np.ndarray) -> np.ndarray:

@@ -52,6 +52,8 @@ class _Selection:
     """Positions among the model's genes, in the order of the user's AnnData."""
     source: np.ndarray
     """Name of each selected cell's source condition."""
+    responses: dict[int, ResponseOfLabels]
+    """Of the labels, by code of the source condition; none where they are not to be used."""
 
     @cached_property
     def keys(self) -> np.ndarray:
@@ -149,7 +151,7 @@ class TransferMixin(_Model):
             adata, target_condition, source_condition, indices, estimate, seed
         )
         blocks = []
-        for minibatch in self._decode_both(selection, target_condition, batch_size, estimate):
+        for minibatch in self._decode_both(selection, target_condition, batch_size):
             if self.module.is_count_model:
                 predicted = self._draw_counts(
                     minibatch, estimate, selection.keys[minibatch.cells], seed
@@ -201,8 +203,9 @@ class TransferMixin(_Model):
             ``"observed"``: expected counts of the cell with the library size it was measured
             with. A number: expected counts per that many. Log-normalised values are not scaled.
         n_samples
-            ``1``: at the posterior mean of ``z``. More: that many draws of ``z`` from its
-            posterior.
+            ``1``: at the posterior mean of ``z``. More: that many draws, of ``z`` from its
+            posterior and, for counterfactuals, of how much a label's response differs from its
+            prediction (see :meth:`get_transferred_means`).
         seed
             Seed of the posterior draws.
         return_mean
@@ -230,20 +233,13 @@ class TransferMixin(_Model):
         selection = self._select(
             adata, target_condition, source_condition, indices, estimate, seed
         )
-        columns = selection.gene_order if gene_list is None else self._known_genes(gene_list)
-
-        draws = []
-        for draw in range(n_samples):
-            blocks = []
-            latent_draw = (seed, draw) if n_samples > 1 else None
-            for minibatch in self._decode_both(
-                selection, target_condition, batch_size, estimate, latent_draw
-            ):
-                expected = self._expect(minibatch, estimate)
-                if library_size != "observed" and self.module.is_count_model:
-                    expected = expected * (library_size / minibatch.size)
-                blocks.append(expected[:, columns].astype(np.float32))
-            draws.append(np.concatenate(blocks))
+        columns = self._columns(selection, gene_list)
+        draws = list(
+            self._draws_of_expression(
+                selection, target_condition, estimate, columns, library_size, batch_size,
+                n_samples, seed,
+            )
+        )  # fmt: skip
         if n_samples > 1 and not return_mean:
             return np.stack(draws)
         expression = draws[0] if n_samples == 1 else np.mean(draws, axis=0)
@@ -255,6 +251,105 @@ class TransferMixin(_Model):
             columns=selection.registered.var_names[columns],
         )
 
+    @torch.inference_mode()
+    def get_transferred_means(
+        self,
+        adata: AnnData | None = None,
+        target_condition: Any = None,
+        *,
+        source_condition: Any = None,
+        indices: Sequence[int] | Sequence[bool] | None = None,
+        gene_list: Sequence[str] | None = None,
+        library_size: float | Literal["observed"] = "observed",
+        n_samples: int = 100,
+        level: float = 0.9,
+        seed: int = 0,
+        batch_size: int | None = None,
+    ) -> pd.DataFrame:
+        """Mean expression of a group of cells under another condition, with an interval.
+
+        The interval is for cells of a label that was not measured under the target condition,
+        whose response may differ from what the others' tell. By how much is drawn from how the
+        labels that were measured differ from what the others tell of them: each is predicted
+        without it, by the linear model of :meth:`transfer`. To that come draws of ``z`` from its
+        posterior.
+
+        Parameters
+        ----------
+        adata, target_condition, source_condition, indices, gene_list, library_size, batch_size
+            As in :meth:`get_transferred_expression`.
+        n_samples
+            Number of draws, at least 2.
+        level
+            Share of the draws between ``low`` and ``high``.
+        seed
+            Seed of the draws.
+
+        Returns
+        -------
+        One row a gene, with the columns ``transferred``, the mean that
+        :meth:`get_transferred_expression` expects, ``low`` and ``high``.
+
+        Raises
+        ------
+        ValueError
+            As in :meth:`get_transferred_expression`, if ``level`` is not between 0 and 1, or if
+            fewer than three labels were measured under both conditions.
+        RuntimeError
+            If the model is not trained.
+        """
+        if not is_number(level) or not 0 < level < 1:
+            raise ValueError(f"level={level!r} is not a number between 0 and 1.")
+        check_positive_integer("n_samples", n_samples)
+        if n_samples < 2:
+            raise ValueError(f"n_samples={n_samples}, but an interval takes 2 draws or more.")
+        selection = self._select(
+            adata, target_condition, source_condition, indices, "counterfactual", seed
+        )
+        without = set(selection.source) - {target_condition}
+        without -= {self.conditions[code] for code in selection.responses}
+        if without:
+            raise ValueError(
+                f"Fewer than {MIN_LABELS} labels were measured under both {target_condition!r} and "
+                f"{join_names(sorted(without, key=str))}, so that nothing is known of how much "
+                "labels differ. get_transferred_expression gives means without an interval."
+            )
+        columns = self._columns(selection, gene_list)
+        expected, draws = (
+            [
+                expression.mean(0)
+                for expression in self._draws_of_expression(
+                    selection, target_condition, "counterfactual", columns, library_size,
+                    batch_size, n, seed,
+                )
+            ]
+            for n in (1, n_samples)
+        )  # fmt: skip
+        low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        return pd.DataFrame(
+            {"transferred": expected[0], "low": low, "high": high},
+            index=selection.registered.var_names[columns],
+        )
+
+    def _columns(self, selection: _Selection, gene_list: Sequence[str] | None) -> np.ndarray:
+        """Positions, among the model's genes, of those to return."""
+        return selection.gene_order if gene_list is None else self._known_genes(gene_list)
+
+    def _draws_of_expression(
+        self, selection, target, estimate, columns, library_size, batch_size, n_samples, seed
+    ) -> Iterator[np.ndarray]:
+        """Yield expected expression, ``n_cells x n_genes``; a single draw is no draw."""
+        for draw in range(n_samples):
+            blocks = []
+            for minibatch in self._decode_both(
+                selection, target, batch_size, (seed, draw) if n_samples > 1 else None
+            ):
+                expected = self._expect(minibatch, estimate)
+                if library_size != "observed" and self.module.is_count_model:
+                    expected = expected * (library_size / minibatch.size)
+                blocks.append(expected[:, columns].astype(np.float32))
+            yield np.concatenate(blocks)
+
     # ------------------------------------------------------------------- selection
 
     def _select(self, adata, target, source, indices, estimate, seed) -> _Selection:
@@ -262,7 +357,7 @@ class TransferMixin(_Model):
         self._check_if_trained(warn=False)
         check_choice("estimate", estimate, get_args(Estimate))
         check_seed(seed)
-        self._condition_code(target, "target_condition")
+        code = self._condition_code(target, "target_condition")
         if source is not None:
             self._condition_code(source, "source_condition")
         adata, registered = self._read(adata, source)
@@ -283,7 +378,15 @@ class TransferMixin(_Model):
                 f"{self._condition_key}={source!r} among those given."
             )
 
-        return _Selection(adata, registered, positions, self._gene_order(adata), conditions)
+        responses = {
+            source_code: response
+            for source_code in map(self.conditions.index, dict.fromkeys(conditions))
+            if estimate == "counterfactual" and source_code != code
+            if (response := self._response_of_labels(source_code, code)) is not None
+        }
+        return _Selection(
+            adata, registered, positions, self._gene_order(adata), conditions, responses
+        )
 
     def _read(self, adata, source) -> tuple[AnnData, AnnData]:
         """Return the user's AnnData, and the one that the model reads in its place."""
@@ -331,20 +434,18 @@ class TransferMixin(_Model):
         selection: _Selection,
         target: Any,
         batch_size: int | None,
-        estimate: Estimate,
-        latent_draw: tuple[int, int] | None = None,
+        draw: tuple[int, int] | None = None,
     ) -> Iterator[_Minibatch]:
         """Encode under the source and decode under both conditions, minibatch by minibatch.
 
-        ``latent_draw`` is the seed and the number of a posterior draw; ``None`` decodes the
-        posterior mean. What is decoded under the target is drawn towards the labels' linear
-        response if the estimate is a counterfactual.
+        ``draw`` is the seed and the number of a draw of ``z`` and of the labels' response;
+        ``None`` decodes the posterior mean.
         """
         code = self._condition_code(target, "target_condition")
-        responses = {
-            source: self._response_of_labels(source, code)
-            for source in range(len(self.conditions))
-            if estimate == "counterfactual" and source != code
+        deviations = {
+            source: response.draw_deviation(np.random.default_rng(draw))
+            for source, response in selection.responses.items()
+            if draw is not None
         }
         batch_size = batch_size or settings.batch_size
         loader = self._make_data_loader(
@@ -358,9 +459,9 @@ class TransferMixin(_Model):
             start += len(x)
             with self.module.posterior_mean():
                 inferred = self.module.inference(**self.module._get_inference_input(tensors))
-            if latent_draw is not None:
+            if draw is not None:
                 qz = inferred[MODULE_KEYS.QZ_KEY]
-                noise = _normal(selection.keys[cells], *latent_draw, qz.loc.shape[-1])
+                noise = _normal(selection.keys[cells], *draw, qz.loc.shape[-1])
                 inferred[MODULE_KEYS.Z_KEY] = qz.loc + qz.scale * torch.as_tensor(
                     noise, dtype=qz.loc.dtype, device=qz.loc.device
                 )
@@ -371,10 +472,11 @@ class TransferMixin(_Model):
             target_px = self.module.generative(**inputs, transform_batch=code)[MODULE_KEYS.PX_KEY]
             source_mean, target_mean = _to_numpy(source.mean), _to_numpy(target_px.mean)
             source_code = tensors[REGISTRY_KEYS.BATCH_KEY].numpy().ravel()
-            for one in np.unique(source_code).astype(int):
-                if (response := responses.get(one)) is not None:
-                    rows = source_code == one
-                    target_mean[rows] = response(source_mean[rows], target_mean[rows])
+            for one, response in selection.responses.items():
+                if (rows := source_code == one).any():
+                    target_mean[rows] = response(
+                        source_mean[rows], target_mean[rows], deviations.get(one)
+                    )
             yield _Minibatch(
                 cells,
                 x.numpy(),

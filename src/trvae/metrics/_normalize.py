@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def log_normalized(
     adata: AnnData,
     *,
-    target_sum: float,
+    target_sum: float | None,
     layer: str | None = None,
     library_key: str | None = None,
 ) -> np.ndarray:
@@ -25,9 +25,10 @@ def log_normalized(
     Parameters
     ----------
     adata
-        Cells with counts, or with log-normalised values, which are returned unchanged.
+        Cells with counts, or with log-normalised values, which are returned unchanged unless
+        ``adata.uns["log1p"]["target_sum"]`` tells which library size they are scaled to.
     target_sum
-        Library size to scale to.
+        Library size to scale to, as :func:`median_library_size` returns it.
     layer
         Layer to use, by default ``X``.
     library_key
@@ -46,14 +47,17 @@ def log_normalized(
     matrix = get_matrix(adata, layer)
     values = (matrix.toarray() if sparse.issparse(matrix) else np.asarray(matrix)).astype(float)
     if not is_counts(values):
-        return values
+        scaled_to = _stated_target_sum(adata)
+        if scaled_to is None or target_sum is None:
+            return values
+        return np.log1p(np.expm1(values) * (target_sum / scaled_to))
     library = _library_sizes(adata, matrix, library_key)
     return np.log1p(values / np.maximum(library, 1)[:, None] * target_sum)
 
 
 def median_library_size(
     adata: AnnData, layer: str | None = None, library_key: str | None = None
-) -> float:
+) -> float | None:
     """Median library size of the cells, to scale all groups of a comparison to.
 
     Parameters
@@ -63,19 +67,23 @@ def median_library_size(
 
     Returns
     -------
-    Counts a cell, at least 1.
+    Counts a cell, at least 1. Of log-normalised values, the library size that
+    ``adata.uns["log1p"]["target_sum"]`` tells; ``None`` if it doesn't.
 
     Raises
     ------
     ValueError
         If there is no such layer or column.
     """
-    sizes = _library_sizes(adata, get_matrix(adata, layer), library_key)
+    matrix = get_matrix(adata, layer)
+    if not is_counts(matrix):
+        return _stated_target_sum(adata)
+    sizes = _library_sizes(adata, matrix, library_key)
     return max(float(np.median(sizes)), 1.0)
 
 
 def check_same_scale(groups: dict[str, AnnData], layer: str | None = None) -> None:
-    """Raise a ``ValueError`` if some groups hold counts and others don't.
+    """Raise a ``ValueError`` if some groups hold counts and others values of unknown scale.
 
     Parameters
     ----------
@@ -85,14 +93,23 @@ def check_same_scale(groups: dict[str, AnnData], layer: str | None = None) -> No
         Layer to compare, by default ``X``.
     """
     counts = {name: is_counts(get_matrix(adata, layer)) for name, adata in groups.items()}
-    if len(set(counts.values())) > 1:
-        with_counts = [name for name, found in counts.items() if found]
-        without = [name for name, found in counts.items() if not found]
+    with_counts = [name for name, found in counts.items() if found]
+    without = [
+        name
+        for name, found in counts.items()
+        if not found and _stated_target_sum(groups[name]) is None
+    ]
+    if with_counts and without:
         raise ValueError(
             f"{', '.join(with_counts)} hold counts, but {', '.join(without)} values that are not "
-            "integers. Compare counts with counts, as transfer() draws them, or log-normalised "
-            "values with log-normalised values."
+            "integers. Compare counts with counts, as transfer() draws them, log-normalised "
+            "values with log-normalised values, or say in uns['log1p']['target_sum'] which "
+            "library size log-normalised values are scaled to."
         )
+
+
+def _stated_target_sum(adata: AnnData) -> float | None:
+    return adata.uns.get("log1p", {}).get("target_sum")
 
 
 def _library_sizes(adata: AnnData, matrix, library_key: str | None) -> np.ndarray:

@@ -69,7 +69,8 @@ def transfer_metrics(
     ----------
     predicted
         Cells as predicted under the target condition, as :meth:`trvae.TRVAE.transfer` returns
-        them: counts or log-normalised values.
+        them: counts or log-normalised values. Log-normalised values can be compared with counts
+        if ``predicted.uns["log1p"]["target_sum"]`` tells which library size they are scaled to.
     observed
         Cells measured under the target condition, never seen in training.
     control
