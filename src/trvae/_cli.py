@@ -151,7 +151,7 @@ def transfer(
     model: Annotated[Path, typer.Argument(help="Folder of a saved model.", exists=True)],
     data: Data,
     to: Annotated[str, typer.Option(help="Condition to predict.")],
-    out: Annotated[Path, typer.Option(help="h5ad file for the prediction.")],
+    out: Annotated[Path, typer.Option(help="h5ad or zarr for the prediction.")],
     source: Annotated[
         str | None, typer.Option("--from", help="Transfer only cells of this condition.")
     ] = None,
@@ -163,21 +163,22 @@ def transfer(
 ) -> None:
     """Predict the cells of an h5ad file under another condition.
 
+    After an interruption, the same command goes on where it stopped.
+
     Example: trvae transfer model nk.h5ad --from control --to stimulated --out predicted.h5ad
     """
     _quiet()
     loaded = TRVAE.load(str(model), adata=False)
-    predicted = loaded.transfer(
-        read_h5ad(data),
+    out.parent.mkdir(parents=True, exist_ok=True)
+    loaded.transfer(
+        read_h5ad(data, backed="r"),
         _named(to, loaded.conditions),
         source_condition=None if source is None else _named(source, loaded.conditions),
         estimate=estimate,
         seed=seed,
+        out=out,
     )
-    _write(predicted, out)
-    console.print(
-        f"Wrote {predicted.n_obs} cells x {predicted.n_vars} genes to {out}.", soft_wrap=True
-    )
+    console.print(f"Wrote the predicted cells to {out}.", soft_wrap=True)
 
 
 @app.command()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+import hashlib
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 from scvi import REGISTRY_KEYS, settings
+from scvi.data._utils import _get_adata_minify_type
 from scvi.module._constants import MODULE_KEYS
 
 from trvae._counterfactual import count_quantile, draw_counts, expected_counts, shift_values
@@ -24,9 +25,11 @@ from trvae._data import (
     join_names,
 )
 from trvae._linear_response import MIN_LABELS, ResponseOfLabels
+from trvae._stream import check_output, in_memory, rows_in_memory, write_in_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
     from typing import Any
 
     # For type checkers, the model that it is mixed into has everything.
@@ -54,11 +57,8 @@ class _Selection:
     """Name of each selected cell's source condition."""
     responses: dict[int, ResponseOfLabels]
     """Of the labels, by code of the source condition; none where they are not to be used."""
-
-    @cached_property
-    def keys(self) -> np.ndarray:
-        """What each selected cell's random numbers are drawn from, beside the seed."""
-        return _cell_keys(self.registered.obs_names)[self.indices]
+    keys: np.ndarray
+    """What each selected cell's random numbers are drawn from, beside the seed."""
 
 
 class _Minibatch(NamedTuple):
@@ -91,7 +91,10 @@ class TransferMixin(_Model):
         estimate: Estimate = "counterfactual",
         seed: int = 0,
         batch_size: int | None = None,
-    ) -> AnnData:
+        out: str | Path | None = None,
+        chunk_size: int = 10_000,
+        progress_bar: bool = True,
+    ) -> AnnData | Path:
         r"""Predict cells as they would be under another condition.
 
         The cells are encoded under their own condition and decoded under both; :math:`r_0, r_1`
@@ -106,7 +109,8 @@ class TransferMixin(_Model):
         ----------
         adata
             Cells to transfer, by default those that the model was trained on. Genes are matched
-            by name. It is not changed.
+            by name. It is not changed. With ``out`` it may be backed, lazy or of dask arrays, and
+            no more than a chunk of it is read at once.
         target_condition
             The condition to predict.
         source_condition
@@ -125,10 +129,18 @@ class TransferMixin(_Model):
             its neighbours nor on the order of the cells or the minibatch size.
         batch_size
             Cells decoded at once, by default ``scvi.settings.batch_size``.
+        out
+            ``.h5ad`` or ``.zarr`` to write the result to, in place of returning it. Chunks are
+            kept beside it until all are done: after an interruption, the same call goes on where
+            it stopped.
+        chunk_size
+            Cells read and written at once if there is ``out``.
+        progress_bar
+            Whether to show one if there is ``out``.
 
         Returns
         -------
-        The cells under the target condition, on the scale that was registered: integer counts, or
+        The path ``out``, if given; else the cells under the target condition, on the scale that was registered: integer counts, or
         log-normalised values, in ``X`` (and in the registered layer, if any). Names, order,
         ``obs`` and ``var`` are those of ``adata``, with the target in the column of conditions
         and without genes that the model doesn't know; ``uns["trvae"]`` tells where the prediction
@@ -137,8 +149,11 @@ class TransferMixin(_Model):
         Raises
         ------
         ValueError
-            If a condition is not one of the model's, no cell is selected, a gene is missing or a
-            value doesn't suit the likelihood.
+            If a condition is not one of the model's, no cell is selected, a gene is missing, a
+            value doesn't suit the likelihood, or beside ``out`` there are chunks of another
+            transfer.
+        FileExistsError, FileNotFoundError
+            If ``out`` is there already, or its folder is not.
         RuntimeError
             If the model is not trained.
 
@@ -147,11 +162,23 @@ class TransferMixin(_Model):
         Transferring between conditions goes back to Lotfollahi et al., *Bioinformatics* 36, i610
         (2020), section 2, who take the decoded mean.
         """
+        if out is not None:
+            return self._transfer_to_disk(
+                check_output(out), adata, target_condition, source_condition, indices, estimate,
+                seed, batch_size, chunk_size, progress_bar,
+            )  # fmt: skip
         selection = self._select(
             adata, target_condition, source_condition, indices, estimate, seed
         )
+        matrix = self._predict(selection, target_condition, estimate, seed, batch_size)
+        return self._as_anndata(matrix, selection, target_condition, estimate, seed)
+
+    def _predict(
+        self, selection: _Selection, target: Any, estimate: Estimate, seed: int, batch_size
+    ) -> np.ndarray | sparse.csr_matrix:
+        """Predict the selected cells, ``n_cells x n_genes``."""
         blocks = []
-        for minibatch in self._decode_both(selection, target_condition, batch_size):
+        for minibatch in self._decode_both(selection, target, batch_size):
             if self.module.is_count_model:
                 predicted = self._draw_counts(
                     minibatch, estimate, selection.keys[minibatch.cells], seed
@@ -160,15 +187,49 @@ class TransferMixin(_Model):
                 predicted = self._expect(minibatch, estimate)
             predicted = predicted[:, selection.gene_order].astype(np.float32)
             blocks.append(sparse.csr_matrix(predicted) if self.data_is_sparse_ else predicted)
-        matrix = sparse.vstack(blocks, "csr") if self.data_is_sparse_ else np.concatenate(blocks)
-        provenance = {
-            "target_condition": str(target_condition),
-            "source_conditions": np.unique(selection.source.astype(str)),
-            "estimate": estimate,
-            "gene_likelihood": self.module.gene_likelihood,
-            "seed": seed,
-        }
-        return self._as_anndata(matrix, selection, target_condition, provenance)
+        return sparse.vstack(blocks, "csr") if self.data_is_sparse_ else np.concatenate(blocks)
+
+    def _transfer_to_disk(
+        self, out, adata, target, source, indices, estimate, seed, batch_size, chunk_size, progress
+    ) -> Path:
+        check_positive_integer("chunk_size", chunk_size)
+        adata = self._own_cells() if adata is None else adata
+        if _get_adata_minify_type(adata) is not None:
+            raise ValueError("Cells of a minified AnnData can't be written to out.")
+        obs = in_memory(adata.obs)
+        positions, conditions = self._chosen_cells(obs, source, indices)
+        keys = _cell_keys(obs.index)[positions]
+
+        def select(chunk: slice) -> _Selection:
+            cells = rows_in_memory(adata, positions[chunk], self._layer)
+            selection = self._select(cells, target, source, None, estimate, seed)
+            return replace(selection, keys=keys[chunk])
+
+        def predict(number: int):
+            chunk = slice(number * chunk_size, (number + 1) * chunk_size)
+            return self._predict(select(chunk), target, estimate, seed, batch_size)
+
+        # What can be wrong with arguments and genes is known before anything is written.
+        one = select(slice(0, 1))
+        everything = replace(one, adata=AnnData(obs=obs), indices=positions, source=conditions)
+        write_in_chunks(
+            out,
+            self._as_anndata(None, everything, target, estimate, seed),
+            [] if self._layer is None else [self._layer],
+            -(-len(positions) // chunk_size),
+            predict,
+            {
+                "target_condition": str(target),
+                "estimate": estimate,
+                "seed": seed,
+                "chunk_size": chunk_size,
+                "cells": _digest(keys, conditions.astype(str)),
+                "genes": _digest(np.asarray(one.registered.var_names[one.gene_order])),
+                "model": _digest(*(_to_numpy(v) for v in self.module.state_dict().values())),
+            },
+            progress,
+        )
+        return out
 
     @torch.inference_mode()
     def get_transferred_expression(
@@ -367,8 +428,35 @@ class TransferMixin(_Model):
                 "this minified AnnData. Use estimate='decoded', or pass the full AnnData."
             )
 
-        positions = cell_positions(indices, registered.n_obs)
-        conditions = registered.obs[self._condition_key].to_numpy()[positions]
+        positions, conditions = self._chosen_cells(registered.obs, source, indices)
+        responses = {
+            source_code: response
+            for source_code in map(self.conditions.index, dict.fromkeys(conditions))
+            if estimate == "counterfactual" and source_code != code
+            if (response := self._response_of_labels(source_code, code)) is not None
+        }
+        return _Selection(
+            adata,
+            registered,
+            positions,
+            self._gene_order(adata),
+            conditions,
+            responses,
+            _cell_keys(registered.obs_names)[positions],
+        )
+
+    def _chosen_cells(self, obs: pd.DataFrame, source, indices) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of the selected cells, and the condition that each was measured under."""
+        positions = cell_positions(indices, len(obs))
+        if self._condition_key in obs:
+            conditions = obs[self._condition_key].to_numpy()[positions]
+        elif source is not None:
+            conditions = np.full(len(positions), source, dtype=object)
+        else:
+            raise ValueError(
+                f"condition_key {self._condition_key!r} is not in adata.obs. Name the condition of "
+                "all cells by source_condition=... if they have one in common."
+            )
         if source is not None:
             chosen = conditions == source
             positions, conditions = positions[chosen], conditions[chosen]
@@ -377,23 +465,17 @@ class TransferMixin(_Model):
                 "No cells are selected: there are none with "
                 f"{self._condition_key}={source!r} among those given."
             )
+        return positions, conditions
 
-        responses = {
-            source_code: response
-            for source_code in map(self.conditions.index, dict.fromkeys(conditions))
-            if estimate == "counterfactual" and source_code != code
-            if (response := self._response_of_labels(source_code, code)) is not None
-        }
-        return _Selection(
-            adata, registered, positions, self._gene_order(adata), conditions, responses
-        )
+    def _own_cells(self) -> AnnData:
+        if self.adata is None:
+            raise ValueError("The model has no AnnData of its own. Pass the cells: adata=...")
+        return self.adata
 
     def _read(self, adata, source) -> tuple[AnnData, AnnData]:
         """Return the user's AnnData, and the one that the model reads in its place."""
         if adata is None:
-            if self.adata is None:
-                raise ValueError("The model has no AnnData of its own. Pass the cells: adata=...")
-            return self.adata, self._validate_anndata(None)
+            return self._own_cells(), self._validate_anndata(None)
         if source is not None and self._condition_key not in adata.obs:
             obs = adata.obs.assign(**{self._condition_key: source})
             return adata, self._validate_anndata(adata, obs=obs)
@@ -531,7 +613,7 @@ class TransferMixin(_Model):
             uniform = np.maximum(1 - (1 - uniform) / np.maximum(share, 1e-12), 0)
         return count_quantile(uniform, mean, minibatch.inverse_dispersion)
 
-    def _as_anndata(self, matrix, selection: _Selection, target, provenance) -> AnnData:
+    def _as_anndata(self, matrix, selection: _Selection, target, estimate, seed) -> AnnData:
         registered = selection.registered
         obs = selection.adata.obs.iloc[selection.indices].copy()
         obs = obs.drop(columns=[column for column in obs if str(column).startswith("_scvi_")])
@@ -540,14 +622,27 @@ class TransferMixin(_Model):
         obs[key] = pd.Categorical([target] * len(obs), categories=conditions)
         result = AnnData(matrix, obs=obs, var=registered.var.iloc[selection.gene_order].copy())
         layer = self._layer
-        if layer is not None:
+        if layer is not None and matrix is not None:
             result.layers[layer] = result.X.copy()
-        result.uns["trvae"] = provenance
+        result.uns["trvae"] = {
+            "target_condition": str(target),
+            "source_conditions": np.unique(selection.source.astype(str)),
+            "estimate": estimate,
+            "gene_likelihood": self.module.gene_likelihood,
+            "seed": seed,
+        }
         return result
 
 
 def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.cpu().numpy().astype(np.float64)
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(array.tobytes() if array.dtype.kind in "fui" else str(list(array)).encode())
+    return digest.hexdigest()
 
 
 def _cell_keys(names: pd.Index) -> np.ndarray:

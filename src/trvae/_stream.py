@@ -1,0 +1,204 @@
+"""Predictions of any number of cells, chunk by chunk to disk, with what is done already kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import pandas as pd
+import zarr
+from anndata import AnnData
+from anndata.io import sparse_dataset, write_elem
+from scipy import sparse
+from tqdm import tqdm
+
+from trvae._data import get_matrix
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+FORMATS = (".h5ad", ".zarr")
+_TASK = "task.json"
+
+
+def check_output(out: str | Path) -> Path:
+    """Return the path if it can be written to.
+
+    Raises
+    ------
+    ValueError
+        If its name doesn't end as one of the formats does.
+    FileExistsError
+        If it is there already.
+    FileNotFoundError
+        If its folder is not there.
+    """
+    out = Path(out)
+    if out.suffix not in FORMATS:
+        raise ValueError(f"out={str(out)!r} ends neither with {' nor with '.join(FORMATS)}.")
+    if out.exists():
+        raise FileExistsError(f"{out} is there already. Remove it or name another.")
+    if not out.absolute().parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {out.absolute().parent}.")
+    return out
+
+
+def in_memory(frame: Any) -> pd.DataFrame:
+    """``obs`` or ``var`` in memory, also of an AnnData that is read lazily."""
+    return frame.to_memory() if hasattr(frame, "to_memory") else frame
+
+
+def rows_in_memory(adata: AnnData, rows: np.ndarray, layer: str | None) -> AnnData:
+    """Return some cells with one matrix only, read from disk if they are there.
+
+    Parameters
+    ----------
+    adata
+        In memory, backed, lazy or with dask arrays.
+    rows
+        Positions of the cells, in any order.
+    layer
+        Layer of the matrix, or ``None`` for ``X``.
+    """
+    matrix = get_matrix(adata, layer)
+    # Files are read in ascending order only.
+    ascending, inverse = np.unique(rows, return_inverse=True)
+    block = matrix[ascending]
+    block = block.compute() if hasattr(block, "compute") else block
+    block = block[inverse]
+    some = AnnData(obs=in_memory(adata.obs).iloc[rows], var=in_memory(adata.var))
+    if layer is None:
+        some.X = block
+    else:
+        some.layers[layer] = block
+    return some
+
+
+def write_in_chunks(
+    out: Path,
+    skeleton: AnnData,
+    layers: list[str],
+    n_chunks: int,
+    predict: Callable[[int], Any],
+    task: dict,
+    progress_bar: bool,
+) -> None:
+    """Predict the chunks that are not there yet, then put all together.
+
+    Each chunk is a file of its own in ``<out>.parts`` until all are there. Files and the result
+    come to be by renaming what is complete: whatever interrupts, there is never half of one.
+
+    Parameters
+    ----------
+    out
+        The ``.h5ad`` or ``.zarr`` to write.
+    skeleton
+        The result without its matrix.
+    layers
+        Layers to hold a copy of the matrix.
+    n_chunks
+        Number of chunks.
+    predict
+        Predicts a chunk of the matrix, by its number.
+    task
+        What the chunks depend on. Chunks of another task are an error.
+    progress_bar
+        Whether to show one.
+
+    Raises
+    ------
+    ValueError
+        If there are chunks of another task.
+    """
+    parts = out.with_name(out.name + ".parts")
+    parts.mkdir(exist_ok=True)
+    _check_task(parts, task)
+    bar = tqdm(range(n_chunks), desc=f"transfer to {out.name}", disable=not progress_bar)
+    files = [parts / f"{chunk:06d}.npz" for chunk in range(n_chunks)]
+    for chunk in bar:
+        if not files[chunk].exists():
+            _save(files[chunk], predict(chunk))
+    unfinished = out.with_name(f"{out.name}.unfinished{out.suffix}")
+    _remove(unfinished)
+    # As AnnData itself does before it writes.
+    skeleton.strings_to_categoricals()
+    with _open_for_writing(unfinished) as group:
+        write_elem(group, "/", skeleton)
+        for name in ["X", *(f"layers/{layer}" for layer in layers)]:
+            _write_matrix(group, name, files)
+    unfinished.rename(out)
+    shutil.rmtree(parts)
+
+
+def _check_task(parts: Path, task: dict) -> None:
+    path = parts / _TASK
+    if not path.exists():
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(task, indent=2))
+        unfinished.rename(path)
+        return
+    before = json.loads(path.read_text())
+    if before != task:
+        differing = sorted(key for key in task if before.get(key) != task[key])
+        raise ValueError(
+            f"{parts} has parts of another transfer (they differ in {', '.join(differing)}). "
+            "Remove it or name another output."
+        )
+
+
+def _save(path: Path, matrix: Any) -> None:
+    unfinished = path.with_suffix(".unfinished")
+    with unfinished.open("wb") as file:
+        if sparse.issparse(matrix):
+            sparse.save_npz(file, matrix, compressed=False)
+        else:
+            np.savez(file, dense=matrix)
+    unfinished.rename(path)
+
+
+def _load(path: Path) -> Any:
+    with np.load(path) as file:
+        if "dense" in file:
+            return file["dense"]
+    return sparse.load_npz(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _open_for_writing(path: Path) -> Iterator[Any]:
+    if path.suffix == ".zarr":
+        yield zarr.open_group(path, mode="w")
+    else:
+        with h5py.File(path, "w") as file:
+            yield file
+
+
+def _write_matrix(group: Any, name: str, files: list[Path]) -> None:
+    for number, file in enumerate(files):
+        block = _load(file)
+        if number == 0:
+            # What zarr does without being told.
+            kwargs: dict[str, Any] = (
+                {"compression": "gzip"} if isinstance(group, h5py.Group) else {}
+            )
+            if kwargs and not sparse.issparse(block):
+                kwargs |= {"maxshape": (None, block.shape[1]), "chunks": True}
+            write_elem(group, name, block, dataset_kwargs=kwargs)
+        elif sparse.issparse(block):
+            sparse_dataset(group[name]).append(block)
+        else:
+            array = group[name]
+            n_rows = array.shape[0]
+            array.resize((n_rows + len(block), block.shape[1]))
+            array[n_rows:] = block

@@ -1,0 +1,157 @@
+import anndata
+import dask.array as da
+import numpy as np
+import pytest
+from anndata.experimental import read_lazy
+from conftest import fit
+
+from trvae import _stream
+
+ARGUMENTS = {"source_condition": "control", "seed": 3}
+TO_DISK = {"chunk_size": 17, "progress_bar": False}
+
+
+def read(path):
+    return anndata.read_zarr(path) if path.suffix == ".zarr" else anndata.read_h5ad(path)
+
+
+def dense(matrix):
+    return matrix if isinstance(matrix, np.ndarray) else matrix.toarray()
+
+
+def assert_same(one, other):
+    assert type(one.X) is type(other.X)
+    # A minibatch of one cell is multiplied in another order.
+    np.testing.assert_allclose(dense(one.X), dense(other.X), rtol=1e-5, atol=1e-6)
+    assert one.X.dtype == other.X.dtype
+    for name in other.layers:
+        np.testing.assert_allclose(dense(one.layers[name]), dense(one.X))
+    assert list(one.obs_names) == list(other.obs_names)
+    assert list(one.obs.columns) == list(other.obs.columns)
+    assert (one.obs.astype(str) == other.obs.astype(str)).all(axis=None)
+    assert one.var.equals(other.var)
+    assert dict(one.uns["trvae"], source_conditions=None) == dict(
+        other.uns["trvae"], source_conditions=None
+    )
+    assert list(one.uns["trvae"]["source_conditions"]) == ["control"]
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+@pytest.mark.parametrize("data", ["sparse", "dense", "layer"])
+def test_on_disk_is_what_is_in_memory(adata, tmp_path, suffix, data):
+    adata.obs["note"] = np.where(np.arange(adata.n_obs) % 3, "a", "b")
+    setup, kwargs = {}, {}
+    if data == "dense":
+        adata.X, kwargs = adata.X.log1p().toarray(), {"gene_likelihood": "normal"}
+    if data == "layer":
+        adata.layers["counts"], adata.X = adata.X.copy(), None
+        setup = {"layer": "counts"}
+    model = fit(adata, setup=setup, **kwargs)
+    # Another order of more genes.
+    cells = adata[:, ::-1].copy()
+    expected = model.transfer(cells, "treated", **ARGUMENTS)
+    out = model.transfer(cells, "treated", **ARGUMENTS, out=tmp_path / f"p{suffix}", **TO_DISK)
+    assert_same(read(out), expected)
+    assert [path.name for path in tmp_path.iterdir()] == [f"p{suffix}"]
+
+
+def test_reads_backed_lazy_and_dask(trained, control, tmp_path):
+    expected = trained.transfer(control, "treated", **ARGUMENTS, indices=[40, 3, 7])
+    control.write_h5ad(tmp_path / "cells.h5ad")
+    control.write_zarr(tmp_path / "cells.zarr")
+    chunked = control.copy()
+    chunked.X = da.from_array(control.X.toarray(), chunks=(30, 60))
+    for i, cells in enumerate(
+        [
+            anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r"),
+            read_lazy(tmp_path / "cells.zarr"),
+            chunked,
+        ]
+    ):
+        out = trained.transfer(
+            cells, "treated", **ARGUMENTS, indices=[40, 3, 7], out=tmp_path / f"{i}.zarr",
+            chunk_size=2, progress_bar=False,
+        )  # fmt: skip
+        assert_same(read(out), expected)
+
+
+def test_own_cells_and_cells_without_a_condition(trained, control, tmp_path):
+    out = trained.transfer(
+        target_condition="treated", **ARGUMENTS, out=tmp_path / "own.h5ad", **TO_DISK
+    )
+    assert_same(read(out), trained.transfer(target_condition="treated", **ARGUMENTS))
+    del control.obs["condition"]
+    out = trained.transfer(control, "treated", **ARGUMENTS, out=tmp_path / "bare.h5ad", **TO_DISK)
+    assert_same(read(out), trained.transfer(control, "treated", **ARGUMENTS))
+    with pytest.raises(ValueError, match="'condition' is not in adata.obs. Name the condition"):
+        trained.transfer(control, "treated", out=tmp_path / "none.h5ad", **TO_DISK)
+
+
+def test_names_that_occur_twice_have_draws_of_their_own(trained, control, tmp_path):
+    twice = anndata.concat([control[:10], control[:10]])
+    out = trained.transfer(twice, "treated", **ARGUMENTS, out=tmp_path / "p.h5ad", chunk_size=10)
+    predicted = read(out).X.toarray()
+    np.testing.assert_array_equal(
+        predicted, trained.transfer(twice, "treated", **ARGUMENTS).X.toarray()
+    )
+    assert (predicted[:10] != predicted[10:]).any()
+
+
+def test_goes_on_where_it_was_interrupted(trained, control, tmp_path, monkeypatch):
+    arguments = {**ARGUMENTS, "out": tmp_path / "p.h5ad", "chunk_size": 30, "progress_bar": False}
+    predict, done = type(trained)._predict, []
+
+    def interrupted(self, selection, *args):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(selection)
+        return predict(self, selection, *args)
+
+    monkeypatch.setattr(type(trained), "_predict", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trained.transfer(control, "treated", **arguments)
+    assert not (tmp_path / "p.h5ad").exists()
+    with pytest.raises(ValueError, match=r"another transfer \(they differ in seed\)"):
+        trained.transfer(control, "treated", **(arguments | {"seed": 4}))
+    done.insert(0, None)  # From now on, 100 cells leave 2 chunks.
+    monkeypatch.setattr(
+        type(trained), "_predict", lambda *args: done.append(args[1]) or predict(*args)
+    )
+    out = trained.transfer(control, "treated", **arguments)
+    assert len(done) == 5
+    monkeypatch.undo()
+    assert_same(read(out), trained.transfer(control, "treated", **ARGUMENTS))
+
+
+def test_an_interruption_while_all_is_put_together_loses_nothing(
+    trained, control, tmp_path, monkeypatch
+):
+    arguments = {**ARGUMENTS, "out": tmp_path / "p.zarr", **TO_DISK}
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_stream, "_write_matrix", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trained.transfer(control, "treated", **arguments)
+    monkeypatch.undo()
+    monkeypatch.setattr(type(trained), "_predict", interrupted)
+    out = trained.transfer(control, "treated", **arguments)
+    monkeypatch.undo()
+    assert_same(read(out), trained.transfer(control, "treated", **ARGUMENTS))
+
+
+def test_wrong_outputs_are_known_before_anything_is_written(trained, control, tmp_path):
+    (tmp_path / "there.h5ad").touch()
+    for out, error, message in (
+        ("there.h5ad", FileExistsError, "is there already"),
+        ("p.csv", ValueError, "ends neither with .h5ad nor with .zarr"),
+        ("no/p.h5ad", FileNotFoundError, "There is no folder"),
+    ):
+        with pytest.raises(error, match=message):
+            trained.transfer(control, "treated", **ARGUMENTS, out=tmp_path / out)
+    with pytest.raises(ValueError, match="chunk_size=0"):
+        trained.transfer(control, "treated", out=tmp_path / "p.h5ad", chunk_size=0)
+    with pytest.raises(ValueError, match="genes are not in adata.var_names"):
+        trained.transfer(control[:, :5].copy(), "treated", out=tmp_path / "p.h5ad")
+    assert [path.name for path in tmp_path.iterdir()] == ["there.h5ad"]
