@@ -3,7 +3,7 @@ import torch
 from scipy import stats
 from scvi import distributions
 
-from trvae._likelihood import NegativeBinomial
+from trvae._likelihood import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 
 
 def parameters(theta_shape, dtype):
@@ -23,33 +23,60 @@ def test_agrees_with_scipy(theta_shape):
     torch.testing.assert_close(value, torch.as_tensor(expected), rtol=1e-6, atol=1e-8)
 
 
+LIKELIHOODS = {
+    "nb": (
+        lambda log_mu, theta, _: NegativeBinomial(log_mu, theta, log_mu),
+        lambda log_mu, theta, _: distributions.NegativeBinomial(mu=log_mu.exp(), theta=theta),
+    ),
+    "zinb": (
+        lambda log_mu, theta, logits: ZeroInflatedNegativeBinomial(log_mu, theta, log_mu, logits),
+        lambda log_mu, theta, logits: distributions.ZeroInflatedNegativeBinomial(
+            mu=log_mu.exp(), theta=theta, zi_logits=logits
+        ),
+    ),
+    "poisson": (
+        lambda log_mu, *_: Poisson(log_mu, log_mu),
+        lambda log_mu, *_: distributions.Poisson(rate=log_mu.exp()),
+    ),
+}
+
+
+def zero_inflation(log_mu):
+    return torch.linspace(-3, 3, log_mu.numel(), dtype=log_mu.dtype).reshape(log_mu.shape)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("theta_shape", [(1, 40), (30, 40)])
-def test_agrees_with_scvi_tools_gradients_included(theta_shape, dtype):
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_agrees_with_scvi_tools_gradients_included(name, theta_shape, dtype):
     counts, log_mu, log_theta = parameters(theta_shape, dtype)
-    log_mu.requires_grad_()
-    log_theta.requires_grad_()
-    ours = NegativeBinomial(log_mu, log_theta.exp(), log_mu).log_prob(counts)
-    theirs = distributions.NegativeBinomial(mu=log_mu.exp(), theta=log_theta.exp()).log_prob(
-        counts
-    )
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    for parameter in (log_mu, log_theta):
-        (a,) = torch.autograd.grad(ours.sum(), parameter, retain_graph=True)
-        (b,) = torch.autograd.grad(theirs.sum(), parameter, retain_graph=True)
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    logits = zero_inflation(log_mu)
+    leaves = [tensor.requires_grad_() for tensor in (log_mu, log_theta, logits)]
+    ours, theirs = (make(log_mu, log_theta.exp(), logits) for make in LIKELIHOODS[name])
+    log_probs = [distribution.log_prob(counts) for distribution in (ours, theirs)]
+    torch.testing.assert_close(*log_probs, rtol=1e-4, atol=1e-5)
+    for leaf in leaves:
+        grads = [
+            torch.autograd.grad(p.sum(), leaf, retain_graph=True, allow_unused=True)[0]
+            for p in log_probs
+        ]
+        assert (grads[0] is None) == (grads[1] is None)
+        if grads[0] is not None:
+            torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.mean, theirs.mean)
+    torch.testing.assert_close(ours.scale, log_mu.exp())
 
 
-def test_gradient_is_numerically_right():
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_gradient_is_numerically_right(name):
     counts, log_mu, log_theta = parameters((1, 40), torch.float64)
     counts, log_mu, log_theta = counts[:3, :5], log_mu[:3, :5], log_theta[:, :5]
 
-    def log_prob(log_mu, log_theta):
-        return NegativeBinomial(log_mu, log_theta.exp(), log_mu).log_prob(counts)
+    def log_prob(log_mu, log_theta, logits):
+        return LIKELIHOODS[name][0](log_mu, log_theta.exp(), logits).log_prob(counts)
 
-    assert torch.autograd.gradcheck(
-        log_prob, (log_mu.clone().requires_grad_(), log_theta.clone().requires_grad_())
-    )
+    leaves = (log_mu, log_theta, zero_inflation(log_mu))
+    assert torch.autograd.gradcheck(log_prob, [leaf.clone().requires_grad_() for leaf in leaves])
 
 
 def test_is_finite_for_tiny_and_huge_means():

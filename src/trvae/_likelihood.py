@@ -4,9 +4,50 @@ from __future__ import annotations
 
 import torch
 from scvi import distributions
+from torch.nn.functional import softplus
 
 
-class NegativeBinomial(distributions.NegativeBinomial):
+class _ScaleOnDemand:
+    """The normalised mean, which training never asks for."""
+
+    _log_scale: torch.Tensor
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """Normalised mean."""
+        return self._log_scale.exp()
+
+    @scale.setter
+    def scale(self, value: None) -> None:
+        """Ignore what scvi-tools' initialisers set."""
+
+
+class Poisson(_ScaleOnDemand, distributions.Poisson):
+    """scvi-tools' Poisson distribution with a log-probability made for counts that are mostly 0.
+
+    Parameters
+    ----------
+    log_mu
+        Log of the mean, ``... x n_genes``.
+    log_scale
+        Log of the normalised mean, of the shape of ``log_mu``.
+    """
+
+    def __init__(self, log_mu: torch.Tensor, log_scale: torch.Tensor):
+        super().__init__(rate=log_mu.exp())
+        self._log_mu = log_mu
+        self._log_scale = log_scale
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        """Log-probability of counts, of the shape of ``rate``."""
+        value = value.expand_as(self._log_mu)
+        log_factorial = torch.zeros_like(value)
+        positive = value > 0
+        log_factorial[positive] = torch.lgamma(value[positive] + 1)
+        return value * self._log_mu - self.rate - log_factorial
+
+
+class NegativeBinomial(_ScaleOnDemand, distributions.NegativeBinomial):
     """scvi-tools' negative binomial with a log-probability made for counts that are mostly 0.
 
     Parameters
@@ -26,19 +67,32 @@ class NegativeBinomial(distributions.NegativeBinomial):
         self._log_scale = log_scale
         self._narrow_theta = theta
 
-    @property
-    def scale(self) -> torch.Tensor:
-        """Normalised mean, which training never asks for."""
-        return self._log_scale.exp()
-
-    @scale.setter
-    def scale(self, value: None) -> None:
-        """Ignore what scvi-tools' initialiser sets."""
-
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         """Log-probability of counts, of the shape of ``mu``."""
         value = value.expand_as(self._log_mu)
         return _NegativeBinomialLogProb.apply(value, self._log_mu, self.mu, self._narrow_theta)
+
+
+class ZeroInflatedNegativeBinomial(_ScaleOnDemand, distributions.ZeroInflatedNegativeBinomial):
+    """scvi-tools' zero-inflated negative binomial, with the work of :class:`NegativeBinomial`.
+
+    Parameters
+    ----------
+    log_mu, theta, log_scale
+        As in :class:`NegativeBinomial`.
+    zi_logits
+        Logits of the probability of an inflated zero, of the shape of ``log_mu``.
+    """
+
+    def __init__(self, log_mu, theta, log_scale, zi_logits):
+        super().__init__(mu=log_mu.detach().exp(), theta=theta, zi_logits=zi_logits)
+        self._log_scale = log_scale
+        self._not_inflated = NegativeBinomial(log_mu, theta, log_scale)
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        """Log-probability of counts, of the shape of ``mu``."""
+        log_prob = self._not_inflated.log_prob(value) - self.zi_logits
+        return torch.where(value > 0, log_prob, softplus(log_prob)) - softplus(-self.zi_logits)
 
 
 class _NegativeBinomialLogProb(torch.autograd.Function):

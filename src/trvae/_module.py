@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
-from scvi.distributions import Normal, Poisson, ZeroInflatedNegativeBinomial
+from scvi.distributions import Normal
 from scvi.module._constants import MODULE_KEYS
 from scvi.module.base import BaseMinifiedModeModuleClass, LossOutput, auto_move_data
 from torch import nn
 from torch.distributions import kl_divergence
 from torch.nn.functional import embedding, log_softmax, softplus
 
-from trvae._likelihood import NegativeBinomial
+from trvae._likelihood import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from trvae._mmd import BANDWIDTHS, multi_scale_mmd
 from trvae._nn import (
     AdditiveDecoder,
@@ -325,12 +325,9 @@ class TRVAEModule(BaseMinifiedModeModuleClass):
         log_rate = log_size + log_scale
         if self.gene_likelihood == "nb":
             return NegativeBinomial(log_rate, dispersion, log_scale)
-        rate, scale = log_rate.exp(), log_scale.exp()
         if self.gene_likelihood == "poisson":
-            return Poisson(rate, scale=scale)
-        return ZeroInflatedNegativeBinomial(
-            mu=rate, theta=dispersion, zi_logits=dropout_logits, scale=scale
-        )
+            return Poisson(log_rate, log_scale)
+        return ZeroInflatedNegativeBinomial(log_rate, dispersion, log_scale, dropout_logits)
 
     # ----------------------------------------------------------------------- loss
 
