@@ -1,8 +1,11 @@
+import anndata
 import numpy as np
 import pytest
 import scvi
 import torch
-from conftest import fit
+from anndata.experimental import AnnCollection
+from conftest import QUIET, SMALL, fit
+from scvi.dataloaders import CollectionAdapter
 
 import trvae
 from trvae._mmd import multi_scale_mmd
@@ -158,3 +161,39 @@ def test_mmd_weight_pulls_conditions_together(adata):
         z = torch.as_tensor(model.get_latent_representation())
         mmd[weight] = multi_scale_mmd(z, condition)
     assert mmd[1e3] < 0.5 * mmd[0.0]
+
+
+def _saved_in_two_files(adata, folder):
+    adata.layers["counts"] = adata.X.copy()
+    half = np.arange(adata.n_obs) < adata.n_obs // 2
+    paths = [folder / "1.h5ad", folder / "2.h5ad"]
+    for path, cells in zip(paths, (adata[half], adata[~half]), strict=True):
+        cells.copy().write_h5ad(path)
+    return [anndata.read_h5ad(path, backed="r") for path in paths]
+
+
+@pytest.mark.parametrize("source", ["one backed file", "two files"])
+def test_training_on_files_is_training_in_memory(adata, tmp_path, source):
+    layer = {}
+    if source == "one backed file":
+        adata.write_h5ad(tmp_path / "cells.h5ad")
+        files = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    else:
+        layer = {"layer": "counts"}
+        parts = _saved_in_two_files(adata, tmp_path)
+        files = CollectionAdapter(
+            AnnCollection(parts, join_vars="inner", join_obs="inner", label="file")
+        )
+    models = []
+    for cells in (adata, files):
+        trvae.TRVAE.setup_anndata(
+            cells, condition_key="condition", labels_key="cell_type", **layer
+        )
+        models.append(trvae.TRVAE(cells, seed=0, **SMALL))
+        models[-1].train(max_epochs=10, **QUIET)
+    # The same minibatches, but files are read in ascending order, so that a cell's noise differs.
+    losses = [float(model.history["train_loss"].iloc[-1, 0]) for model in models]
+    np.testing.assert_allclose(*losses, rtol=0.01)
+    np.testing.assert_allclose(models[1].mean_profiles_, models[0].mean_profiles_)
+    means = [model.get_transferred_expression(adata[:80], "treated").mean() for model in models]
+    assert np.corrcoef(*means)[0, 1] > 0.98

@@ -59,8 +59,8 @@ def get_matrix(adata: AnnData, layer: str | None) -> Any:
         if adata.X is None:
             raise ValueError("adata.X is empty. Name the layer that holds the data: layer=...")
         return adata.X
-    if layer not in adata.layers:
-        layers = [name for name in adata.layers if name is not None]
+    layers = [name for name in adata.layers.keys() if name is not None]
+    if layer not in layers:
         there_are = join_names(layers) if layers else "there are none"
         raise ValueError(f"layer {layer!r} is not in adata.layers: {there_are}.")
     return adata.layers[layer]
@@ -241,9 +241,17 @@ def _blocks_of_values(matrix: Any) -> Iterator[np.ndarray]:
             yield from _blocks_of_values(block)
 
 
-def row_blocks(matrix: Any) -> Iterator[Any]:
-    """Yield a limited number of rows at once, in memory, of a matrix that may not be."""
-    for start in range(0, matrix.shape[0], _ROWS_AT_ONCE):
+def row_blocks(matrix: Any, n_rows: int | None = None) -> Iterator[Any]:
+    """Yield a limited number of rows at once, in memory, of a matrix that may not be.
+
+    Parameters
+    ----------
+    matrix
+        With rows that can be sliced.
+    n_rows
+        Their number, for a matrix that doesn't know its shape.
+    """
+    for start in range(0, matrix.shape[0] if n_rows is None else n_rows, _ROWS_AT_ONCE):
         block = matrix[start : start + _ROWS_AT_ONCE]
         yield block.compute() if hasattr(block, "compute") else block
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import sparse
@@ -186,15 +186,15 @@ def group_means(
     library
         Counts of each cell over all genes that were measured, ``n_cells``.
     """
-    n_genes = matrix.shape[1]
-    total, share = np.zeros((shape[0] * shape[1], n_genes)), np.zeros(shape[0] * shape[1])
+    share = np.zeros(shape[0] * shape[1])
+    total: Any = 0.0
     group = label * shape[1] + condition
     n_done = 0
-    for block in row_blocks(matrix):
+    for block in row_blocks(matrix, len(label)):
         rows = np.arange(n_done, n_done + block.shape[0])
         n_done += len(rows)
         indicator = sparse.csr_matrix(
-            (np.ones(len(rows)), (group[rows], np.arange(len(rows)))), (len(total), len(rows))
+            (np.ones(len(rows)), (group[rows], np.arange(len(rows)))), (len(share), len(rows))
         )
         if is_counts:
             sums = np.maximum(np.ravel(block.sum(1)), 1e-12)
@@ -202,10 +202,10 @@ def group_means(
             if library is not None:
                 share += indicator @ (sums / library[rows])
         product = indicator @ block
-        total += product.toarray() if sparse.issparse(product) else product
-    n_cells = np.bincount(group, minlength=len(total)).astype(float)
+        total = total + (product.toarray() if sparse.issparse(product) else product)
+    n_cells = np.bincount(group, minlength=len(share)).astype(float)
     n_cells[n_cells == 0] = np.nan
     return GroupMeans(
-        (total / n_cells[:, None]).reshape(*shape, n_genes),
+        (total / n_cells[:, None]).reshape(*shape, -1),
         np.ones(shape) if library is None else (share / n_cells).reshape(shape),
     )
