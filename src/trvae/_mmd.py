@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +10,9 @@ from torch.nn.functional import one_hot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+# The exponential function of less is 0 in double precision, and in single.
+_LARGEST_EXPONENT_OF_0 = -746.0
 
 BANDWIDTHS: tuple[float, ...] = (
     1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1, 5, 10, 15, 20, 25, 30, 35, 100, 1e3, 1e4, 1e5, 1e6,
@@ -103,27 +107,55 @@ class _WeightedKernelSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, y, coefficients, bandwidths):
-        # Differences are formed before squaring: |a|^2 + |b|^2 - 2ab would leave rounding noise
-        # far above the smallest bandwidths. It also makes self-distances exactly 0.
-        squared_distance = torch.cdist(y, y, compute_mode="donot_use_mm_for_euclid_dist").square_()
-        kernel = torch.zeros_like(squared_distance)
-        derivative = torch.zeros_like(squared_distance)
+        above = _above_diagonal(len(y), y.device)
+        distance = _squared_distances(y)[above]
+        kernel = torch.zeros_like(distance)
+        derivative = torch.zeros_like(distance)
+        # Asking for it would make a GPU wait.
+        smallest = float(distance.min()) if y.device.type == "cpu" and len(distance) else 0.0
+        term = torch.empty_like(distance)
         for s in bandwidths:
-            term = torch.exp(squared_distance * (-0.5 / s))
-            kernel += term
-            derivative.add_(term, alpha=-0.5 / s)
+            if -0.5 / s * smallest > _LARGEST_EXPONENT_OF_0:
+                torch.mul(distance, -0.5 / s, out=term).exp_()
+                kernel += term
+                derivative.add_(term, alpha=-0.5 / s)
         scale = 1.0 / len(bandwidths)
-        # A cell exerts no force on itself, yet its term of the order 1 / bandwidth would swamp
-        # the others in rounding.
-        pull = derivative.mul_(coefficients).mul_(scale).fill_diagonal_(0)
-        ctx.save_for_backward(y, pull)
-        return (coefficients * kernel).sum() * scale
+        weight = coefficients[above]
+        ctx.save_for_backward(y, derivative.mul_(weight).mul_(scale))
+        # The kernel of a cell with itself is 1 at every bandwidth.
+        return 2 * scale * torch.dot(weight, kernel) + coefficients.diagonal().sum()
 
     @staticmethod
     def backward(ctx, grad):
-        y, pull = ctx.saved_tensors
-        # A difference of two sums that can be almost equal. Apple's GPUs have no double precision.
-        precision = y.dtype if y.device.type == "mps" else torch.float64
-        precise_y, precise_pull = y.to(precision), pull.to(precision)
-        grad_y = precise_pull.sum(1, keepdim=True) * precise_y - precise_pull @ precise_y
+        y, pull_above = ctx.saved_tensors
+        # A difference of two sums that can be almost equal.
+        precise = _precise(y)
+        pull = torch.zeros(len(y), len(y), dtype=precise.dtype, device=y.device)
+        pull[_above_diagonal(len(y), y.device)] = pull_above.to(precise.dtype)
+        pull = pull + pull.T
+        grad_y = pull.sum(1, keepdim=True) * precise - pull @ precise
         return grad * (4.0 * grad_y).to(y.dtype), None, None
+
+
+@functools.lru_cache(maxsize=16)
+def _above_diagonal(n: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row and column of the elements of a symmetric matrix that tell all but its diagonal."""
+    row, column = torch.triu_indices(n, n, offset=1, device=device)
+    return row, column
+
+
+def _precise(y: torch.Tensor) -> torch.Tensor:
+    """``y`` in double precision, which Apple's GPUs have not."""
+    return y if y.device.type == "mps" else y.double()
+
+
+def _squared_distances(y: torch.Tensor) -> torch.Tensor:
+    """Squared distances of all pairs of rows, in the precision of ``y``."""
+    precise = _precise(y)
+    if precise.dtype != torch.float64:
+        # Single precision would leave rounding noise far above the smallest bandwidths.
+        return torch.cdist(y, y, compute_mode="donot_use_mm_for_euclid_dist").square()
+    centered = precise - precise.mean(0)
+    norm = centered.square().sum(1)
+    distance = torch.addmm(norm[:, None] + norm, centered, centered.T, alpha=-2)
+    return distance.clamp_(min=0).to(y.dtype)
