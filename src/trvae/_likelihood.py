@@ -108,7 +108,8 @@ class _NegativeBinomialLogProb(torch.autograd.Function):
     def forward(ctx, x, log_mu, mu, theta):
         total = mu + theta
         log_total = total.log()
-        log_prob = (theta.log() - log_total).mul_(theta)
+        log_ratio = theta.log() - log_total
+        log_prob = log_ratio * theta
 
         positive = x.reshape(-1).nonzero().squeeze(1)
         x_pos = x.reshape(-1)[positive]
@@ -122,15 +123,15 @@ class _NegativeBinomialLogProb(torch.autograd.Function):
             - torch.lgamma(theta_pos)
             - torch.lgamma(x_pos + 1),
         )
-        ctx.save_for_backward(x, mu, theta, total, log_total, positive, x_pos, theta_pos)
+        ctx.save_for_backward(x, mu, theta, total, log_ratio, positive, x_pos, theta_pos)
         return log_prob
 
     @staticmethod
     def backward(ctx, grad):
-        x, mu, theta, total, log_total, positive, x_pos, theta_pos = ctx.saved_tensors
+        x, mu, theta, total, log_ratio, positive, x_pos, theta_pos = ctx.saved_tensors
         # (x - mu) / (theta + mu) is what both derivatives are made of.
         residual = (x - mu).div_(total)
-        grad_theta = (theta.log() - log_total).sub_(residual)
+        grad_theta = log_ratio - residual
         grad_theta.view(-1).index_add_(
             0, positive, torch.digamma(x_pos + theta_pos) - torch.digamma(theta_pos)
         )
