@@ -197,6 +197,9 @@ def main() -> None:
         settings["labels"] = arguments.labels
     others = peers(arguments.environments.resolve()) if arguments.environments else {}
     out = RESULTS / arguments.dataset.replace(" ", "_")
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "environment.jsonl").open("a") as file:
+        file.write(json.dumps(environment(arguments.methods, arguments.seeds)) + "\n")
     table = trvae.evaluate(
         adata,
         condition_key="condition",
@@ -206,8 +209,6 @@ def main() -> None:
         out=out,
         **settings,
     )
-    with (out / "environment.jsonl").open("a") as file:
-        file.write(json.dumps(environment(arguments.methods, arguments.seeds)) + "\n")
     print(table.groupby("method", sort=False).mean(numeric_only=True).round(3).T.to_markdown())
 
 

@@ -168,7 +168,9 @@ def main() -> None:
         "others, which shows in the errors that weigh genes by how clearly they change "
         "(`rmse_weighted`) and in the energy distance. CD14+ monocytes are the hardest: a third "
         "of all treated cells is held out with them, and only one other label resembles them, "
-        "which the linear and the nearest shift rely on more than the decoder does.\n"
+        "which the linear and the nearest shift rely on more than the decoder does. Where nothing "
+        "responds, or only one of the other labels (simulated below), it predicts a small response "
+        "all the same, and no change would be the better prediction.\n"
     )
     for name, title in TITLES.items():
         folder = RESULTS / name

@@ -95,6 +95,9 @@ def main() -> None:
     adata, settings = read_kang(arguments.data)
     part, n_parts = arguments.part
     chosen = arguments.settings[part::n_parts]
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "environment.jsonl").open("a") as file:
+        file.write(json.dumps(environment(chosen, SEEDS)) + "\n")
     trvae.evaluate(
         adata,
         condition_key="condition",
@@ -105,8 +108,6 @@ def main() -> None:
         out=out,
         **settings,
     )
-    with (out / "environment.jsonl").open("a") as file:
-        file.write(json.dumps(environment(chosen, SEEDS)) + "\n")
 
 
 if __name__ == "__main__":
