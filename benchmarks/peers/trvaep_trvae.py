@@ -3,26 +3,8 @@
 import numpy as np
 import torch
 from interface import read_task, write_prediction
-from trvaep import CVAE, Trainer
-
-BATCH_SIZE = 64
-
-
-class MendedTrainer(Trainer):
-    """Without what stops or slows it here.
-
-    A last minibatch of one cell is an error of its batch normalisation, and it copies the whole
-    matrix for each cell that it reads, which takes a minute an epoch.
-    """
-
-    def make_dataset(self):
-        """As trvaep's, with copies in place of views, and a cell less where one would be left."""
-        datasets = super().make_dataset()
-        for dataset in datasets:
-            n_cells = len(dataset) - (len(dataset) % BATCH_SIZE == 1)
-            dataset.adata = dataset.adata[:n_cells].copy()
-        return datasets
-
+from mended_trvaep import MendedTrainer
+from trvaep import CVAE
 
 task = read_task()
 torch.manual_seed(task.seed)
@@ -38,7 +20,7 @@ model = CVAE(
     beta=10,
 )
 trainer = MendedTrainer(model, task.train, condition_key="condition", seed=task.seed)
-trainer.train_trvae(100, BATCH_SIZE)
+trainer.train_trvae(100, 64)
 predicted = model.predict(
     x=task.control.X, y=task.control.obs["condition"].tolist(), target=task.target
 )

@@ -1,0 +1,74 @@
+"""What the speed scripts share: the task that ``benchmarks/speed.py`` gives, and the result."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import anndata
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def read_task() -> dict:
+    """Read the task from the command line and set threads and seed."""
+    task = json.loads(sys.argv[1])
+    torch.set_num_threads(task["threads"])
+    torch.manual_seed(0)
+    return task
+
+
+def read_cells(task: dict) -> anndata.AnnData:
+    """Return the cells, dense."""
+    adata = anndata.read_h5ad(task["path"])
+    adata.X = np.asarray(adata.X.toarray(), dtype=np.float32)
+    return adata
+
+
+def time_mmd(mmd: Callable, shapes: list) -> dict[str, float]:
+    """Milliseconds of forward and backward, the best of ten, of ``mmd(y, condition, n)``."""
+    result = {}
+    for batch_size, n_conditions in shapes:
+        y = torch.randn(batch_size, 128, requires_grad=True)
+        condition = torch.arange(batch_size) % n_conditions
+        seconds = []
+        for _ in range(10):
+            start = time.perf_counter()
+            mmd(y, condition, n_conditions).backward()
+            seconds.append(time.perf_counter() - start)
+        result[f"{batch_size} x {n_conditions}"] = 1000 * min(seconds)
+    return result
+
+
+class EpochTimer:
+    """Seconds of epochs without their validation."""
+
+    def __init__(self):
+        self._starts, self._ends = [time.perf_counter()], []
+
+    def around(self, validation: Callable) -> Callable:
+        """Wrap what comes between epochs."""
+
+        def timed(*args, **kwargs):
+            self._ends.append(time.perf_counter())
+            result = validation(*args, **kwargs)
+            self._starts.append(time.perf_counter())
+            return result
+
+        return timed
+
+    def mean(self) -> float:
+        """Mean without the first, which warms up."""
+        return float(np.mean(np.subtract(self._ends, self._starts[:-1])[1:]))
+
+
+def write_result(result: dict) -> None:
+    """Print the result, with the peak memory."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+    print(json.dumps(result | {"peak_memory_gib": peak}))

@@ -1,0 +1,39 @@
+"""Turn the results of ``benchmarks/speed.py`` into ``benchmarks/speed.md``.
+
+Run from the root of the repository::
+
+    python benchmarks/speed_report.py > benchmarks/speed.md
+"""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+from accuracy import how
+from speed import OUT
+
+
+def main() -> None:
+    """Print the report."""
+    rows = [json.loads(line) for line in OUT.read_text().splitlines()]
+    table = pd.DataFrame(rows)
+    table[["what", "tool"]] = table.pop("name").str.split(" | ", regex=False, expand=True)
+    threads = ", ".join(map(str, sorted(table["threads"].unique())))
+    print(f"# How fast it is\n\nThreads: {threads}.\n")
+    timed = table[table["seconds"].notna()]
+    wide = timed.pivot_table(index="what", columns="tool", values="seconds", sort=False)
+    print("## Seconds\n\nOf one epoch, or of transferring all cells once.\n")
+    print(wide.round(2).to_markdown(), "\n")
+    memory = timed.pivot_table(index="what", columns="tool", values="peak_memory_gib", sort=False)
+    print("## Peak memory of the process, GiB\n")
+    print(memory.round(2).to_markdown(), "\n")
+    mmd = table[table["what"] == "mmd"].set_index("tool")
+    shapes = [column for column in mmd if " x " in column]
+    print("## MMD, forward and backward, 128 features, milliseconds: cells x conditions\n")
+    print(mmd[shapes].T.round(1).to_markdown(), "\n")
+    print(f"## How\n\n{how(OUT.parent)}")
+
+
+if __name__ == "__main__":
+    main()
