@@ -129,8 +129,9 @@ def write_in_chunks(
     skeleton.strings_to_categoricals()
     with _open_for_writing(unfinished) as group:
         write_elem(group, "/", skeleton)
-        for name in ["X", *(f"layers/{layer}" for layer in layers)]:
-            _write_matrix(group, name, files)
+        _write_matrix(group, "X", files)
+        for layer in layers:
+            _write_matrix(group["layers"], layer, files)
     unfinished.rename(out)
     shutil.rmtree(parts)
 
