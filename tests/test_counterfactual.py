@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from trvae._counterfactual import count_quantile, draw_counts, expected_counts, shift_values
+from trvae._counterfactual import (
+    count_quantile,
+    draw_counts,
+    draw_values,
+    expected_counts,
+    expected_values,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -67,7 +73,30 @@ def test_nothing_comes_of_a_gene_without_rate():
     assert np.isfinite(expected_counts(counts, zero, some)).all()
 
 
-def test_shift_adds_the_difference_and_respects_the_bound():
-    values, before, after = np.array([[0.5, 0.0]]), np.array([[1.0, 1.0]]), np.array([[2.0, 0.2]])
-    np.testing.assert_allclose(shift_values(values, before, after), [[1.5, -0.8]])
-    np.testing.assert_allclose(shift_values(values, before, after, nonnegative=True), [[1.5, 0.0]])
+def test_values_of_equal_spread_are_shifted():
+    values, before, after = np.array([[1.0, 0.2]]), np.array([[2.0, 1.5]]), np.array([[2.5, 0.5]])
+    for spread in (0.3, np.array([[0.3, 2.0]])):
+        arguments = (values, before, after, spread, spread)
+        np.testing.assert_allclose(expected_values(*arguments), [[1.5, -0.8]])
+        np.testing.assert_allclose(expected_values(*arguments, True), [[1.5, 0.0]])
+        uniform = RNG.random((1, 2))
+        np.testing.assert_allclose(draw_values(*arguments, uniform), [[1.5, -0.8]])
+        np.testing.assert_allclose(draw_values(*arguments, uniform, True), [[1.5, 0.0]])
+
+
+@pytest.mark.parametrize("sds", [(0.5, 1.5), (1.5, 0.5), (1.0, 1.0)])
+def test_values_are_moved_from_one_normal_distribution_to_the_other(sds):
+    n = 100_000
+    values = 2.0 + sds[0] * RNG.standard_normal((n, 1))
+    arguments = (values, np.full((n, 1), 2.0), np.full((n, 1), 0.5), *sds)
+    drawn = draw_values(*arguments, RNG.random((n, 1)))
+    np.testing.assert_allclose(drawn.mean(), 0.5, atol=0.02)
+    np.testing.assert_allclose(drawn.std(), sds[1], rtol=0.02)
+    # They remain these very cells, as far as there is room for that.
+    correlation = np.corrcoef(values.ravel(), drawn.ravel())[0, 1]
+    np.testing.assert_allclose(correlation, min(1, sds[0] / sds[1]), atol=0.01)
+    for nonnegative in (False, True):
+        drawn = draw_values(*arguments, RNG.random((n, 1)), nonnegative)
+        expected = expected_values(*arguments, nonnegative)
+        np.testing.assert_allclose(drawn.mean(), expected.mean(), atol=0.02)
+    assert (drawn >= 0).all()

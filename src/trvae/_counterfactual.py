@@ -103,29 +103,76 @@ def count_quantile(
     return quantile
 
 
-def shift_values(
+def expected_values(
     values: np.ndarray,
     source_mean: np.ndarray,
     target_mean: np.ndarray,
+    source_sd: np.ndarray,
+    target_sd: np.ndarray,
     nonnegative: bool = False,
 ) -> np.ndarray:
-    """Add the difference of the two decodings to log-normalised values.
+    r"""Expectation of :func:`draw_values`.
+
+    .. math:: d_1 + \min(\sigma_1 / \sigma_0, 1)\,(x - d_0)
 
     Parameters
     ----------
     values
-        The cells' own values, ``n_cells x n_genes``.
+        The cells' own log-normalised values :math:`x`, ``n_cells x n_genes``.
     source_mean, target_mean
-        Decoded means, of the same shape.
+        Decoded means :math:`d_0, d_1`, of the same shape.
+    source_sd, target_sd
+        Standard deviations :math:`\sigma_0, \sigma_1` of the likelihood, broadcastable to it.
     nonnegative
-        Whether no value may fall below 0.
+        Whether values below 0 are drawn as 0.
+
+    Returns
+    -------
+    ``n_cells x n_genes``. It equals ``values`` where means and standard deviations agree.
+    """
+    mean, added_sd = _moments(values, source_mean, target_mean, source_sd, target_sd)
+    if not nonnegative:
+        return mean
+    # Of a normal distribution whose part below 0 is moved to 0.
+    units = mean / np.maximum(added_sd, 1e-12)
+    clipped = mean * stats.norm.cdf(units) + added_sd * stats.norm.pdf(units)
+    return np.where(added_sd > 0, clipped, np.maximum(mean, 0.0))
+
+
+def draw_values(
+    values: np.ndarray,
+    source_mean: np.ndarray,
+    target_mean: np.ndarray,
+    source_sd: np.ndarray,
+    target_sd: np.ndarray,
+    uniform: np.ndarray,
+    nonnegative: bool = False,
+) -> np.ndarray:
+    """Move values from one normal distribution to another.
+
+    Where the target's standard deviation is smaller, what the decoder misses of a cell shrinks
+    with it; where it is larger, that stays and noise of the missing variance is added.
+
+    Parameters
+    ----------
+    values, source_mean, target_mean, source_sd, target_sd, nonnegative
+        As in :func:`expected_values`.
+    uniform
+        Uniform variates in ``[0, 1)``, of the shape of ``values``: the only source of chance.
 
     Returns
     -------
     ``n_cells x n_genes``.
     """
-    shifted = values + (target_mean - source_mean)
-    return np.maximum(shifted, 0.0) if nonnegative else shifted
+    mean, added_sd = _moments(values, source_mean, target_mean, source_sd, target_sd)
+    drawn = mean + added_sd * stats.norm.ppf(np.maximum(uniform, 1e-16))
+    return np.maximum(drawn, 0.0) if nonnegative else drawn
+
+
+def _moments(values, source_mean, target_mean, source_sd, target_sd):
+    mean = target_mean + np.minimum(target_sd / source_sd, 1.0) * (values - source_mean)
+    added_sd = np.sqrt(np.maximum(target_sd**2 - source_sd**2, 0.0))
+    return mean, np.broadcast_to(added_sd, mean.shape)
 
 
 def _kept_share(source_rate: np.ndarray, target_rate: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,13 @@ from scvi import REGISTRY_KEYS, settings
 from scvi.data._utils import _get_adata_minify_type
 from scvi.module._constants import MODULE_KEYS
 
-from trvae._counterfactual import count_quantile, draw_counts, expected_counts, shift_values
+from trvae._counterfactual import (
+    count_quantile,
+    draw_counts,
+    draw_values,
+    expected_counts,
+    expected_values,
+)
 from trvae._data import (
     cell_positions,
     check_choice,
@@ -30,7 +36,6 @@ from trvae._stream import check_output, in_memory, rows_in_memory, write_in_chun
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
-    from typing import Any
 
     # For type checkers, the model that it is mixed into has everything.
     _Model: Any
@@ -76,6 +81,9 @@ class _Minibatch(NamedTuple):
     """Under the target condition; ``None`` unless the likelihood has one."""
     zero_inflation: np.ndarray | None
     """Probability under the target condition; ``None`` unless the likelihood has one."""
+    source_sd: Any
+    """Standard deviations of log-normalised values; ``None`` for counts."""
+    target_sd: Any
 
 
 class TransferMixin(_Model):
@@ -102,8 +110,9 @@ class TransferMixin(_Model):
         model, see ``linear_weight`` of :class:`~trvae.TRVAE`. What the decoder misses of a cell
         is carried over: of a gene with :math:`r_1 < r_0` the cell keeps
         :math:`\mathrm{Binomial}(x, r_1 / r_0)` of its counts, to one with :math:`r_1 > r_0` it
-        receives negative-binomial counts of mean :math:`r_1 - r_0`. Log-normalised values get the
-        difference of the two expectations added.
+        receives negative-binomial counts of mean :math:`r_1 - r_0`. Of log-normalised values, what
+        the decoder misses shrinks if the likelihood's standard deviation is smaller under the
+        target; if it is larger, normal noise is added.
 
         Parameters
         ----------
@@ -179,12 +188,11 @@ class TransferMixin(_Model):
         """Predict the selected cells, ``n_cells x n_genes``."""
         blocks = []
         for minibatch in self._decode_both(selection, target, batch_size):
+            keys = selection.keys[minibatch.cells]
             if self.module.is_count_model:
-                predicted = self._draw_counts(
-                    minibatch, estimate, selection.keys[minibatch.cells], seed
-                )
+                predicted = self._draw_counts(minibatch, estimate, keys, seed)
             else:
-                predicted = self._expect(minibatch, estimate)
+                predicted = self._draw_values(minibatch, estimate, keys, seed)
             predicted = predicted[:, selection.gene_order].astype(np.float32)
             blocks.append(sparse.csr_matrix(predicted) if self.data_is_sparse_ else predicted)
         return sparse.vstack(blocks, "csr") if self.data_is_sparse_ else np.concatenate(blocks)
@@ -252,7 +260,10 @@ class TransferMixin(_Model):
 
         The expectation of what :meth:`transfer` draws: for counts
         :math:`x \min(r_1 / r_0, 1) + \max(r_1 - r_0, 0)`, with :math:`r_0, r_1` the expected
-        counts under the source and the target condition.
+        counts under the source and the target condition; for log-normalised values
+        :math:`d_1 + \min(\sigma_1 / \sigma_0, 1) (x - d_0)`, with :math:`d` the decoded means
+        and :math:`\sigma` the likelihood's standard deviations (and no value below 0 if none
+        was in training).
 
         Parameters
         ----------
@@ -567,6 +578,8 @@ class TransferMixin(_Model):
                 target_mean,
                 _to_numpy(target_px.theta) if hasattr(target_px, "theta") else None,
                 _to_numpy(target_px.zi_probs) if hasattr(target_px, "zi_probs") else None,
+                None if self.module.is_count_model else _to_numpy(source.stddev),
+                None if self.module.is_count_model else _to_numpy(target_px.stddev),
             )
 
     def _response_of_labels(self, source: int, target: int) -> ResponseOfLabels | None:
@@ -589,8 +602,28 @@ class TransferMixin(_Model):
             return minibatch.target
         if self.module.is_count_model:
             return expected_counts(minibatch.x, minibatch.source, minibatch.target)
-        return shift_values(
-            minibatch.x, minibatch.source, minibatch.target, self.expression_is_nonnegative_
+        return expected_values(
+            minibatch.x,
+            minibatch.source,
+            minibatch.target,
+            minibatch.source_sd,
+            minibatch.target_sd,
+            self.expression_is_nonnegative_,
+        )
+
+    def _draw_values(
+        self, minibatch: _Minibatch, estimate: Estimate, keys: np.ndarray, seed: int
+    ) -> np.ndarray:
+        if estimate == "decoded":
+            return minibatch.target
+        return draw_values(
+            minibatch.x,
+            minibatch.source,
+            minibatch.target,
+            minibatch.source_sd,
+            minibatch.target_sd,
+            _uniform(keys, seed, minibatch.x.shape[1]),
+            self.expression_is_nonnegative_,
         )
 
     def _draw_counts(
