@@ -16,7 +16,6 @@ import argparse
 import itertools
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ import numpy as np
 import scanpy as sc
 import torch
 from accuracy import QUIET, RESULTS, environment, quiet, read_kang
+from peers.timing import write_result
 from scipy import sparse
 from scvi import settings
 
@@ -187,9 +187,7 @@ def run_task(task: dict) -> None:
     torch.set_num_threads(task["threads"])
     settings.seed = SEED
     path = {"path": Path(task["path"])} if "path" in task else {}
-    result = MEASUREMENTS[task["measurement"]](**path, **task["arguments"])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-    print(json.dumps(result | {"peak_memory_gib": peak}))
+    write_result(MEASUREMENTS[task["measurement"]](**path, **task["arguments"]))
 
 
 def tasks(folder: Path, environments: Path | None, threads: int) -> dict[str, dict]:
