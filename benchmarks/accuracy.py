@@ -165,9 +165,9 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def environment(methods: list[str], seeds: list[int]) -> dict:
-    """What the numbers depend on beside the code."""
-    return {
+def record_environment(folder: Path, methods: list[str], seeds: list[int]) -> None:
+    """Write down what the results in a folder depend on beside the code."""
+    record = {
         "command": shlex.join(["python", *sys.argv]),
         "date": date.today().isoformat(),
         "methods": methods,
@@ -176,6 +176,9 @@ def environment(methods: list[str], seeds: list[int]) -> dict:
         f"{platform.platform()}",
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
     }
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "environment.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
 
 
 def main() -> None:
@@ -197,9 +200,7 @@ def main() -> None:
         settings["labels"] = arguments.labels
     others = peers(arguments.environments.resolve()) if arguments.environments else {}
     out = RESULTS / arguments.dataset.replace(" ", "_")
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "environment.jsonl").open("a") as file:
-        file.write(json.dumps(environment(arguments.methods, arguments.seeds)) + "\n")
+    record_environment(out, arguments.methods, arguments.seeds)
     table = trvae.evaluate(
         adata,
         condition_key="condition",

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accuracy import RESULTS, environment, quiet, read_kang, trvae_method
+from accuracy import RESULTS, quiet, read_kang, record_environment, trvae_method
 
 from trvae._evaluate import hold_out
 from trvae.metrics import log_normalized, rank_changed_genes
@@ -76,8 +76,7 @@ def main() -> None:
             with results.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(row, flush=True)
-    with (out / "environment.jsonl").open("a") as file:
-        file.write(json.dumps(environment(["trVAE"], [SEED])) + "\n")
+    record_environment(out, ["trVAE"], [SEED])
 
 
 if __name__ == "__main__":

@@ -12,11 +12,18 @@ the repository; several processes can share the work by ``--part``::
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
-from accuracy import RESULTS, environment, how, quiet, read_kang, read_results, trvae_method
+from accuracy import (
+    RESULTS,
+    how,
+    quiet,
+    read_kang,
+    read_results,
+    record_environment,
+    trvae_method,
+)
 
 import trvae
 
@@ -95,9 +102,7 @@ def main() -> None:
     adata, settings = read_kang(arguments.data)
     part, n_parts = arguments.part
     chosen = arguments.settings[part::n_parts]
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "environment.jsonl").open("a") as file:
-        file.write(json.dumps(environment(chosen, SEEDS)) + "\n")
+    record_environment(out, chosen, SEEDS)
     trvae.evaluate(
         adata,
         condition_key="condition",

@@ -26,8 +26,8 @@ import anndata as ad
 import numpy as np
 import scanpy as sc
 import torch
-from accuracy import QUIET, RESULTS, environment, quiet, read_kang
-from peers.timing import write_result
+from accuracy import QUIET, RESULTS, quiet, read_kang, record_environment
+from peers.timing import time_mmd, write_result
 from scipy import sparse
 from scvi import settings
 
@@ -149,18 +149,8 @@ def transfer(path: Path, likelihood: str, to_disk: bool) -> dict:
 
 
 def mmd() -> dict:
-    """Measure the MMD, forward and backward, in milliseconds: the best of many."""
-    result = {}
-    for batch_size, n_conditions in MMD_SHAPES:
-        y = torch.randn(batch_size, 128, requires_grad=True)
-        condition = torch.arange(batch_size) % n_conditions
-        seconds = []
-        for _ in range(30):
-            start = time.perf_counter()
-            multi_scale_mmd(y, condition).backward()
-            seconds.append(time.perf_counter() - start)
-        result[f"{batch_size} x {n_conditions}"] = 1000 * min(seconds)
-    return result
+    """Measure the MMD."""
+    return time_mmd(lambda y, condition, _: multi_scale_mmd(y, condition), MMD_SHAPES)
 
 
 MEASUREMENTS = {"train": train, "floor": floor, "transfer": transfer, "mmd": mmd}
@@ -267,8 +257,7 @@ def main() -> None:
                 file.write(json.dumps(result) + "\n")
             print(result, flush=True)
     torch.set_num_threads(arguments.threads)
-    with (OUT.parent / "environment.jsonl").open("a") as file:
-        file.write(json.dumps(environment([], [SEED])) + "\n")
+    record_environment(OUT.parent, [], [SEED])
 
 
 if __name__ == "__main__":

@@ -30,10 +30,15 @@ def read_task() -> SimpleNamespace:
     task = SimpleNamespace(folder=folder, **json.loads((folder / "task.json").read_text()))
     torch.set_num_threads(task.threads)
     for name in ("train", "control"):
-        adata = ad.read_h5ad(folder / f"{name}.h5ad")
-        adata.X = np.asarray(adata.X.toarray(), dtype=np.float32)
-        setattr(task, name, adata)
+        setattr(task, name, read_dense(folder / f"{name}.h5ad"))
     return task
+
+
+def read_dense(path: Path | str) -> ad.AnnData:
+    """Return the cells of a file with a dense float32 matrix."""
+    adata = ad.read_h5ad(path)
+    adata.X = np.asarray(adata.X.toarray(), dtype=np.float32)
+    return adata
 
 
 def write_prediction(task: SimpleNamespace, values: np.ndarray) -> None:

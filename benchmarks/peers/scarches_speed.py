@@ -1,7 +1,8 @@
 """Speed of scArches 0.6.1: epochs of its TRVAE, and its MMD, as ``benchmarks/speed.py`` asks."""
 
 import anndata
-from timing import EpochTimer, read_cells, read_task, time_mmd, write_result
+from interface import read_dense
+from timing import EpochTimer, read_task, time_mmd, write_result
 
 # Gone from anndata since this release, which imports it.
 anndata.read = anndata.read_h5ad
@@ -13,7 +14,7 @@ task = read_task()
 if task["measurement"] == "mmd":
     write_result(time_mmd(lambda y, c, n: mmd(y, c, n, 1.0, None), task["arguments"]["shapes"]))
 else:
-    cells = read_cells(task)
+    cells = read_dense(task["path"])
     model = scarches.models.TRVAE(
         adata=cells,
         condition_key="condition",

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import anndata
 import numpy as np
 import torch
 
@@ -23,13 +22,6 @@ def read_task() -> dict:
     torch.set_num_threads(task["threads"])
     torch.manual_seed(0)
     return task
-
-
-def read_cells(task: dict) -> anndata.AnnData:
-    """Return the cells, dense."""
-    adata = anndata.read_h5ad(task["path"])
-    adata.X = np.asarray(adata.X.toarray(), dtype=np.float32)
-    return adata
 
 
 def time_mmd(mmd: Callable, shapes: list) -> dict[str, float]:

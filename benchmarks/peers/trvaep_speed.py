@@ -1,7 +1,8 @@
 """Speed of trvaep 0.1.0: epochs of its CVAE, and its MMD, as ``benchmarks/speed.py`` asks."""
 
+from interface import read_dense
 from mended_trvaep import MendedTrainer
-from timing import EpochTimer, read_cells, read_task, time_mmd, write_result
+from timing import EpochTimer, read_task, time_mmd, write_result
 from trvaep import CVAE
 from trvaep.model._losses import mmd
 
@@ -9,7 +10,7 @@ task = read_task()
 if task["measurement"] == "mmd":
     write_result(time_mmd(lambda y, c, n: mmd(n, 1.0)(y, c[:, None]), task["arguments"]["shapes"]))
 else:
-    cells = read_cells(task)
+    cells = read_dense(task["path"])
     model = CVAE(
         cells.n_vars,
         num_classes=cells.obs["condition"].nunique(),

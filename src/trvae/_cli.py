@@ -23,6 +23,7 @@ from rich.table import Table
 from trvae import TRVAE, TRVAEMethod, datasets, pl
 from trvae._evaluate import HeldOut, hold_out, predict_held_out
 from trvae._module import GeneLikelihood
+from trvae._stream import complete_or_absent
 from trvae._transfer import Estimate
 
 if TYPE_CHECKING:
@@ -301,12 +302,8 @@ def _print_metrics(metrics: pd.DataFrame, title: str) -> None:
 def _write(adata: AnnData, path: Path) -> None:
     """Write beside and rename, so that an interruption leaves no half-written file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
+    with complete_or_absent(path) as unfinished:
         adata.write_h5ad(unfinished, compression="gzip")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _quiet() -> None:

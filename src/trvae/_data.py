@@ -252,8 +252,12 @@ def row_blocks(matrix: Any, n_rows: int | None = None) -> Iterator[Any]:
         Their number, for a matrix that doesn't know its shape.
     """
     for start in range(0, matrix.shape[0] if n_rows is None else n_rows, _ROWS_AT_ONCE):
-        block = matrix[start : start + _ROWS_AT_ONCE]
-        yield block.compute() if hasattr(block, "compute") else block
+        yield computed(matrix[start : start + _ROWS_AT_ONCE])
+
+
+def computed(block: Any) -> Any:
+    """Return a matrix as it is, or in memory if it is one of dask's."""
+    return block.compute() if hasattr(block, "compute") else block
 
 
 def positions_of_genes(adata: AnnData, var_names: np.ndarray) -> np.ndarray:

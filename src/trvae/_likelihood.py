@@ -86,12 +86,16 @@ class ZeroInflatedNegativeBinomial(_ScaleOnDemand, distributions.ZeroInflatedNeg
 
     def __init__(self, log_mu, theta, log_scale, zi_logits):
         super().__init__(mu=log_mu.detach().exp(), theta=theta, zi_logits=zi_logits)
+        self._log_mu = log_mu
         self._log_scale = log_scale
-        self._not_inflated = NegativeBinomial(log_mu, theta, log_scale)
+        self._narrow_theta = theta
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         """Log-probability of counts, of the shape of ``mu``."""
-        log_prob = self._not_inflated.log_prob(value) - self.zi_logits
+        log_prob = _NegativeBinomialLogProb.apply(
+            value.expand_as(self._log_mu), self._log_mu, self.mu, self._narrow_theta
+        )
+        log_prob = log_prob - self.zi_logits
         return torch.where(value > 0, log_prob, softplus(log_prob)) - softplus(-self.zi_logits)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING
 
 import torch
@@ -107,8 +106,9 @@ class _WeightedKernelSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, y, coefficients, bandwidths):
-        above = _above_diagonal(len(y), y.device)
-        distance = _squared_distances(y)[above]
+        # Row and column of the elements of a symmetric matrix that tell all but its diagonal.
+        row, column = torch.triu_indices(len(y), len(y), offset=1, device=y.device)
+        distance = _squared_distances(y)[row, column]
         kernel = torch.zeros_like(distance)
         derivative = torch.zeros_like(distance)
         # Asking for it would make a GPU wait.
@@ -120,28 +120,21 @@ class _WeightedKernelSum(torch.autograd.Function):
                 kernel += term
                 derivative.add_(term, alpha=-0.5 / s)
         scale = 1.0 / len(bandwidths)
-        weight = coefficients[above]
-        ctx.save_for_backward(y, derivative.mul_(weight).mul_(scale))
+        weight = coefficients[row, column]
+        ctx.save_for_backward(y, derivative.mul_(weight).mul_(scale), row, column)
         # The kernel of a cell with itself is 1 at every bandwidth.
         return 2 * scale * torch.dot(weight, kernel) + coefficients.diagonal().sum()
 
     @staticmethod
     def backward(ctx, grad):
-        y, pull_above = ctx.saved_tensors
+        y, pull_above, row, column = ctx.saved_tensors
         # A difference of two sums that can be almost equal.
         precise = _precise(y)
         pull = torch.zeros(len(y), len(y), dtype=precise.dtype, device=y.device)
-        pull[_above_diagonal(len(y), y.device)] = pull_above.to(precise.dtype)
+        pull[row, column] = pull_above.to(precise.dtype)
         pull = pull + pull.T
         grad_y = pull.sum(1, keepdim=True) * precise - pull @ precise
         return grad * (4.0 * grad_y).to(y.dtype), None, None
-
-
-@functools.lru_cache(maxsize=16)
-def _above_diagonal(n: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row and column of the elements of a symmetric matrix that tell all but its diagonal."""
-    row, column = torch.triu_indices(n, n, offset=1, device=device)
-    return row, column
 
 
 def _precise(y: torch.Tensor) -> torch.Tensor:
@@ -152,8 +145,8 @@ def _precise(y: torch.Tensor) -> torch.Tensor:
 def _squared_distances(y: torch.Tensor) -> torch.Tensor:
     """Squared distances of all pairs of rows, in the precision of ``y``."""
     precise = _precise(y)
-    if precise.dtype != torch.float64:
-        # Single precision would leave rounding noise far above the smallest bandwidths.
+    if precise.dtype == y.dtype:
+        # A product in no higher precision would leave noise far above the smallest bandwidths.
         return torch.cdist(y, y, compute_mode="donot_use_mm_for_euclid_dist").square()
     centered = precise - precise.mean(0)
     norm = centered.square().sum(1)

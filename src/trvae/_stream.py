@@ -17,7 +17,7 @@ from anndata.io import sparse_dataset, write_elem
 from scipy import sparse
 from tqdm import tqdm
 
-from trvae._data import get_matrix
+from trvae._data import computed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,30 +53,19 @@ def in_memory(frame: Any) -> pd.DataFrame:
     return frame.to_memory() if hasattr(frame, "to_memory") else frame
 
 
-def rows_in_memory(adata: AnnData, rows: np.ndarray, layer: str | None) -> AnnData:
-    """Return some cells with one matrix only, read from disk if they are there.
+def read_rows(matrix: Any, rows: np.ndarray) -> Any:
+    """Return some rows, read from disk if they are there.
 
     Parameters
     ----------
-    adata
-        In memory, backed, lazy or with dask arrays.
+    matrix
+        In memory, on disk or a dask array.
     rows
-        Positions of the cells, in any order.
-    layer
-        Layer of the matrix, or ``None`` for ``X``.
+        Positions, in any order.
     """
-    matrix = get_matrix(adata, layer)
     # Files are read in ascending order only.
     ascending, inverse = np.unique(rows, return_inverse=True)
-    block = matrix[ascending]
-    block = block.compute() if hasattr(block, "compute") else block
-    block = block[inverse]
-    some = AnnData(obs=in_memory(adata.obs).iloc[rows], var=in_memory(adata.var))
-    if layer is None:
-        some.X = block
-    else:
-        some.layers[layer] = block
-    return some
+    return computed(matrix[ascending])[inverse]
 
 
 def write_in_chunks(
@@ -123,25 +112,38 @@ def write_in_chunks(
     for chunk in bar:
         if not files[chunk].exists():
             _save(files[chunk], predict(chunk))
-    unfinished = out.with_name(f"{out.name}.unfinished{out.suffix}")
-    _remove(unfinished)
     # As AnnData itself does before it writes.
     skeleton.strings_to_categoricals()
-    with _open_for_writing(unfinished) as group:
+    with complete_or_absent(out) as unfinished, _open_for_writing(unfinished) as group:
         write_elem(group, "/", skeleton)
-        _write_matrix(group, "X", files)
-        for layer in layers:
-            _write_matrix(group["layers"], layer, files)
-    unfinished.rename(out)
+        _write_matrix([(group, "X"), *((group["layers"], layer) for layer in layers)], files)
     shutil.rmtree(parts)
+
+
+@contextmanager
+def complete_or_absent(path: Path) -> Iterator[Path]:
+    """Yield a path beside to write to, which becomes ``path`` once it is complete.
+
+    Parameters
+    ----------
+    path
+        File or folder to write.
+    """
+    unfinished = path.with_name(f".{path.name}.unfinished{path.suffix}")
+    # What was killed could not tidy up.
+    _remove(unfinished)
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        _remove(unfinished)
 
 
 def _check_task(parts: Path, task: dict) -> None:
     path = parts / _TASK
     if not path.exists():
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(task, indent=2))
-        unfinished.rename(path)
+        with complete_or_absent(path) as unfinished:
+            unfinished.write_text(json.dumps(task, indent=2))
         return
     before = json.loads(path.read_text())
     if before != task:
@@ -153,13 +155,11 @@ def _check_task(parts: Path, task: dict) -> None:
 
 
 def _save(path: Path, matrix: Any) -> None:
-    unfinished = path.with_suffix(".unfinished")
-    with unfinished.open("wb") as file:
+    with complete_or_absent(path) as unfinished, unfinished.open("wb") as file:
         if sparse.issparse(matrix):
             sparse.save_npz(file, matrix, compressed=False)
         else:
             np.savez(file, dense=matrix)
-    unfinished.rename(path)
 
 
 def _load(path: Path) -> Any:
@@ -185,21 +185,27 @@ def _open_for_writing(path: Path) -> Iterator[Any]:
             yield file
 
 
-def _write_matrix(group: Any, name: str, files: list[Path]) -> None:
+def _write_matrix(places: list[tuple[Any, str]], files: list[Path]) -> None:
+    """Write one matrix to all places, each a group and the name within."""
     for number, file in enumerate(files):
         block = _load(file)
-        if number == 0:
-            # What zarr does without being told.
-            kwargs: dict[str, Any] = (
-                {"compression": "gzip"} if isinstance(group, h5py.Group) else {}
-            )
-            if kwargs and not sparse.issparse(block):
-                kwargs |= {"maxshape": (None, block.shape[1]), "chunks": True}
-            write_elem(group, name, block, dataset_kwargs=kwargs)
-        elif sparse.issparse(block):
-            sparse_dataset(group[name]).append(block)
-        else:
-            array = group[name]
-            n_rows = array.shape[0]
-            array.resize((n_rows + len(block), block.shape[1]))
-            array[n_rows:] = block
+        for group, name in places:
+            if number == 0:
+                _begin(group, name, block)
+            elif sparse.issparse(block):
+                sparse_dataset(group[name]).append(block)
+            else:
+                array = group[name]
+                n_rows = array.shape[0]
+                array.resize((n_rows + len(block), block.shape[1]))
+                array[n_rows:] = block
+
+
+def _begin(group: Any, name: str, block: Any) -> None:
+    kwargs: dict[str, Any] = {}
+    if isinstance(group, h5py.Group):
+        # What zarr does without being told.
+        kwargs["compression"] = "gzip"
+        if not sparse.issparse(block):
+            kwargs |= {"maxshape": (None, block.shape[1]), "chunks": True}
+    write_elem(group, name, block, dataset_kwargs=kwargs)

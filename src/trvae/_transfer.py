@@ -27,11 +27,12 @@ from trvae._data import (
     check_choice,
     check_positive_integer,
     check_seed,
+    get_matrix,
     is_number,
     join_names,
 )
 from trvae._linear_response import MIN_LABELS, ResponseOfLabels
-from trvae._stream import check_output, in_memory, rows_in_memory, write_in_chunks
+from trvae._stream import check_output, in_memory, read_rows, write_in_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -204,12 +205,21 @@ class TransferMixin(_Model):
         adata = self._own_cells() if adata is None else adata
         if _get_adata_minify_type(adata) is not None:
             raise ValueError("Cells of a minified AnnData can't be written to out.")
-        obs = in_memory(adata.obs)
+        obs, var, matrix = (
+            in_memory(adata.obs),
+            in_memory(adata.var),
+            get_matrix(adata, self._layer),
+        )
         positions, conditions = self._chosen_cells(obs, source, indices)
         keys = _cell_keys(obs.index)[positions]
 
         def select(chunk: slice) -> _Selection:
-            cells = rows_in_memory(adata, positions[chunk], self._layer)
+            rows = positions[chunk]
+            cells = AnnData(obs=obs.iloc[rows], var=var)
+            if self._layer is None:
+                cells.X = read_rows(matrix, rows)
+            else:
+                cells.layers[self._layer] = read_rows(matrix, rows)
             selection = self._select(cells, target, source, None, estimate, seed)
             return replace(selection, keys=keys[chunk])
 
@@ -387,19 +397,18 @@ class TransferMixin(_Model):
                 "labels differ. get_transferred_expression gives means without an interval."
             )
         columns = self._columns(selection, gene_list)
-        expected, draws = (
-            [
-                expression.mean(0)
-                for expression in self._draws_of_expression(
-                    selection, target_condition, "counterfactual", columns, library_size,
-                    batch_size, n, seed,
-                )
-            ]
-            for n in (1, n_samples)
-        )  # fmt: skip
-        low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
+
+        def means(n: int) -> list[np.ndarray]:
+            draws = self._draws_of_expression(
+                selection, target_condition, "counterfactual", columns, library_size, batch_size,
+                n, seed,
+            )  # fmt: skip
+            return [expression.mean(0) for expression in draws]
+
+        (transferred,) = means(1)
+        low, high = np.quantile(means(n_samples), [(1 - level) / 2, (1 + level) / 2], axis=0)
         return pd.DataFrame(
-            {"transferred": expected[0], "low": low, "high": high},
+            {"transferred": transferred, "low": low, "high": high},
             index=selection.registered.var_names[columns],
         )
 
