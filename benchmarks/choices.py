@@ -36,38 +36,36 @@ MEASURES = [
 SETTINGS = [
     "trVAE",
     "trVAE linear_weight=0.0",
-    "trVAE linear_weight=0.5",
-    "trVAE linear_weight=1.0",
     "trVAE mmd_weight=0",
-    "trVAE mmd_weight=10",
-    "trVAE mmd_weight=1000",
-    "trVAE mmd_layer='latent'",
-    "trVAE mmd_layer='both'",
-    "trVAE mmd_within_labels=False",
     "trVAE decoder='conditional'",
     "trVAE decoder='conditional' mmd_weight=0",
-    "trVAE decoder='conditional' mmd_within_labels=False",
+    "trVAE mmd_layer='latent'",
+    "trVAE mmd_within_labels=False",
+    "trVAE mmd_weight=10",
+    "trVAE mmd_weight=1000",
+    "trVAE mmd_layer='both'",
     "trVAE transfer.estimate='decoded'",
+    "trVAE normalization='batch'",
+    "trVAE dispersion='gene'",
+    "trVAE gene_likelihood='zinb'",
     "trVAE n_latent=5",
     "trVAE n_latent=20",
+    "trVAE train.plan_kwargs={'max_kl_weight':0.3}",
+    "trVAE train.plan_kwargs={'max_kl_weight':3.0}",
+    "trVAE train.plan_kwargs={'lr':3e-3}",
+    "trVAE train.condition_balanced=True",
+    "trVAE train.batch_size=512",
+    "trVAE dropout_rate=0.0",
+    "trVAE dropout_rate=0.2",
     "trVAE hidden_sizes=[512,128]",
     "trVAE hidden_sizes=[128]",
     "trVAE effect_sizes=[16]",
     "trVAE effect_sizes=[64,64]",
-    "trVAE normalization='batch'",
-    "trVAE dispersion='gene'",
-    "trVAE gene_likelihood='zinb'",
     "trVAE gene_likelihood='poisson'",
-    "trVAE dropout_rate=0.0",
-    "trVAE dropout_rate=0.2",
-    "trVAE train.plan_kwargs={'max_kl_weight':0.3}",
-    "trVAE train.plan_kwargs={'max_kl_weight':3.0}",
-    "trVAE train.plan_kwargs={'lr':3e-3}",
+    "trVAE linear_weight=0.5",
     "trVAE train.max_epochs=20",
     "trVAE train.max_epochs=90",
     "trVAE train.max_epochs=90 train.early_stopping=True",
-    "trVAE train.condition_balanced=True",
-    "trVAE train.batch_size=512",
 ]
 
 
@@ -89,6 +87,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="?", help="kang18.h5ad with all genes")
     parser.add_argument("--report", action="store_true", help="print the table")
     parser.add_argument("--settings", nargs="+", default=SETTINGS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--part", type=int, nargs=2, default=[0, 1], help="which of how many")
     parser.add_argument("--threads", type=int, help="of torch, by default all")
     arguments = parser.parse_args()
@@ -102,14 +101,14 @@ def main() -> None:
     adata, settings = read_kang(arguments.data)
     part, n_parts = arguments.part
     chosen = arguments.settings[part::n_parts]
-    record_environment(out, chosen, SEEDS)
+    record_environment(out, chosen, arguments.seeds)
     trvae.evaluate(
         adata,
         condition_key="condition",
         labels_key="cell_type",
         labels=LABELS,
         methods={name: trvae_method(name) for name in chosen},
-        seeds=SEEDS,
+        seeds=arguments.seeds,
         out=out,
         **settings,
     )

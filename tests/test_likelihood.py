@@ -3,7 +3,7 @@ import torch
 from scipy import stats
 from scvi import distributions
 
-from trvae._likelihood import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
+from trvae._likelihood import NegativeBinomial, Normal, Poisson, ZeroInflatedNegativeBinomial
 
 
 def parameters(theta_shape, dtype):
@@ -77,6 +77,33 @@ def test_gradient_is_numerically_right(name):
 
     leaves = (log_mu, log_theta, zero_inflation(log_mu))
     assert torch.autograd.gradcheck(log_prob, [leaf.clone().requires_grad_() for leaf in leaves])
+
+
+@pytest.mark.parametrize(
+    ("value_shape", "loc_shape", "scale_shape"),
+    [((5, 4), (5, 4), (1, 4)), ((5, 4), (3, 5, 4), (5, 4)), ((3, 5, 4), (5, 4), (5, 4))],
+)
+def test_normal_agrees_with_torch_gradients_included(value_shape, loc_shape, scale_shape):
+    g = torch.Generator().manual_seed(0)
+    value, loc, log_scale = (
+        torch.randn(shape, generator=g, dtype=torch.float64).requires_grad_()
+        for shape in (value_shape, loc_shape, scale_shape)
+    )
+    weight = torch.randn(torch.broadcast_shapes(value_shape, loc_shape), generator=g)
+    ours, theirs = (
+        make(loc, log_scale.exp()).log_prob(value) for make in (Normal, torch.distributions.Normal)
+    )
+    torch.testing.assert_close(ours, theirs)
+    leaves = (value, loc, log_scale)
+    grads = [torch.autograd.grad((p * weight).sum(), leaves) for p in (ours, theirs)]
+    torch.testing.assert_close(*grads)
+
+
+def test_negative_binomial_of_little_dispersion_is_nearly_a_poisson():
+    counts, log_mu, _ = parameters((1, 40), torch.float32)
+    value = NegativeBinomial(log_mu, torch.full((1, 40), 1e7), log_mu).log_prob(counts)
+    expected = Poisson(log_mu, log_mu).log_prob(counts)
+    torch.testing.assert_close(value[counts == 0], expected[counts == 0], rtol=1e-5, atol=1e-5)
 
 
 def test_is_finite_for_tiny_and_huge_means():

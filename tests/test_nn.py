@@ -64,9 +64,8 @@ def test_covariates_have_separate_weights(covariates):
 def test_paper_sizes_can_be_built(normalization):
     encoder = Encoder(50, 20, [800, 800, 128], SIZES, normalization, 0.1)
     decoder = ConditionalDecoder(20, 50, [128, 800, 800], SIZES, normalization=normalization)
-    widths = [layer.map.linear.out_features for layer in [encoder.hidden.layers[0]]]
-    widths += [layer.map.out_features for layer in encoder.hidden.layers[1:]]
-    assert widths == [800, 800, 128]
+    assert encoder.hidden.layers[0].map.linear.weight.shape == (50, 800)
+    assert [layer.map.out_features for layer in encoder.hidden.layers[1:]] == [800, 128]
     assert decoder.hidden.layers[0].map.linear.out_features == 128
     assert decoder.logits.in_features == 800
 

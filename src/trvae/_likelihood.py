@@ -1,10 +1,14 @@
-"""Likelihoods of sparse counts: scvi-tools' distributions, with less work where counts are 0."""
+"""Likelihoods: scvi-tools' distributions, with less work, most of all where counts are 0."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from scvi import distributions
 from torch.nn.functional import softplus
+
+from trvae._sparse import nonzero_positions
 
 
 class _ScaleOnDemand:
@@ -99,6 +103,46 @@ class ZeroInflatedNegativeBinomial(_ScaleOnDemand, distributions.ZeroInflatedNeg
         return torch.where(value > 0, log_prob, softplus(log_prob)) - softplus(-self.zi_logits)
 
 
+class Normal(distributions.Normal):
+    """scvi-tools' normal distribution with a log-probability that takes fewer passes.
+
+    Parameters
+    ----------
+    loc
+        Mean, ``... x n_genes``.
+    scale
+        Standard deviation, of one of the shapes ``1 x n_genes`` and ``n_cells x n_genes``.
+    """
+
+    def __init__(self, loc: torch.Tensor, scale: torch.Tensor):
+        super().__init__(loc, scale, normal_mu=loc, validate_args=False)
+        self._narrow_scale = scale
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        """Log-probability of values, of the shape that they have with ``loc``."""
+        return _NormalLogProb.apply(value, self.loc, self._narrow_scale)
+
+
+class _NormalLogProb(torch.autograd.Function):
+    """Log-probability of ``x``, with its derivatives."""
+
+    @staticmethod
+    def forward(ctx, x, loc, scale):
+        deviation = (x - loc).div_(scale)
+        ctx.save_for_backward(deviation, scale)
+        ctx.shapes = x.shape, loc.shape
+        constant = scale.log() + 0.5 * math.log(2 * math.pi)
+        return deviation.square().mul_(-0.5).sub_(constant)
+
+    @staticmethod
+    def backward(ctx, grad):
+        deviation, scale = ctx.saved_tensors
+        grad_loc = (deviation / scale).mul_(grad)
+        grad_scale = (grad_loc * deviation).sub_(grad / scale).sum_to_size(scale.shape)
+        grad_x = -grad_loc.sum_to_size(ctx.shapes[0]) if ctx.needs_input_grad[0] else None
+        return grad_x, grad_loc.sum_to_size(ctx.shapes[1]), grad_scale
+
+
 class _NegativeBinomialLogProb(torch.autograd.Function):
     r"""Log-probability of counts ``x``, with its derivatives for ``log_mu`` and ``theta``.
 
@@ -110,15 +154,13 @@ class _NegativeBinomialLogProb(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, log_mu, mu, theta):
-        total = mu + theta
-        log_total = total.log()
-        log_ratio = theta.log() - log_total
+        log_ratio = (mu / theta).log1p_().neg_()
         log_prob = log_ratio * theta
 
-        positive = x.reshape(-1).nonzero().squeeze(1)
+        positive = nonzero_positions(x)
         x_pos = x.reshape(-1)[positive]
         theta_pos = theta.expand_as(x).reshape(-1)[positive]
-        log_odds = log_mu.reshape(-1)[positive] - log_total.reshape(-1)[positive]
+        log_odds = log_mu.reshape(-1)[positive] - (mu.reshape(-1)[positive] + theta_pos).log()
         log_prob.view(-1).index_add_(
             0,
             positive,
@@ -127,14 +169,14 @@ class _NegativeBinomialLogProb(torch.autograd.Function):
             - torch.lgamma(theta_pos)
             - torch.lgamma(x_pos + 1),
         )
-        ctx.save_for_backward(x, mu, theta, total, log_ratio, positive, x_pos, theta_pos)
+        ctx.save_for_backward(x, mu, theta, log_ratio, positive, x_pos, theta_pos)
         return log_prob
 
     @staticmethod
     def backward(ctx, grad):
-        x, mu, theta, total, log_ratio, positive, x_pos, theta_pos = ctx.saved_tensors
+        x, mu, theta, log_ratio, positive, x_pos, theta_pos = ctx.saved_tensors
         # (x - mu) / (theta + mu) is what both derivatives are made of.
-        residual = (x - mu).div_(total)
+        residual = (x - mu).div_(mu + theta)
         grad_theta = log_ratio - residual
         grad_theta.view(-1).index_add_(
             0, positive, torch.digamma(x_pos + theta_pos) - torch.digamma(theta_pos)

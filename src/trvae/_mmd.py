@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,9 +10,6 @@ from torch.nn.functional import one_hot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-# The exponential function of less is 0 in double precision, and in single.
-_LARGEST_EXPONENT_OF_0 = -746.0
 
 BANDWIDTHS: tuple[float, ...] = (
     1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1, 5, 10, 15, 20, 25, 30, 35, 100, 1e3, 1e4, 1e5, 1e6,
@@ -111,12 +109,19 @@ class _WeightedKernelSum(torch.autograd.Function):
         distance = _squared_distances(y)[row, column]
         kernel = torch.zeros_like(distance)
         derivative = torch.zeros_like(distance)
-        # Asking for it would make a GPU wait.
-        smallest = float(distance.min()) if y.device.type == "cpu" and len(distance) else 0.0
+        nearest, farthest = 0.0, math.inf
+        if y.device.type == "cpu" and len(distance):  # Asking would make a GPU wait.
+            nearest, farthest = map(float, torch.aminmax(distance))
+        # Beside the kernel of a cell with itself, 1, the exponential function of less vanishes. Its
+        # products would not be normal numbers, which take many times as long.
+        lowest = 0.7 * math.log(torch.finfo(distance.dtype).tiny)
         term = torch.empty_like(distance)
         for s in bandwidths:
-            if -0.5 / s * smallest > _LARGEST_EXPONENT_OF_0:
-                torch.mul(distance, -0.5 / s, out=term).exp_()
+            if -0.5 / s * nearest > lowest:
+                torch.mul(distance, -0.5 / s, out=term)
+                if -0.5 / s * farthest < lowest:
+                    term.clamp_(min=lowest)
+                term.exp_()
                 kernel += term
                 derivative.add_(term, alpha=-0.5 / s)
         scale = 1.0 / len(bandwidths)

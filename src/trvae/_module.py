@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
-from scvi.distributions import Normal
 from scvi.module._constants import MODULE_KEYS
 from scvi.module.base import BaseMinifiedModeModuleClass, LossOutput, auto_move_data
 from torch import nn
 from torch.distributions import kl_divergence
 from torch.nn.functional import embedding, log_softmax, softplus
 
-from trvae._likelihood import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
+from trvae._likelihood import NegativeBinomial, Normal, Poisson, ZeroInflatedNegativeBinomial
 from trvae._mmd import BANDWIDTHS, multi_scale_mmd
 from trvae._nn import (
     AdditiveDecoder,
@@ -315,7 +314,7 @@ class TRVAEModule(BaseMinifiedModeModuleClass):
                 # Indexing adds up its gradient in an order that changes from run to run.
                 dispersion = embedding(condition, dispersion)
         if self.gene_likelihood == "normal":
-            return Normal(logits, dispersion, normal_mu=logits)
+            return Normal(logits, dispersion)
 
         if self.use_size_factor_key:
             # For very negative logits softplus is 0 in float32, but its log is the logit.

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import nn
 
+from trvae._sparse import InputLinear
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -55,7 +57,7 @@ class CovariateLinear(nn.Module):
 
     def __init__(self, n_in: int, n_out: int, sizes: CovariateSizes):
         super().__init__()
-        self.linear = nn.Linear(n_in, n_out)
+        self.linear: nn.Module = nn.Linear(n_in, n_out)
         self.condition = (
             nn.Embedding(sizes.n_conditions, n_out) if sizes.n_conditions > 0 else None
         )
@@ -176,6 +178,8 @@ class Encoder(nn.Module):
     ):
         super().__init__()
         self.hidden = HiddenStack(n_input, hidden_sizes, sizes, normalization, dropout_rate)
+        first = self.hidden.layers[0].map
+        first.linear = InputLinear(first.linear)
         self.mean = nn.Linear(hidden_sizes[-1], n_latent)
         self.log_variance = nn.Linear(hidden_sizes[-1], n_latent)
 
