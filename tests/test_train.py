@@ -152,15 +152,15 @@ def test_training_does_not_change_the_global_generators(adata):
 
 def test_mmd_weight_pulls_conditions_together(adata):
     # Without a KL divergence nothing but the MMD holds the conditions together.
-    train = {"max_epochs": 40, "plan_kwargs": {"max_kl_weight": 0.0, "lr": 3e-3}}
+    train = {"max_epochs": 80, "plan_kwargs": {"max_kl_weight": 0.0, "lr": 3e-3}}
     condition = torch.as_tensor((adata.obs["condition"] == "treated").to_numpy())
     mmd = {}
-    for weight in (0.0, 1e3):
+    for weight in (0.0, 100.0):
         kwargs = {"mmd_layer": "latent", "mmd_within_labels": False}
         model = fit(adata, mmd_weight=weight, train=train, **kwargs)
         z = torch.as_tensor(model.get_latent_representation())
         mmd[weight] = multi_scale_mmd(z, condition)
-    assert mmd[1e3] < 0.5 * mmd[0.0]
+    assert mmd[100.0] < 0.6 * mmd[0.0]
 
 
 def _saved_in_two_files(adata, folder):

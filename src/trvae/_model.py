@@ -21,6 +21,7 @@ from scvi.data.fields import (
     NumericalJointObsField,
     NumericalObsField,
 )
+from scvi.model._utils import use_distributed_sampler
 from scvi.model.base import (
     ArchesMixin,
     BaseMinifiedModeModelClass,
@@ -465,7 +466,7 @@ class TRVAE(
         load_sparse_tensor
             Whether to move minibatches to the device as sparse tensors.
         batch_size
-            Cells in a minibatch.
+            Cells in a minibatch, in each of the processes if there are several.
         early_stopping
             Whether to stop when ``objective_validation`` has not fallen for a fifth of
             ``max_epochs``: the loss with the final KL weight, the MMD included.
@@ -489,8 +490,8 @@ class TRVAE(
         Raises
         ------
         ValueError
-            If there are fewer than two cells to train on, ``batch_size`` is below 2, or all
-            weights are frozen.
+            If there are fewer than two cells to train on, ``batch_size`` is below 2, all weights
+            are frozen, or several processes train a model that has no seed.
 
         Notes
         -----
@@ -520,6 +521,14 @@ class TRVAE(
                 "There is nothing to train: the query has no new condition or category. "
                 "Use it as it is, or load it with unfrozen=True."
             )
+        if use_distributed_sampler(trainer_kwargs.get("strategy")):
+            if self.seed is None:
+                raise ValueError(
+                    "Processes that train together need the same seed: give one to the model, "
+                    "as in TRVAE(adata, seed=0)."
+                )
+            # Our sampler shares the cells out; Lightning would share them out once more.
+            trainer_kwargs.setdefault("use_distributed_sampler", False)
         # A trained model is left in evaluation mode, in which further training would have neither
         # dropout nor batch statistics.
         self.module.train()

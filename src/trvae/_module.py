@@ -15,6 +15,7 @@ from torch import nn
 from torch.distributions import kl_divergence
 from torch.nn.functional import embedding, log_softmax, softplus
 
+from trvae._distributed import gather_cells
 from trvae._likelihood import NegativeBinomial, Normal, Poisson, ZeroInflatedNegativeBinomial
 from trvae._mmd import BANDWIDTHS, multi_scale_mmd
 from trvae._nn import (
@@ -375,14 +376,25 @@ class TRVAEModule(BaseMinifiedModeModuleClass):
         )
 
     def _mmd(self, tensors, z, first_layer) -> torch.Tensor:
-        condition = tensors[REGISTRY_KEYS.BATCH_KEY].flatten()
-        label = tensors[REGISTRY_KEYS.LABELS_KEY].flatten() if self.mmd_within_labels else None
+        def of_all_processes(cells):
+            # In evaluation, not all of them need come this way.
+            return gather_cells(cells) if self.training else cells
+
+        condition, label = (
+            of_all_processes(tensors[key]).flatten()
+            for key in (REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.LABELS_KEY)
+        )
         compared = {"decoder": [first_layer], "latent": [z], "both": [first_layer, z]}
         # Without a weight it is only watched.
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.mmd_weight > 0):
             return torch.stack(
                 [
-                    multi_scale_mmd(y, condition, label, self.mmd_bandwidths)
+                    multi_scale_mmd(
+                        of_all_processes(y),
+                        condition,
+                        label if self.mmd_within_labels else None,
+                        self.mmd_bandwidths,
+                    )
                     for y in compared[self.mmd_layer]
                 ]
             ).sum()

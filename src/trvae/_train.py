@@ -11,6 +11,8 @@ from scvi.dataloaders import DataSplitter
 from scvi.train import TrainingPlan
 from torch.utils.data import DataLoader, Sampler
 
+from trvae._distributed import Processes, processes
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -36,11 +38,13 @@ class ConditionBalancedSampler(Sampler[list[int]]):
     min_per_condition
         Smallest number of cells of each condition in a minibatch. It is lowered to
         ``batch_size // n_conditions`` if there are many; 0 leaves the composition to chance.
+    processes
+        Which share every minibatch. This one gets its part, if all have the same seed.
 
     Raises
     ------
     ValueError
-        If there are fewer than two cells, or a minibatch would have fewer.
+        If there are fewer than two cells for each process, or a minibatch would have fewer.
     """
 
     def __init__(
@@ -48,14 +52,19 @@ class ConditionBalancedSampler(Sampler[list[int]]):
         condition: np.ndarray,
         batch_size: int,
         min_per_condition: int = MIN_CELLS_PER_CONDITION,
+        processes: Processes = Processes(),
     ):
-        if len(condition) < 2:
-            raise ValueError(f"Training needs at least 2 cells, got {len(condition)}.")
-        if batch_size < 2:
-            raise ValueError(f"batch_size={batch_size} is too small: 2 or more.")
+        least = 2 * processes.count
+        if len(condition) < least:
+            raise ValueError(f"Training needs at least {least} cells, got {len(condition)}.")
+        if batch_size < least:
+            raise ValueError(f"batch_size={batch_size} is too small: {least} or more.")
         self.n_minibatches = max(1, -(-len(condition) // batch_size))
-        if len(condition) < 2 * self.n_minibatches:
-            self.n_minibatches = len(condition) // 2
+        if len(condition) < least * self.n_minibatches:
+            self.n_minibatches = len(condition) // least
+        self.processes = processes
+        # Of its own, as processes draw differently from the global one once they train.
+        self._generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
         conditions = np.unique(condition)
         self.min_per_condition = min(min_per_condition, batch_size // len(conditions))
         if self.min_per_condition > 0:
@@ -69,13 +78,16 @@ class ConditionBalancedSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         parts = [self._split(stratum) for stratum in self.strata]
         for minibatch in zip(*parts, strict=True):
-            yield np.concatenate(minibatch).tolist()
+            rank, count = self.processes
+            yield np.concatenate(minibatch)[rank::count].tolist()
 
     def _split(self, cells: np.ndarray) -> list[np.ndarray]:
         """Divide cells in random order among the minibatches, repeating rare ones."""
         n_needed = max(len(cells), self.min_per_condition * self.n_minibatches)
         n_rounds = -(-n_needed // len(cells))
-        order = np.concatenate([torch.randperm(len(cells)).numpy() for _ in range(n_rounds)])
+        order = np.concatenate(
+            [torch.randperm(len(cells), generator=self._generator) for _ in range(n_rounds)]
+        )
         return np.array_split(cells[order[:n_needed]], self.n_minibatches)
 
 
@@ -103,8 +115,8 @@ class ConditionBalancedDataSplitter(DataSplitter):
         """Training minibatches."""
         loader_kwargs = dict(self.data_loader_kwargs)
         batch_size = loader_kwargs.pop("batch_size", settings.batch_size)
-        if loader_kwargs.pop("distributed_sampler", False):
-            return super().train_dataloader()
+        sharing = processes() if loader_kwargs.pop("distributed_sampler", False) else Processes()
+        batch_size *= sharing.count
 
         condition = np.asarray(
             self.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY)
@@ -114,7 +126,7 @@ class ConditionBalancedDataSplitter(DataSplitter):
             rarest = np.unique(condition, return_counts=True)[1].min() / len(condition)
             balanced = rarest * batch_size < MIN_CELLS_PER_CONDITION
         sampler = ConditionBalancedSampler(
-            condition, batch_size, MIN_CELLS_PER_CONDITION if balanced else 0
+            condition, batch_size, MIN_CELLS_PER_CONDITION if balanced else 0, sharing
         )
         dataset = self.adata_manager.create_torch_dataset(
             indices=self.train_idx, load_sparse_tensor=self.load_sparse_tensor
@@ -165,6 +177,12 @@ class TRVAETrainingPlan(TrainingPlan):
         )
         self.loss_kwargs["final_kl_weight"] = max_kl_weight
         self._sums: dict[str, dict[str, torch.Tensor | int]] = {"train": {}, "validation": {}}
+
+    def on_train_start(self) -> None:
+        """Let processes that share minibatches draw differently for their cells."""
+        super().on_train_start()
+        if processes().count > 1:
+            torch.manual_seed(torch.initial_seed() + processes().rank)
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """Loss of a minibatch; its terms are added up for the end of the epoch."""
