@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from anndata.experimental import read_lazy
 from conftest import fit
+from distributed import Client, LocalCluster
 
 from trvae import _stream
 
@@ -73,6 +74,33 @@ def test_reads_backed_lazy_and_dask(trained, control, tmp_path):
             chunk_size=2, progress_bar=False,
         )  # fmt: skip
         assert_same(read(out), expected)
+
+
+def test_on_a_cluster_of_two_workers_is_what_is_in_memory(trained, control, tmp_path):
+    expected = trained.transfer(control, "treated", **ARGUMENTS)
+    control.write_h5ad(tmp_path / "cells.h5ad")
+    cells = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    with LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None) as cluster:
+        with Client(cluster) as client:
+            out = trained.transfer(
+                cells,
+                "treated",
+                **ARGUMENTS,
+                out=tmp_path / "p.h5ad",
+                **TO_DISK,
+                client=client,
+            )
+    assert_same(read(out), expected)
+
+
+def test_an_error_on_a_worker_comes_back(trained, control, tmp_path):
+    control.X[-1] = 0.5
+    with LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
+        with Client(cluster) as client, pytest.raises(ValueError, match="integer"):
+            trained.transfer(
+                control, "treated", **ARGUMENTS, out=tmp_path / "p.h5ad", **TO_DISK, client=client
+            )
+    assert not (tmp_path / "p.h5ad").exists()
 
 
 def test_own_cells_and_cells_without_a_condition(trained, control, tmp_path):

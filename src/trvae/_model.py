@@ -6,6 +6,7 @@ import inspect
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
@@ -607,6 +608,12 @@ class TRVAE(
             registry = cls.load_registry(str(dir_path), prefix=kwargs.get("prefix"))
             adata = _with_genes(adata, _registered_genes(registry))
         return super().load(str(dir_path), adata, *args, **kwargs)
+
+    def _without_cells(self) -> TRVAE:
+        """This model as it would come from disk, on the CPU and without an AnnData."""
+        with TemporaryDirectory() as folder:
+            self.save(folder, overwrite=True)
+            return self.load(folder, adata=False, accelerator="cpu")
 
     @classmethod
     def load_query_data(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,7 @@ def write_in_chunks(
     skeleton: AnnData,
     layers: list[str],
     n_chunks: int,
-    predict: Callable[[int], Any],
+    predict: Callable[[list[int]], Iterator[tuple[int, Any]]],
     task: dict,
     progress_bar: bool,
 ) -> None:
@@ -93,7 +94,7 @@ def write_in_chunks(
     n_chunks
         Number of chunks.
     predict
-        Predicts a chunk of the matrix, by its number.
+        Yields chunks of the matrix with their numbers, in any order, of which it is given a list.
     task
         What the chunks depend on. Chunks of another task are an error.
     progress_bar
@@ -107,17 +108,53 @@ def write_in_chunks(
     parts = out.with_name(out.name + ".parts")
     parts.mkdir(exist_ok=True)
     _check_task(parts, task)
-    bar = tqdm(range(n_chunks), desc=f"transfer to {out.name}", disable=not progress_bar)
     files = [parts / f"{chunk:06d}.npz" for chunk in range(n_chunks)]
-    for chunk in bar:
-        if not files[chunk].exists():
-            _save(files[chunk], predict(chunk))
+    missing = [chunk for chunk, file in enumerate(files) if not file.exists()]
+    with tqdm(
+        total=n_chunks,
+        initial=n_chunks - len(missing),
+        desc=f"transfer to {out.name}",
+        disable=not progress_bar,
+    ) as bar:
+        for chunk, matrix in predict(missing):
+            _save(files[chunk], matrix)
+            bar.update()
     # As AnnData itself does before it writes.
     skeleton.strings_to_categoricals()
     with complete_or_absent(out) as unfinished, _open_for_writing(unfinished) as group:
         write_elem(group, "/", skeleton)
         _write_matrix([(group, "X"), *((group["layers"], layer) for layer in layers)], files)
     shutil.rmtree(parts)
+
+
+def on_cluster(
+    client: Any, submit: Callable[[int], Any], numbers: list[int]
+) -> Iterator[tuple[int, Any]]:
+    """Yield results of tasks with their numbers, as they are done.
+
+    Parameters
+    ----------
+    client
+        Of a dask cluster.
+    submit
+        Submits the task of a number and returns its future.
+    numbers
+        Of the tasks. Only so many are submitted at once as keep all workers busy.
+    """
+    from distributed import as_completed
+
+    waiting = iter(numbers)
+    number_of = {}
+
+    def submitted(how_many: int) -> list:
+        futures = {submit(number): number for number in islice(waiting, how_many)}
+        number_of.update(futures)
+        return list(futures)
+
+    done = as_completed(submitted(2 * sum(client.nthreads().values())))
+    for future in done:
+        yield number_of.pop(future), future.result()
+        done.update(submitted(1))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
@@ -32,7 +33,7 @@ from trvae._data import (
     join_names,
 )
 from trvae._linear_response import MIN_LABELS, ResponseOfLabels
-from trvae._stream import check_output, in_memory, read_rows, write_in_chunks
+from trvae._stream import check_output, in_memory, on_cluster, read_rows, write_in_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -87,6 +88,11 @@ class _Minibatch(NamedTuple):
     target_sd: Any
 
 
+def _predict_on_worker(model: bytes, *arguments: Any) -> Any:
+    # A copy for each task: those of one worker run side by side.
+    return pickle.loads(model)._predict_chunk(*arguments)
+
+
 class TransferMixin(_Model):
     """Predict cells under conditions in which they were not measured."""
 
@@ -103,6 +109,7 @@ class TransferMixin(_Model):
         out: str | Path | None = None,
         chunk_size: int = 10_000,
         progress_bar: bool = True,
+        client: Any | None = None,
     ) -> AnnData | Path:
         r"""Predict cells as they would be under another condition.
 
@@ -147,14 +154,17 @@ class TransferMixin(_Model):
             Cells read and written at once if there is ``out``.
         progress_bar
             Whether to show one if there is ``out``.
+        client
+            :class:`distributed.Client` of a dask cluster, on whose workers the chunks are
+            transferred if there is ``out``. They are read and written here.
 
         Returns
         -------
-        The path ``out``, if given; else the cells under the target condition, on the scale that was registered: integer counts, or
-        log-normalised values, in ``X`` (and in the registered layer, if any). Names, order,
-        ``obs`` and ``var`` are those of ``adata``, with the target in the column of conditions
-        and without genes that the model doesn't know; ``uns["trvae"]`` tells where the prediction
-        comes from.
+        The path ``out``, if given; else the cells under the target condition, on the scale that
+        was registered: integer counts, or log-normalised values, in ``X`` (and in the registered
+        layer, if any). Names, order, ``obs`` and ``var`` are those of ``adata``, with the target
+        in the column of conditions and without genes that the model doesn't know; ``uns["trvae"]``
+        tells where the prediction comes from.
 
         Raises
         ------
@@ -175,8 +185,10 @@ class TransferMixin(_Model):
         if out is not None:
             return self._transfer_to_disk(
                 check_output(out), adata, target_condition, source_condition, indices, estimate,
-                seed, batch_size, chunk_size, progress_bar,
+                seed, batch_size, chunk_size, progress_bar, client,
             )  # fmt: skip
+        if client is not None:
+            raise ValueError("A cluster is used to write to disk only: client needs out.")
         selection = self._select(
             adata, target_condition, source_condition, indices, estimate, seed
         )
@@ -199,8 +211,9 @@ class TransferMixin(_Model):
         return sparse.vstack(blocks, "csr") if self.data_is_sparse_ else np.concatenate(blocks)
 
     def _transfer_to_disk(
-        self, out, adata, target, source, indices, estimate, seed, batch_size, chunk_size, progress
-    ) -> Path:
+        self, out, adata, target, source, indices, estimate, seed, batch_size, chunk_size,
+        progress_bar, client,
+    ) -> Path:  # fmt: skip
         check_positive_integer("chunk_size", chunk_size)
         adata = self._own_cells() if adata is None else adata
         if _get_adata_minify_type(adata) is not None:
@@ -213,22 +226,31 @@ class TransferMixin(_Model):
         positions, conditions = self._chosen_cells(obs, source, indices)
         keys = _cell_keys(obs.index)[positions]
 
-        def select(chunk: slice) -> _Selection:
+        def read(chunk: slice) -> AnnData:
             rows = positions[chunk]
             cells = AnnData(obs=obs.iloc[rows], var=var)
             if self._layer is None:
                 cells.X = read_rows(matrix, rows)
             else:
                 cells.layers[self._layer] = read_rows(matrix, rows)
-            selection = self._select(cells, target, source, None, estimate, seed)
-            return replace(selection, keys=keys[chunk])
+            return cells
 
-        def predict(number: int):
+        def arguments(number: int) -> tuple:
             chunk = slice(number * chunk_size, (number + 1) * chunk_size)
-            return self._predict(select(chunk), target, estimate, seed, batch_size)
+            return read(chunk), keys[chunk], target, source, estimate, seed, batch_size
+
+        def predict(numbers: list[int]) -> Iterator[tuple[int, Any]]:
+            if client is None:
+                return ((number, self._predict_chunk(*arguments(number))) for number in numbers)
+            model = client.scatter(pickle.dumps(self._without_cells()), broadcast=True)
+            return on_cluster(
+                client,
+                lambda number: client.submit(_predict_on_worker, model, *arguments(number)),
+                numbers,
+            )
 
         # What can be wrong with arguments and genes is known before anything is written.
-        one = select(slice(0, 1))
+        one = self._select(read(slice(0, 1)), target, source, None, estimate, seed)
         everything = replace(one, adata=AnnData(obs=obs), indices=positions, source=conditions)
         write_in_chunks(
             out,
@@ -245,9 +267,13 @@ class TransferMixin(_Model):
                 "genes": _digest(np.asarray(one.registered.var_names[one.gene_order])),
                 "model": _digest(*(_to_numpy(v) for v in self.module.state_dict().values())),
             },
-            progress,
+            progress_bar,
         )
         return out
+
+    def _predict_chunk(self, cells, keys, target, source, estimate, seed, batch_size):
+        selection = self._select(cells, target, source, None, estimate, seed)
+        return self._predict(replace(selection, keys=keys), target, estimate, seed, batch_size)
 
     @torch.inference_mode()
     def get_transferred_expression(
