@@ -3,12 +3,14 @@ r"""How well held-out cells are predicted, on real and on simulated data.
 Every label's treated cells are held out in turn, see ``trvae.evaluate``. Results are kept in
 ``benchmarks/results/<data set>``, from which ``benchmarks/accuracy_report.py`` makes
 ``benchmarks/accuracy.md``; what is there already is not computed again. Run from the root of the
-repository, in several processes with different seeds if there are several cores::
+repository::
 
     python benchmarks/accuracy.py kang --data ../shared/data/kang18.h5ad
     python benchmarks/accuracy.py embedded
     python benchmarks/accuracy.py glioblastoma --data ../shared/data/gbm_panobinostat.h5ad
     python benchmarks/accuracy.py "no effect"
+
+Several processes, with different seeds say, can share the work, each with ``--threads 1``.
 
 Other tools run in environments of their own, which ``benchmarks/peers/environments.sh`` makes::
 
@@ -34,6 +36,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anndata as ad
+import numba
 import pandas as pd
 import torch
 from peers.method import LogNormalized, peers
@@ -158,6 +161,14 @@ def trvae_method(name: str) -> Callable[[], trvae.TRVAEMethod]:
     return method
 
 
+def use_threads(number: int | None) -> None:
+    """Use so many threads; ``None`` leaves it as it is."""
+    if number:
+        torch.set_num_threads(number)
+        # scanpy chooses genes with numba, which then sets the number of PyTorch's threads, too.
+        numba.set_num_threads(number)
+
+
 def quiet() -> None:
     """Leave the progress bar of the evaluation on the screen, and nothing else."""
     warnings.filterwarnings("ignore")
@@ -190,10 +201,9 @@ def main() -> None:
     parser.add_argument("--environments", type=Path, help="folder of the other tools'")
     parser.add_argument("--labels", nargs="+", help="by default all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--threads", type=int, help="of torch, by default all")
+    parser.add_argument("--threads", type=int, help="by default all")
     arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    use_threads(arguments.threads)
     quiet()
     adata, settings = read(arguments.dataset, arguments.data)
     if arguments.labels:

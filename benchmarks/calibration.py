@@ -15,8 +15,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-import torch
-from accuracy import RESULTS, quiet, read_kang, record_environment, trvae_method
+from accuracy import RESULTS, quiet, read_kang, record_environment, trvae_method, use_threads
 
 from trvae._evaluate import hold_out
 from trvae.metrics import log_normalized, rank_changed_genes
@@ -59,10 +58,9 @@ def main() -> None:
     """Run all cell types that are not there yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, help="kang18.h5ad with all genes")
-    parser.add_argument("--threads", type=int, help="of torch, by default all")
+    parser.add_argument("--threads", type=int, help="by default all")
     arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    use_threads(arguments.threads)
     quiet()
     adata, settings = read_kang(arguments.data)
     out = RESULTS / "calibration"

@@ -3,7 +3,8 @@
 Stimulated B cells, CD8 T cells and dendritic cells of Kang et al. (2018) are held out in turn, with
 seeds that the report of ``benchmarks/accuracy.py`` does not use. Results are kept in
 ``benchmarks/results/choices``; what is there already is not computed again. Run from the root of
-the repository; several processes can share the work by ``--part``::
+the repository; several processes (see ``benchmarks/accuracy.py``) can share the work by
+``--part``::
 
     python benchmarks/choices.py ../shared/data/kang18.h5ad
     python benchmarks/choices.py --report > benchmarks/choices.md
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
 from accuracy import (
     RESULTS,
     how,
@@ -23,6 +23,7 @@ from accuracy import (
     read_results,
     record_environment,
     trvae_method,
+    use_threads,
 )
 
 import trvae
@@ -89,14 +90,13 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", default=SETTINGS)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--part", type=int, nargs=2, default=[0, 1], help="which of how many")
-    parser.add_argument("--threads", type=int, help="of torch, by default all")
+    parser.add_argument("--threads", type=int, help="by default all")
     arguments = parser.parse_args()
     out = RESULTS / "choices"
     if arguments.report:
         report(out)
         return
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    use_threads(arguments.threads)
     quiet()
     adata, settings = read_kang(arguments.data)
     part, n_parts = arguments.part
