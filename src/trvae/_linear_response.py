@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy import sparse
 from sklearn.linear_model import RidgeCV
 
 from trvae._data import row_blocks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 # Fewer labels leave the regression nothing to choose its penalty by.
 MIN_LABELS = 3
@@ -186,26 +189,48 @@ def group_means(
     library
         Counts of each cell over all genes that were measured, ``n_cells``.
     """
-    share = np.zeros(shape[0] * shape[1])
+
+    def blocks():
+        stop = 0
+        for block in row_blocks(matrix, len(label)):
+            rows = slice(stop, stop := stop + block.shape[0])
+            yield block, label[rows], condition[rows], None if library is None else library[rows]
+
+    return group_means_of_blocks(blocks(), shape, is_counts=is_counts)
+
+
+def group_means_of_blocks(
+    blocks: Iterable[tuple[Any, np.ndarray, np.ndarray, np.ndarray | None]],
+    shape: tuple[int, int],
+    *,
+    is_counts: bool,
+) -> GroupMeans:
+    """Average cells that come block by block, as :func:`group_means`.
+
+    Parameters
+    ----------
+    blocks
+        Of each the matrix, the codes of its labels and conditions, and the library or ``None``.
+    shape, is_counts
+        As in :func:`group_means`.
+    """
+    n_groups = shape[0] * shape[1]
+    n_cells, share = np.zeros(n_groups), np.zeros(n_groups)
     total: Any = 0.0
-    group = label * shape[1] + condition
-    n_done = 0
-    for block in row_blocks(matrix, len(label)):
-        rows = np.arange(n_done, n_done + block.shape[0])
-        n_done += len(rows)
+    for block, label, condition, library in blocks:
+        group = label * shape[1] + condition
+        n_cells += np.bincount(group, minlength=n_groups)
         indicator = sparse.csr_matrix(
-            (np.ones(len(rows)), (group[rows], np.arange(len(rows)))), (len(share), len(rows))
+            (np.ones(len(group)), (group, np.arange(len(group)))), (n_groups, len(group))
         )
         if is_counts:
             sums = np.maximum(np.ravel(block.sum(1)), 1e-12)
             block = sparse.diags_array(1 / sums) @ block
-            if library is not None:
-                share += indicator @ (sums / library[rows])
+            share += indicator @ (np.ones(len(sums)) if library is None else sums / library)
         product = indicator @ block
         total = total + (product.toarray() if sparse.issparse(product) else product)
-    n_cells = np.bincount(group, minlength=len(share)).astype(float)
     n_cells[n_cells == 0] = np.nan
+    modelled_share = share / n_cells if is_counts else np.ones(n_groups)
     return GroupMeans(
-        (total / n_cells[:, None]).reshape(*shape, -1),
-        np.ones(shape) if library is None else (share / n_cells).reshape(shape),
+        (total / n_cells[:, None]).reshape(*shape, -1), modelled_share.reshape(shape)
     )

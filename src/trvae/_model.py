@@ -53,7 +53,7 @@ from trvae._data import (
     positions_of_genes,
     private_copy,
 )
-from trvae._linear_response import group_means
+from trvae._linear_response import group_means, group_means_of_blocks
 from trvae._mmd import BANDWIDTHS
 from trvae._module import (
     FIRST_LAYER_KEY,
@@ -65,7 +65,7 @@ from trvae._module import (
 )
 from trvae._nn import Normalization
 from trvae._seed import overriding, seeded, with_seed
-from trvae._train import ConditionBalancedDataSplitter, TRVAETrainingPlan
+from trvae._train import ConditionBalancedDataSplitter, TRVAETrainingPlan, minibatches_of
 from trvae._transfer import TransferMixin
 
 if TYPE_CHECKING:
@@ -216,6 +216,8 @@ class TRVAE(
             raise ValueError(f"linear_weight={linear_weight!r} is not a number from 0 to 1.")
         if seed is not None:
             check_seed(seed)
+        if registry is not None and registry.get("setup_method_name") == "setup_datamodule":
+            registry = _as_from_setup_anndata(registry, type(self).__name__)
         super().__init__(adata, registry)
 
         setup_args = self.registry["setup_args"]
@@ -356,6 +358,14 @@ class TRVAE(
         check_expression(matrix, gene_likelihood, _where(self._layer))
         self.data_is_sparse_ = not isinstance(matrix, np.ndarray)
         self.expression_is_nonnegative_ = is_nonnegative(matrix)
+
+    def _check_data_of(self, datamodule: Any) -> None:
+        """Look at the first minibatch, as all of them would take an epoch."""
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+        values = next(minibatches_of(datamodule))[REGISTRY_KEYS.X_KEY].numpy()
+        check_expression(values, self.module.gene_likelihood, "The data module's X")
+        self.expression_is_nonnegative_ = is_nonnegative(values)
 
     def _validate_anndata(
         self,
@@ -530,6 +540,8 @@ class TRVAE(
                 )
             # Our sampler shares the cells out; Lightning would share them out once more.
             trainer_kwargs.setdefault("use_distributed_sampler", False)
+        if datamodule is not None:
+            self._check_data_of(datamodule)
         # A trained model is left in evaluation mode, in which further training would have neither
         # dropout nor batch statistics.
         self.module.train()
@@ -550,25 +562,38 @@ class TRVAE(
                 datamodule=datamodule,
                 **trainer_kwargs,
             )
-        if datamodule is None and self.registry["setup_args"].get("labels_key") is not None:
-            self._learn_mean_profiles()
+        if self.registry["setup_args"].get("labels_key") is not None:
+            self._learn_mean_profiles(datamodule)
 
-    def _learn_mean_profiles(self) -> None:
+    def _learn_mean_profiles(self, datamodule: Any | None) -> None:
         """Average the cells by label and condition, but for conditions learned before."""
-        manager = self.adata_manager
-        label, condition = (
-            np.asarray(manager.get_from_registry(key)).ravel()
-            for key in (REGISTRY_KEYS.LABELS_KEY, REGISTRY_KEYS.BATCH_KEY)
-        )
-        library = self.adata.obs.get(self.registry["setup_args"].get("library_key"))
-        means = group_means(
-            manager.get_from_registry(REGISTRY_KEYS.X_KEY),
-            label,
-            condition,
-            (self.summary_stats.n_labels, self.summary_stats.n_batch),
-            is_counts=self.module.is_count_model,
-            library=None if library is None else library.to_numpy(dtype=float),
-        )
+        shape = (self.summary_stats.n_labels, self.summary_stats.n_batch)
+        is_counts = self.module.is_count_model
+        if datamodule is None:
+            manager = self.adata_manager
+            label, condition = (
+                np.asarray(manager.get_from_registry(key)).ravel()
+                for key in (REGISTRY_KEYS.LABELS_KEY, REGISTRY_KEYS.BATCH_KEY)
+            )
+            library = self.adata.obs.get(self.registry["setup_args"].get("library_key"))
+            means = group_means(
+                manager.get_from_registry(REGISTRY_KEYS.X_KEY),
+                label,
+                condition,
+                shape,
+                is_counts=is_counts,
+                library=None if library is None else library.to_numpy(dtype=float),
+            )
+        else:
+            keys = (REGISTRY_KEYS.X_KEY, REGISTRY_KEYS.LABELS_KEY, REGISTRY_KEYS.BATCH_KEY)
+            blocks = (
+                [minibatch[key].numpy() for key in keys] for minibatch in minibatches_of(datamodule)
+            )
+            means = group_means_of_blocks(
+                ((x, label.ravel(), condition.ravel(), None) for x, label, condition in blocks),
+                shape,
+                is_counts=is_counts,
+            )
         # What a reference predicts stays the same when a query has more labels of its conditions.
         profiles, shares = self.mean_profiles_, self.modelled_shares_
         if profiles is not None and shares is not None:
@@ -878,6 +903,46 @@ def _check_columns(adata: AnnData, setup_args: dict) -> None:
             check(adata, argument, key)
     if setup_args["size_factor_key"] is not None:
         check_numbers(adata, "size_factor_key", setup_args["size_factor_key"], positive=True)
+
+
+def _as_from_setup_anndata(registry: dict, model_name: str) -> dict:
+    """Return a data module's registry as ``setup_anndata`` would have written it.
+
+    So the model can be saved and loaded without the data module, and take an AnnData later.
+    """
+    theirs, fields = registry["setup_args"], dict(registry["field_registries"])
+    if theirs.get("batch_key") is None:
+        raise ValueError("The data module has no batch_key, which is to name the conditions.")
+    if theirs.get("labels_key") is None:
+        # As scvi-tools registers that there are none.
+        fields[REGISTRY_KEYS.LABELS_KEY] |= {
+            "state_registry": {
+                "categorical_mapping": np.array([0]),
+                "original_key": "_scvi_labels",
+            },
+            "summary_stats": {"n_labels": 1},
+        }
+    kept = [REGISTRY_KEYS.X_KEY, REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.LABELS_KEY]
+    if theirs.get("categorical_covariate_keys"):
+        covariates = fields[REGISTRY_KEYS.CAT_COVS_KEY]
+        state = covariates["state_registry"]
+        # AnnData's fields know it under another name.
+        state = state | {"mappings": state.get("mappings") or state["mapping"]}
+        fields[REGISTRY_KEYS.CAT_COVS_KEY] = covariates | {"state_registry": state}
+        kept.append(REGISTRY_KEYS.CAT_COVS_KEY)
+    if theirs.get("continuous_covariate_keys"):
+        kept.append(REGISTRY_KEYS.CONT_COVS_KEY)
+    arguments = (
+        "layer", "labels_key", "categorical_covariate_keys", "continuous_covariate_keys",
+        "size_factor_key", "library_key",
+    )  # fmt: skip
+    return registry | {
+        "model_name": model_name,
+        "setup_method_name": "setup_anndata",
+        "setup_args": {"condition_key": theirs["batch_key"]}
+        | {argument: theirs.get(argument) for argument in arguments},
+        "field_registries": {field: fields[field] for field in kept},
+    }
 
 
 def _registered_genes(registry: dict) -> np.ndarray:

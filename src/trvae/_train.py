@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -136,6 +136,19 @@ class ConditionBalancedDataSplitter(DataSplitter):
         return DataLoader(
             dataset, batch_size=None, sampler=sampler, pin_memory=self.pin_memory, **loader_kwargs
         )
+
+
+def minibatches_of(datamodule: Any) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield what a data module has to train and to validate on, as a module takes it.
+
+    Parameters
+    ----------
+    datamodule
+        One of Lightning's.
+    """
+    for loader in (datamodule.train_dataloader(), datamodule.val_dataloader()):
+        for minibatch in loader or []:
+            yield datamodule.on_before_batch_transfer(minibatch, 0)
 
 
 class TRVAETrainingPlan(TrainingPlan):

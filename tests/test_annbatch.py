@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+from conftest import QUIET, SMALL
+
+import trvae
+
+annbatch = pytest.importorskip("annbatch", reason="annbatch needs Python 3.12")
+
+
+@pytest.fixture
+def cells():
+    return trvae.datasets.simulated(n_cells=64, n_genes=40, n_cell_types=2)
+
+
+def datamodule_of(adata, folder, **kwargs):
+    """Cells of two files, in shards that annbatch reads."""
+    from scvi.dataloaders import AnnbatchDataModule
+
+    half = np.arange(adata.n_obs) % 2 == 0
+    paths = [folder / "1.h5ad", folder / "2.h5ad"]
+    for path, part in zip(paths, (adata[half], adata[~half]), strict=True):
+        part.copy().write_h5ad(path)
+    collection = annbatch.DatasetCollection(folder / "cells.zarr").add_adatas(paths)
+    loader = annbatch.Loader(
+        chunk_size=32,
+        preload_nchunks=8,
+        batch_size=64,
+        shuffle=True,
+        rng=np.random.default_rng(0),
+    ).use_collection(collection)
+    return AnnbatchDataModule(
+        loader,
+        batch_key="condition",
+        var_names=list(adata.var_names),
+        chunk_size=32,
+        preload_nchunks=8,
+        preload_to_gpu=False,
+        **kwargs,
+    )
+
+
+def test_training_on_shards_is_training_in_memory(cells, tmp_path):
+    # All cells in one minibatch and no draws, so that only the order of the cells differs.
+    kwargs = SMALL | {"dropout_rate": 0.0, "seed": 0}
+    train = QUIET | {"max_epochs": 5, "batch_size": cells.n_obs, "train_size": 1.0}
+    datamodule = datamodule_of(cells, tmp_path, label_key="cell_type")
+    model = trvae.TRVAE(registry=datamodule.registry, **kwargs)
+    trvae.TRVAE.setup_anndata(cells, condition_key="condition", labels_key="cell_type")
+    expected = trvae.TRVAE(cells, **kwargs)
+    for one, data in ((expected, {}), (model, {"datamodule": datamodule})):
+        with one.module.posterior_mean():
+            one.train(**train, **data)
+    np.testing.assert_allclose(
+        *(one.history["mmd_train"].astype(float) for one in (model, expected)), rtol=1e-3
+    )
+    # scvi-tools adds a label for unlabelled cells.
+    np.testing.assert_allclose(model.mean_profiles_[:2], expected.mean_profiles_, rtol=1e-5)
+    for weight, theirs in zip(model.module.parameters(), expected.module.parameters(), strict=True):
+        np.testing.assert_allclose(weight.detach(), theirs.detach(), rtol=1e-3, atol=1e-4)
+
+    model.save(tmp_path / "model")
+    loaded = trvae.TRVAE.load(tmp_path / "model", adata=False)
+    kwargs = {"source_condition": "control", "library_size": 1e4}
+    assert np.array_equal(
+        loaded.get_transferred_expression(cells, "treated", **kwargs),
+        model.get_transferred_expression(cells, "treated", **kwargs),
+    )
+
+
+def test_values_that_do_not_suit_the_likelihood_are_refused(cells, tmp_path):
+    cells.X = cells.X.log1p()
+    datamodule = datamodule_of(cells, tmp_path)
+    model = trvae.TRVAE(registry=datamodule.registry, **SMALL)
+    with pytest.raises(ValueError, match="The data module's X"):
+        model.train(max_epochs=1, datamodule=datamodule, **QUIET)
+
+
+def test_covariates_of_shards(cells, tmp_path):
+    cells.obs["donor"] = np.where(np.arange(cells.n_obs) % 3, "a", "b")
+    datamodule = datamodule_of(cells, tmp_path, categorical_covariate_keys=["donor"])
+    model = trvae.TRVAE(registry=datamodule.registry, **SMALL)
+    model.train(max_epochs=1, batch_size=64, datamodule=datamodule, **QUIET)
+    assert model.transfer(cells, "treated").shape == cells.shape
+    del cells.obs["donor"]
+    with pytest.raises(ValueError, match="donor"):
+        model.transfer(cells, "treated")
+
+
+def test_data_module_must_know_the_conditions(cells, tmp_path):
+    registry = datamodule_of(cells, tmp_path).registry
+    registry["setup_args"]["batch_key"] = None
+    with pytest.raises(ValueError, match="no batch_key"):
+        trvae.TRVAE(registry=registry)
