@@ -217,7 +217,7 @@ def tasks(folder: Path, environments: Path | None, threads: int) -> dict[str, di
             where = "from disk" if backed else "in memory"
             found[f"epoch, {title}, {where} | trVAE"] = {
                 "measurement": "train", "path": path,
-                "arguments": {"likelihood": "nb", "backed": backed, "n_epochs": 2},
+                "arguments": {"likelihood": "nb", "backed": backed, "n_epochs": 1},
             }  # fmt: skip
             found[f"transfer, {title}, {where} | trVAE"] = {
                 "measurement": "transfer", "path": path,

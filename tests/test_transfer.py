@@ -25,12 +25,16 @@ def test_finds_the_simulated_effect(trained, control):
 def test_generalises_to_a_held_out_combination():
     adata = trvae.datasets.simulated(n_cells=100, n_genes=60)
     held_out = (adata.obs["condition"] == "treated") & (adata.obs["cell_type"] == "type_0")
-    model = fit(adata[~held_out], train=LONG)
     is_type = (adata.obs["cell_type"] == "type_0") & (adata.obs["condition"] == "control")
     cells, observed = adata[is_type].copy(), adata[held_out].copy()
-    table = trvae.metrics.transfer_metrics(model.transfer(cells, "treated"), observed, cells)
-    assert table.loc["prediction", "r2_mean"] > 0.9
-    assert table.loc["prediction", "r2_mean"] > table.loc["no change", "r2_mean"] + 0.05
+    r2 = []
+    # So few cells that seeds differ a lot.
+    for seed in range(3):
+        model = fit(adata[~held_out], train=LONG, seed=seed)
+        table = trvae.metrics.transfer_metrics(model.transfer(cells, "treated"), observed, cells)
+        r2.append(table.loc["prediction", "r2_mean"])
+    assert np.mean(r2) > 0.9
+    assert min(r2) > table.loc["no change", "r2_mean"] + 0.05
 
 
 def test_own_condition_changes_nothing(trained, control):
@@ -369,7 +373,6 @@ def test_wrong_arguments_of_the_expectation(trained, control, arguments, message
 def test_without_an_effect_nothing_is_predicted():
     adata = trvae.datasets.simulated(n_cells=150, n_genes=100, n_cell_types=5, effect_size=0.0)
     held_out = (adata.obs["condition"] == "treated") & (adata.obs["cell_type"] == "type_0")
-    model = fit(adata[~held_out], train=LONG)
     is_type = (adata.obs["cell_type"] == "type_0") & (adata.obs["condition"] == "control")
     cells = adata[is_type].copy()
     values = {

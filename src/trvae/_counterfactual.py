@@ -7,7 +7,7 @@ over, so that the prediction remains that cell.
 from __future__ import annotations
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 
 def expected_counts(
@@ -57,20 +57,14 @@ def draw_counts(
     Integer-valued, ``n_cells x n_genes``.
     """
     drawn = counts.astype(np.float64)
-    falls = (target_rate < source_rate) & (counts > 0)
-    kept_share = _kept_share(source_rate[falls], target_rate[falls])
+    # Most counts are 0, and positions are found faster in a flat array.
+    positive = np.flatnonzero(counts > 0)
+    share = _kept_share(source_rate.ravel()[positive], target_rate.ravel()[positive])
+    falls, share = positive[share < 1], share[share < 1]
     # At a probability of exactly 0 the library's quantile is -1.
-    kept = stats.binom.ppf(uniform[falls], drawn[falls], kept_share)
-    drawn[falls] = np.maximum(kept, 0)
-    rises = target_rate > source_rate
-    gain = _gain(source_rate, target_rate)
-    drawn[rises] += count_quantile(
-        uniform[rises],
-        gain[rises],
-        None
-        if inverse_dispersion is None
-        else np.broadcast_to(inverse_dispersion, counts.shape)[rises],
-    )
+    kept = stats.binom.ppf(uniform.ravel()[falls], counts.ravel()[falls], share)
+    drawn.ravel()[falls] = np.maximum(kept, 0)
+    drawn += count_quantile(uniform, _gain(source_rate, target_rate), inverse_dispersion)
     return drawn
 
 
@@ -81,8 +75,10 @@ def count_quantile(
 
     Parameters
     ----------
-    uniform, mean, inverse_dispersion
+    uniform, mean
         Arrays of one shape.
+    inverse_dispersion
+        Broadcastable to it.
 
     Returns
     -------
@@ -94,12 +90,15 @@ def count_quantile(
         probability_of_zero = np.exp(-inverse_dispersion * np.log1p(mean / inverse_dispersion))
     quantile = np.zeros(mean.shape)
     # Most genes of most cells get nothing; the library's quantile function is slow.
-    some = uniform > probability_of_zero
+    some = np.flatnonzero(uniform > probability_of_zero)
+    uniform_some, mean_some = uniform.ravel()[some], mean.ravel()[some]
     if inverse_dispersion is None:
-        quantile[some] = stats.poisson.ppf(uniform[some], mean[some])
+        drawn = stats.poisson.ppf(uniform_some, mean_some)
     else:
-        theta = inverse_dispersion[some].astype(np.float64)
-        quantile[some] = stats.nbinom.ppf(uniform[some], theta, theta / (theta + mean[some]))
+        theta = np.broadcast_to(inverse_dispersion, mean.shape)
+        theta = theta[np.unravel_index(some, mean.shape)].astype(np.float64)
+        drawn = stats.nbinom.ppf(uniform_some, theta, theta / (theta + mean_some))
+    quantile.ravel()[some] = drawn
     return quantile
 
 
@@ -165,7 +164,10 @@ def draw_values(
     ``n_cells x n_genes``.
     """
     mean, added_sd = _moments(values, source_mean, target_mean, source_sd, target_sd)
-    drawn = mean + added_sd * stats.norm.ppf(np.maximum(uniform, 1e-16))
+    noisy = np.flatnonzero(added_sd > 0)
+    noise = special.ndtri(np.maximum(uniform.ravel()[noisy], 1e-16))
+    drawn = mean
+    drawn.ravel()[noisy] += added_sd.ravel()[noisy] * noise
     return np.maximum(drawn, 0.0) if nonnegative else drawn
 
 
