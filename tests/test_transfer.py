@@ -373,6 +373,7 @@ def test_wrong_arguments_of_the_expectation(trained, control, arguments, message
 def test_without_an_effect_nothing_is_predicted():
     adata = trvae.datasets.simulated(n_cells=150, n_genes=100, n_cell_types=5, effect_size=0.0)
     held_out = (adata.obs["condition"] == "treated") & (adata.obs["cell_type"] == "type_0")
+    model = fit(adata[~held_out], train=LONG)
     is_type = (adata.obs["cell_type"] == "type_0") & (adata.obs["condition"] == "control")
     cells = adata[is_type].copy()
     values = {
