@@ -232,3 +232,11 @@ def test_a_query_adds_its_conditions_and_leaves_the_others():
     assert np.isfinite(mapped.mean_profiles_[:, 2]).all()
     again = anndata.concat([adata[is_other], adata[held_out]])
     assert np.isfinite(mapped.transfer(again, "control").X.toarray()).all()
+
+
+def test_group_means_of_more_groups_than_a_short_integer_counts():
+    label, condition = np.divmod(np.arange(10 * 40), 40)
+    values = np.arange(400.0)[:, None]
+    codes = (code.astype(np.int8) for code in (label, condition))
+    means = group_means(values, *codes, (10, 40), is_counts=False)
+    np.testing.assert_array_equal(means.profile[..., 0], values.reshape(10, 40))

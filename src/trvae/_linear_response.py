@@ -218,7 +218,8 @@ def group_means_of_blocks(
     n_cells, share = np.zeros(n_groups), np.zeros(n_groups)
     total: Any = 0.0
     for block, label, condition, library in blocks:
-        group = label * shape[1] + condition
+        # scvi-tools keeps codes as short integers.
+        group = label.astype(np.int64) * shape[1] + condition
         n_cells += np.bincount(group, minlength=n_groups)
         indicator = sparse.csr_matrix(
             (np.ones(len(group)), (group, np.arange(len(group)))), (n_groups, len(group))
