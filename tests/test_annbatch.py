@@ -55,7 +55,9 @@ def test_training_on_shards_is_training_in_memory(cells, tmp_path):
     )
     # scvi-tools adds a label for unlabelled cells.
     np.testing.assert_allclose(model.mean_profiles_[:2], expected.mean_profiles_, rtol=1e-5)
-    for weight, theirs in zip(model.module.parameters(), expected.module.parameters(), strict=True):
+    for weight, theirs in zip(
+        model.module.parameters(), expected.module.parameters(), strict=True
+    ):
         np.testing.assert_allclose(weight.detach(), theirs.detach(), rtol=1e-3, atol=1e-4)
 
     model.save(tmp_path / "model")

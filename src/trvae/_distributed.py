@@ -11,14 +11,17 @@ from torch import distributed
 class Processes(NamedTuple):
     """The processes of a training, of which this is one."""
 
-    rank: int = 0
-    count: int = 1
+    rank: int
+    number: int
+
+
+ALONE = Processes(0, 1)
 
 
 def processes() -> Processes:
     """Return the processes that have been started to train together."""
     if not (distributed.is_available() and distributed.is_initialized()):
-        return Processes()
+        return ALONE
     return Processes(distributed.get_rank(), distributed.get_world_size())
 
 
@@ -35,21 +38,21 @@ def gather_cells(cells: torch.Tensor) -> torch.Tensor:
     -------
     ``n_cells_of_all x ...``. A derivative reaches each process's own cells from every process.
     """
-    return _GatherCells.apply(cells) if processes().count > 1 else cells
+    return _GatherCells.apply(cells) if processes().number > 1 else cells
 
 
 class _GatherCells(torch.autograd.Function):
     @staticmethod
     def forward(ctx, cells):
-        rank, count = processes()
+        rank, number = processes()
         own = torch.tensor([len(cells)], device=cells.device)
-        numbers = [torch.empty_like(own) for _ in range(count)]
-        distributed.all_gather(numbers, own)
-        sizes = [int(number) for number in numbers]
+        counts = [torch.empty_like(own) for _ in range(number)]
+        distributed.all_gather(counts, own)
+        sizes = [int(count) for count in counts]
         # What is gathered must be of one size.
         padded = cells.new_zeros(max(sizes), *cells.shape[1:])
         padded[: len(cells)] = cells
-        gathered = [torch.empty_like(padded) for _ in range(count)]
+        gathered = [torch.empty_like(padded) for _ in range(number)]
         distributed.all_gather(gathered, padded)
         ctx.own = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
         return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])

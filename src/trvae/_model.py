@@ -587,7 +587,8 @@ class TRVAE(
         else:
             keys = (REGISTRY_KEYS.X_KEY, REGISTRY_KEYS.LABELS_KEY, REGISTRY_KEYS.BATCH_KEY)
             blocks = (
-                [minibatch[key].numpy() for key in keys] for minibatch in minibatches_of(datamodule)
+                [minibatch[key].numpy() for key in keys]
+                for minibatch in minibatches_of(datamodule)
             )
             means = group_means_of_blocks(
                 ((x, label.ravel(), condition.ravel(), None) for x, label, condition in blocks),
@@ -635,7 +636,7 @@ class TRVAE(
         return super().load(str(dir_path), adata, *args, **kwargs)
 
     def _without_cells(self) -> TRVAE:
-        """This model as it would come from disk, on the CPU and without an AnnData."""
+        """The model as it would come from disk, on the CPU and without an AnnData."""
         with TemporaryDirectory() as folder:
             self.save(folder, overwrite=True)
             return self.load(folder, adata=False, accelerator="cpu")

@@ -178,7 +178,7 @@ class Encoder(nn.Module):
     ):
         super().__init__()
         self.hidden = HiddenStack(n_input, hidden_sizes, sizes, normalization, dropout_rate)
-        first = self.hidden.layers[0].map
+        first: Any = self.hidden.layers[0].map
         first.linear = InputLinear(first.linear)
         self.mean = nn.Linear(hidden_sizes[-1], n_latent)
         self.log_variance = nn.Linear(hidden_sizes[-1], n_latent)

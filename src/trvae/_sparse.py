@@ -63,8 +63,12 @@ class _SparseProduct(torch.autograd.Function):
         # NumPy's radix sort of short integers takes a tenth of the time of torch's sort.
         short = columns.numpy().astype(np.min_scalar_type(ctx.n_columns))
         order = torch.from_numpy(short.argsort(kind="stable"))
-        return None, None, _sum_rows(
-            grad.contiguous(), rows[order], values[order], columns[order], ctx.n_columns
+        return (
+            None,
+            None,
+            _sum_rows(
+                grad.contiguous(), rows[order], values[order], columns[order], ctx.n_columns
+            ),
         )
 
 

@@ -11,7 +11,7 @@ from scvi.dataloaders import DataSplitter
 from scvi.train import TrainingPlan
 from torch.utils.data import DataLoader, Sampler
 
-from trvae._distributed import Processes, processes
+from trvae._distributed import ALONE, Processes, processes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,9 +52,9 @@ class ConditionBalancedSampler(Sampler[list[int]]):
         condition: np.ndarray,
         batch_size: int,
         min_per_condition: int = MIN_CELLS_PER_CONDITION,
-        processes: Processes = Processes(),
+        processes: Processes = ALONE,
     ):
-        least = 2 * processes.count
+        least = 2 * processes.number
         if len(condition) < least:
             raise ValueError(f"Training needs at least {least} cells, got {len(condition)}.")
         if batch_size < least:
@@ -78,8 +78,8 @@ class ConditionBalancedSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         parts = [self._split(stratum) for stratum in self.strata]
         for minibatch in zip(*parts, strict=True):
-            rank, count = self.processes
-            yield np.concatenate(minibatch)[rank::count].tolist()
+            rank, number = self.processes
+            yield np.concatenate(minibatch)[rank::number].tolist()
 
     def _split(self, cells: np.ndarray) -> list[np.ndarray]:
         """Divide cells in random order among the minibatches, repeating rare ones."""
@@ -115,8 +115,8 @@ class ConditionBalancedDataSplitter(DataSplitter):
         """Training minibatches."""
         loader_kwargs = dict(self.data_loader_kwargs)
         batch_size = loader_kwargs.pop("batch_size", settings.batch_size)
-        sharing = processes() if loader_kwargs.pop("distributed_sampler", False) else Processes()
-        batch_size *= sharing.count
+        sharing = processes() if loader_kwargs.pop("distributed_sampler", False) else ALONE
+        batch_size *= sharing.number
 
         condition = np.asarray(
             self.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY)
@@ -194,7 +194,7 @@ class TRVAETrainingPlan(TrainingPlan):
     def on_train_start(self) -> None:
         """Let processes that share minibatches draw differently for their cells."""
         super().on_train_start()
-        if processes().count > 1:
+        if processes().number > 1:
             torch.manual_seed(torch.initial_seed() + processes().rank)
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
