@@ -100,3 +100,22 @@ def test_values_are_moved_from_one_normal_distribution_to_the_other(sds):
         expected = expected_values(*arguments, nonnegative)
         np.testing.assert_allclose(drawn.mean(), expected.mean(), atol=0.02)
     assert (drawn >= 0).all()
+
+
+def test_order_in_memory_does_not_matter():
+    shape = (20, 30)
+    counts = RNG.poisson(2.0, shape)
+    source, target = RNG.gamma(2.0, 1.0, (2, *shape))
+    uniform = RNG.random(shape)
+    theta = RNG.gamma(2.0, 1.0, (1, 30))
+    plain = [
+        draw_counts(counts, source, target, theta, uniform),
+        draw_values(source, source, target, np.ones((1, 30)), np.full((1, 30), 2.0), uniform),
+    ]
+    counts, source, target, uniform = map(np.asfortranarray, (counts, source, target, uniform))
+    other = [
+        draw_counts(counts, source, target, theta, uniform),
+        draw_values(source, source, target, np.ones((1, 30)), np.full((1, 30), 2.0), uniform),
+    ]
+    np.testing.assert_array_equal(plain[0], other[0])
+    np.testing.assert_allclose(plain[1], other[1])

@@ -56,7 +56,7 @@ def draw_counts(
     -------
     Integer-valued, ``n_cells x n_genes``.
     """
-    drawn = counts.astype(np.float64)
+    drawn = np.array(counts, dtype=np.float64, order="C")
     # Most counts are 0, and positions are found faster in a flat array.
     positive = np.flatnonzero(counts > 0)
     share = _kept_share(source_rate.ravel()[positive], target_rate.ravel()[positive])
@@ -166,7 +166,7 @@ def draw_values(
     mean, added_sd = _moments(values, source_mean, target_mean, source_sd, target_sd)
     noisy = np.flatnonzero(added_sd > 0)
     noise = special.ndtri(np.maximum(uniform.ravel()[noisy], 1e-16))
-    drawn = mean
+    drawn = np.ascontiguousarray(mean)
     drawn.ravel()[noisy] += added_sd.ravel()[noisy] * noise
     return np.maximum(drawn, 0.0) if nonnegative else drawn
 
