@@ -24,10 +24,10 @@ def main() -> None:
     timed = table[table["seconds"].notna()]
     wide = timed.pivot_table(index="what", columns="tool", values="seconds", sort=False)
     print("## Seconds\n\nOf one epoch, or of transferring all cells once.\n")
-    print(wide.round(2).astype(object).fillna("").to_markdown(), "\n")
+    print(wide.round(2).astype(str).replace("nan", "").to_markdown(), "\n")
     memory = timed.pivot_table(index="what", columns="tool", values="peak_memory_gib", sort=False)
     print("## Peak memory of the process, GiB\n")
-    print(memory.round(2).astype(object).fillna("").to_markdown(), "\n")
+    print(memory.round(2).astype(str).replace("nan", "").to_markdown(), "\n")
     mmd = table[table["what"] == "mmd"].set_index("tool")
     shapes = [column for column in mmd if " x " in column]
     print("## MMD, forward and backward, 128 features, milliseconds: cells x conditions\n")

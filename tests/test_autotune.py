@@ -1,9 +1,12 @@
 import pytest
-import ray
-from ray import tune
-from scvi import autotune
 
 import trvae
+
+ray = pytest.importorskip("ray", reason="needs scvi-tools[autotune]")
+pytest.importorskip("ray.tune", reason="needs scvi-tools[autotune]")
+autotune = pytest.importorskip(
+    "scvi.autotune", reason="needs scvi-tools[autotune]", exc_type=ImportError
+)
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +23,7 @@ def test_searches_for_hyper_parameters(adata, tmp_path):
         metrics="objective_validation",
         mode="min",
         search_space={
-            "model_params": {"n_latent": tune.choice([2, 4]), "hidden_sizes": [16, 8]},
+            "model_params": {"n_latent": ray.tune.choice([2, 4]), "hidden_sizes": [16, 8]},
             "train_params": {"max_epochs": 2, "accelerator": "cpu"},
         },
         num_samples=2,
