@@ -22,12 +22,13 @@ def main() -> None:
     threads = ", ".join(map(str, sorted(table["threads"].unique())))
     print(f"# How fast it is\n\nThreads: {threads}.\n")
     timed = table[table["seconds"].notna()]
-    wide = timed.pivot_table(index="what", columns="tool", values="seconds", sort=False)
-    print("## Seconds\n\nOf one epoch, or of transferring all cells once.\n")
-    print(wide.round(2).astype(str).replace("nan", "").to_markdown(), "\n")
-    memory = timed.pivot_table(index="what", columns="tool", values="peak_memory_gib", sort=False)
-    print("## Peak memory of the process, GiB\n")
-    print(memory.round(2).astype(str).replace("nan", "").to_markdown(), "\n")
+    for title, measure in (
+        ("Seconds\n\nOf one epoch, or of transferring all cells once.", "seconds"),
+        ("Peak memory of the process, GiB", "peak_memory_gib"),
+    ):
+        wide = timed.pivot_table(index="what", columns="tool", values=measure, sort=False)
+        print(f"## {title}\n")
+        print(wide.round(2).astype(str).replace("nan", "").to_markdown(), "\n")
     mmd = table[table["what"] == "mmd"].set_index("tool")
     shapes = [column for column in mmd if " x " in column]
     print("## MMD, forward and backward, 128 features, milliseconds: cells x conditions\n")

@@ -1,4 +1,4 @@
-"""Train a model, in as many processes as are asked for, and write its state and history."""
+"""Train a model, in as many processes as are asked for, and write its weights."""
 
 import sys
 from pathlib import Path

@@ -585,16 +585,16 @@ class TRVAE(
                 library=None if library is None else library.to_numpy(dtype=float),
             )
         else:
-            keys = (REGISTRY_KEYS.X_KEY, REGISTRY_KEYS.LABELS_KEY, REGISTRY_KEYS.BATCH_KEY)
             blocks = (
-                [minibatch[key].numpy() for key in keys]
+                (
+                    minibatch[REGISTRY_KEYS.X_KEY].numpy(),
+                    minibatch[REGISTRY_KEYS.LABELS_KEY].numpy().ravel(),
+                    minibatch[REGISTRY_KEYS.BATCH_KEY].numpy().ravel(),
+                    None,
+                )
                 for minibatch in minibatches_of(datamodule)
             )
-            means = group_means_of_blocks(
-                ((x, label.ravel(), condition.ravel(), None) for x, label, condition in blocks),
-                shape,
-                is_counts=is_counts,
-            )
+            means = group_means_of_blocks(blocks, shape, is_counts=is_counts)
         # What a reference predicts stays the same when a query has more labels of its conditions.
         profiles, shares = self.mean_profiles_, self.modelled_shares_
         if profiles is not None and shares is not None:
@@ -916,7 +916,7 @@ def _as_from_setup_anndata(registry: dict, model_name: str) -> dict:
         raise ValueError("The data module has no batch_key, which is to name the conditions.")
     if theirs.get("labels_key") is None:
         # As scvi-tools registers that there are none.
-        fields[REGISTRY_KEYS.LABELS_KEY] |= {
+        fields[REGISTRY_KEYS.LABELS_KEY] = fields[REGISTRY_KEYS.LABELS_KEY] | {
             "state_registry": {
                 "categorical_mapping": np.array([0]),
                 "original_key": "_scvi_labels",

@@ -383,21 +383,16 @@ class TRVAEModule(BaseMinifiedModeModuleClass):
             # In evaluation, not all of them need come this way.
             return gather_cells(cells) if self.training else cells
 
-        condition, label = (
-            of_all_processes(tensors[key]).flatten()
-            for key in (REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.LABELS_KEY)
-        )
+        condition = of_all_processes(tensors[REGISTRY_KEYS.BATCH_KEY]).flatten()
+        label = None
+        if self.mmd_within_labels:
+            label = of_all_processes(tensors[REGISTRY_KEYS.LABELS_KEY]).flatten()
         compared = {"decoder": [first_layer], "latent": [z], "both": [first_layer, z]}
         # Without a weight it is only watched.
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.mmd_weight > 0):
             return torch.stack(
                 [
-                    multi_scale_mmd(
-                        of_all_processes(y),
-                        condition,
-                        label if self.mmd_within_labels else None,
-                        self.mmd_bandwidths,
-                    )
+                    multi_scale_mmd(of_all_processes(y), condition, label, self.mmd_bandwidths)
                     for y in compared[self.mmd_layer]
                 ]
             ).sum()
