@@ -1,7 +1,10 @@
-"""Speed of scArches 0.6.1: epochs of its TRVAE, and its MMD, as ``benchmarks/speed.py`` asks."""
+"""Speed of scArches 0.6.1: its TRVAE and its MMD, as ``benchmarks/speed.py`` asks."""
+
+import time
 
 import anndata
 from interface import read_dense
+from scarches_prediction import predict
 from timing import EpochTimer, read_task, time_mmd, write_result
 
 # Gone from anndata since this release, which imports it.
@@ -23,13 +26,24 @@ else:
         recon_loss=task["arguments"]["likelihood"],
         mmd_on="y",
     )
-    timer = EpochTimer()
-    trVAETrainer.on_epoch_end = timer.around(trVAETrainer.on_epoch_end)
-    model.train(
-        n_epochs=task["arguments"]["n_epochs"],
-        batch_size=128,
-        train_frac=0.99,
-        use_early_stopping=False,
-        monitor=False,
-    )
-    write_result({"seconds": timer.best()})
+    if task["measurement"] == "transfer":
+        source = cells.obs["condition"].to_numpy(dtype=object)
+        size = 1 if task["arguments"]["one_by_one"] else len(cells)
+        starts = range(0, task["arguments"]["n_cells"] or len(cells), size)
+        begin = time.perf_counter()
+        for start in starts:
+            rows = slice(start, start + size)
+            predict(model, cells.X[rows], source[rows], source[0], start)
+        n_done = len(starts) * size
+        write_result({"seconds": (time.perf_counter() - begin) * len(cells) / n_done})
+    else:
+        timer = EpochTimer()
+        trVAETrainer.on_epoch_end = timer.around(trVAETrainer.on_epoch_end)
+        model.train(
+            n_epochs=task["arguments"]["n_epochs"],
+            batch_size=128,
+            train_frac=0.99,
+            use_early_stopping=False,
+            monitor=False,
+        )
+        write_result({"seconds": timer.best()})

@@ -7,7 +7,8 @@ log-normalised values are the decoded mean (``mse``).
 import anndata
 import numpy as np
 import torch
-from interface import draw_counts, read_task, write_prediction
+from interface import read_task, write_prediction
+from scarches_prediction import predict
 
 # Gone from anndata since this release, which imports it.
 anndata.read = anndata.read_h5ad
@@ -38,18 +39,5 @@ model.train(
     seed=task.seed,
     monitor=False,
 )
-network, encoder = model.model.eval(), model.model.condition_encoder
-device = next(network.parameters()).device
-z = model.get_latent(
-    task.control.X, np.full(task.control.n_obs, task.source, dtype=object), mean=True
-)
-target = torch.full((task.control.n_obs,), encoder[task.target], device=device)
-with torch.no_grad():
-    decoded = network.decoder(torch.as_tensor(z, device=device), target)[0].cpu().numpy()
-    theta = (
-        network.theta[:, encoder[task.target]].exp().cpu().numpy() if task.variant == "nb" else 0
-    )
-if task.variant == "nb":
-    mean = decoded * task.control.X.sum(1, keepdims=True)
-    decoded = draw_counts(mean, theta, task.seed)
-write_prediction(task, decoded)
+source = np.full(task.control.n_obs, task.source, dtype=object)
+write_prediction(task, predict(model, task.control.X, source, task.target, task.seed))

@@ -84,21 +84,25 @@ def count_quantile(
     -------
     Integer-valued, of the same shape.
     """
+    # Most genes of most cells get nothing, and the library's quantile function is slow. The
+    # probability of 0 is at least exp(-mean), which is at least 1 - mean.
+    some = np.flatnonzero(uniform > 1 - mean)
+    theta = None
     if inverse_dispersion is None:
-        probability_of_zero = np.exp(-mean)
-    else:
-        probability_of_zero = np.exp(-inverse_dispersion * np.log1p(mean / inverse_dispersion))
-    quantile = np.zeros(mean.shape)
-    # Most genes of most cells get nothing; the library's quantile function is slow.
-    some = np.flatnonzero(uniform > probability_of_zero)
-    uniform_some, mean_some = uniform.ravel()[some], mean.ravel()[some]
-    if inverse_dispersion is None:
-        drawn = stats.poisson.ppf(uniform_some, mean_some)
+        probability_of_zero = np.exp(-mean.ravel()[some])
     else:
         theta = np.broadcast_to(inverse_dispersion, mean.shape)
         theta = theta[np.unravel_index(some, mean.shape)].astype(np.float64)
-        drawn = stats.nbinom.ppf(uniform_some, theta, theta / (theta + mean_some))
-    quantile.ravel()[some] = drawn
+        probability_of_zero = np.exp(-theta * np.log1p(mean.ravel()[some] / theta))
+    positive = uniform.ravel()[some] > probability_of_zero
+    some = some[positive]
+    uniform_some, mean_some = uniform.ravel()[some], mean.ravel()[some]
+    quantile = np.zeros(mean.shape)
+    if theta is None:
+        quantile.ravel()[some] = stats.poisson.ppf(uniform_some, mean_some)
+    else:
+        theta = theta[positive]
+        quantile.ravel()[some] = stats.nbinom.ppf(uniform_some, theta, theta / (theta + mean_some))
     return quantile
 
 

@@ -42,13 +42,20 @@ class Poisson(_ScaleOnDemand, distributions.Poisson):
         self._log_mu = log_mu
         self._log_scale = log_scale
 
-    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        """Log-probability of counts, of the shape of ``rate``."""
-        value = value.expand_as(self._log_mu)
-        log_factorial = torch.zeros_like(value)
-        positive = value > 0
-        log_factorial[positive] = torch.lgamma(value[positive] + 1)
-        return value * self._log_mu - self.rate - log_factorial
+    def log_prob(self, value: torch.Tensor, nonzero: torch.Tensor | None = None) -> torch.Tensor:
+        """Log-probability of counts, of the shape of ``rate``.
+
+        Parameters
+        ----------
+        value
+            Counts, with ``n_genes`` columns.
+        nonzero
+            Where the flattened counts are not 0, ascending, if that is known already.
+        """
+        value, positive = _with_positions(value, nonzero, self._log_mu.shape)
+        log_factorial = torch.lgamma(value.reshape(-1)[positive] + 1)
+        log_prob = value * self._log_mu - self.rate
+        return log_prob.view(-1).index_add(0, positive, log_factorial, alpha=-1).view_as(log_prob)
 
 
 class NegativeBinomial(_ScaleOnDemand, distributions.NegativeBinomial):
@@ -71,10 +78,9 @@ class NegativeBinomial(_ScaleOnDemand, distributions.NegativeBinomial):
         self._log_scale = log_scale
         self._narrow_theta = theta
 
-    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        """Log-probability of counts, of the shape of ``mu``."""
-        value = value.expand_as(self._log_mu)
-        return _NegativeBinomialLogProb.apply(value, self._log_mu, self.mu, self._narrow_theta)
+    def log_prob(self, value: torch.Tensor, nonzero: torch.Tensor | None = None) -> torch.Tensor:
+        """As :meth:`Poisson.log_prob`."""
+        return _negative_binomial_log_prob(self, value, nonzero)
 
 
 class ZeroInflatedNegativeBinomial(_ScaleOnDemand, distributions.ZeroInflatedNegativeBinomial):
@@ -94,12 +100,9 @@ class ZeroInflatedNegativeBinomial(_ScaleOnDemand, distributions.ZeroInflatedNeg
         self._log_scale = log_scale
         self._narrow_theta = theta
 
-    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        """Log-probability of counts, of the shape of ``mu``."""
-        log_prob = _NegativeBinomialLogProb.apply(
-            value.expand_as(self._log_mu), self._log_mu, self.mu, self._narrow_theta
-        )
-        log_prob = log_prob - self.zi_logits
+    def log_prob(self, value: torch.Tensor, nonzero: torch.Tensor | None = None) -> torch.Tensor:
+        """As :meth:`Poisson.log_prob`."""
+        log_prob = _negative_binomial_log_prob(self, value, nonzero) - self.zi_logits
         return torch.where(value > 0, log_prob, softplus(log_prob)) - softplus(-self.zi_logits)
 
 
@@ -121,6 +124,29 @@ class Normal(distributions.Normal):
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         """Log-probability of values, of the shape that they have with ``loc``."""
         return _NormalLogProb.apply(value, self.loc, self._narrow_scale)
+
+
+def _negative_binomial_log_prob(
+    distribution: NegativeBinomial | ZeroInflatedNegativeBinomial,
+    value: torch.Tensor,
+    nonzero: torch.Tensor | None,
+) -> torch.Tensor:
+    """Log-probability of counts, of a zero-inflated distribution that without the inflation."""
+    log_mu = distribution._log_mu
+    value, positive = _with_positions(value, nonzero, log_mu.shape)
+    return _NegativeBinomialLogProb.apply(
+        value, positive, log_mu, distribution.mu, distribution._narrow_theta
+    )
+
+
+def _with_positions(
+    value: torch.Tensor, nonzero: torch.Tensor | None, shape: torch.Size
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Counts of a shape, and where they are not 0."""
+    if nonzero is not None and value.shape == shape:
+        return value, nonzero
+    value = value.expand(shape)
+    return value, nonzero_positions(value)
 
 
 class _NormalLogProb(torch.autograd.Function):
@@ -153,11 +179,10 @@ class _NegativeBinomialLogProb(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, log_mu, mu, theta):
+    def forward(ctx, x, positive, log_mu, mu, theta):
         log_ratio = (mu / theta).log1p_().neg_()
         log_prob = log_ratio * theta
 
-        positive = nonzero_positions(x)
         x_pos = x.reshape(-1)[positive]
         theta_pos = theta.expand_as(x).reshape(-1)[positive]
         log_odds = log_mu.reshape(-1)[positive] - (mu.reshape(-1)[positive] + theta_pos).log()
@@ -182,4 +207,4 @@ class _NegativeBinomialLogProb(torch.autograd.Function):
             0, positive, torch.digamma(x_pos + theta_pos) - torch.digamma(theta_pos)
         )
         grad_theta = grad_theta.mul_(grad).sum_to_size(theta.shape)
-        return None, residual.mul_(theta).mul_(grad), None, grad_theta
+        return None, None, residual.mul_(theta).mul_(grad), None, grad_theta

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy import sparse
+from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import RidgeCV
 
 from trvae._data import row_blocks
@@ -39,7 +40,11 @@ class LinearResponse:
         self._scale = max(float(before.std()), 1e-12)
         features = (before - self._center) / self._scale
         unit = max(float(np.square(features).sum(1).mean()), 1e-12)
-        self._ridge = RidgeCV(alphas=unit * _PENALTIES).fit(features, after - before)
+        change = after - before
+        self._mean_change = change.mean(0)
+        penalty = RidgeCV(alphas=unit * _PENALTIES).fit(features, change).alpha_
+        # The same regression without its n_genes x n_genes coefficients.
+        self._ridge = KernelRidge(alpha=penalty).fit(features, change - self._mean_change)
 
     def change(self, profiles: np.ndarray) -> np.ndarray:
         """Predict the change of profiles.
@@ -53,7 +58,7 @@ class LinearResponse:
         -------
         ``n x n_genes``.
         """
-        return self._ridge.predict((profiles - self._center) / self._scale)
+        return self._mean_change + self._ridge.predict((profiles - self._center) / self._scale)
 
 
 def left_out_errors(before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -139,21 +144,25 @@ class ResponseOfLabels:
         if self._is_counts:
             library = source.sum(1, keepdims=True)
             log_share = _log_share(source / library)
-            changed = np.expm1(log_share + self._linear.change(log_share))
-            linear = library * np.maximum(changed, 0) / _PER
+            linear = library * _share(log_share + self._linear.change(log_share))
         else:
             linear = source + self._linear.change(source)
         response = (1 - self._weight) * target + self._weight * linear
         if deviation is not None and self._is_counts:
-            changed = np.expm1(_log_share(response / library) + deviation)
-            response = library * np.maximum(changed, 0) / _PER
+            response = library * _share(_log_share(response / library) + deviation)
         elif deviation is not None:
             response = response + deviation
         return self._growth * response
 
 
 def _log_share(share: np.ndarray) -> np.ndarray:
-    return np.log1p(_PER * share)
+    # Several times as fast as log1p, whose precision close to 0 is of no use here.
+    return np.log(1 + _PER * share)
+
+
+def _share(log_share: np.ndarray) -> np.ndarray:
+    """Inverse of :func:`_log_share`, at least 0."""
+    return np.maximum(np.exp(log_share) - 1, 0) / _PER
 
 
 class GroupMeans(NamedTuple):

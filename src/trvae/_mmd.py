@@ -104,9 +104,10 @@ class _WeightedKernelSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, y, coefficients, bandwidths):
-        # Row and column of the elements of a symmetric matrix that tell all but its diagonal.
+        # The elements of a flattened symmetric matrix that tell all but its diagonal.
         row, column = torch.triu_indices(len(y), len(y), offset=1, device=y.device)
-        distance = _squared_distances(y)[row, column]
+        above = row * len(y) + column
+        distance = _squared_distances(y).view(-1).index_select(0, above)
         kernel = torch.zeros_like(distance)
         derivative = torch.zeros_like(distance)
         nearest, farthest = 0.0, math.inf
@@ -125,18 +126,18 @@ class _WeightedKernelSum(torch.autograd.Function):
                 kernel += term
                 derivative.add_(term, alpha=-0.5 / s)
         scale = 1.0 / len(bandwidths)
-        weight = coefficients[row, column]
-        ctx.save_for_backward(y, derivative.mul_(weight).mul_(scale), row, column)
+        weight = coefficients.reshape(-1).index_select(0, above)
+        ctx.save_for_backward(y, derivative.mul_(weight).mul_(scale), above)
         # The kernel of a cell with itself is 1 at every bandwidth.
         return 2 * scale * torch.dot(weight, kernel) + coefficients.diagonal().sum()
 
     @staticmethod
     def backward(ctx, grad):
-        y, pull_above, row, column = ctx.saved_tensors
+        y, pull_above, above = ctx.saved_tensors
         # A difference of two sums that can be almost equal.
         precise = _precise(y)
         pull = torch.zeros(len(y), len(y), dtype=precise.dtype, device=y.device)
-        pull[row, column] = pull_above.to(precise.dtype)
+        pull.view(-1).index_copy_(0, above, pull_above.to(precise.dtype))
         pull = pull + pull.T
         grad_y = pull.sum(1, keepdim=True) * precise - pull @ precise
         return grad * (4.0 * grad_y).to(y.dtype), None, None

@@ -23,9 +23,11 @@ from trvae._nn import (
     ConditionalDecoder,
     Covariates,
     CovariateSizes,
+    DecoderOutput,
     Encoder,
     Normalization,
 )
+from trvae._sparse import sparse_where_faster
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,6 +41,9 @@ DecoderName = Literal["additive", "conditional"]
 MMDLayer = Literal["decoder", "latent", "both"]
 
 FIRST_LAYER_KEY = "first_layer"
+BASE_KEY = "base"
+# Where the flattened minibatch is not 0, if the encoder has found out.
+_NONZERO_KEY = "nonzero"
 # An all-zero cell would have a log library size of minus infinity.
 _SMALLEST_LIBRARY = 1e-6
 
@@ -215,9 +220,14 @@ class TRVAEModule(BaseMinifiedModeModuleClass):
         cat_covs: torch.Tensor | None = None,
         n_samples: int = 1,
     ) -> dict[str, torch.Tensor | Distribution | None]:
-        encoder_input = torch.log1p(x) if self.is_count_model else x
-        mean, scale = self.encoder(encoder_input, _covariates(batch_index, cat_covs, cont_covs))
-        return self._inference_outputs(mean, scale, x.sum(-1, keepdim=True), n_samples)
+        covariates = _covariates(batch_index, cat_covs, cont_covs)
+        sparse = sparse_where_faster(x)
+        values = x if sparse is None else sparse.values
+        values = torch.log1p(values) if self.is_count_model else values
+        encoder_input = values if sparse is None else sparse._replace(values=values)
+        mean, scale = self.encoder(encoder_input, covariates)
+        outputs = self._inference_outputs(mean, scale, x.sum(-1, keepdim=True), n_samples)
+        return outputs | {_NONZERO_KEY: None if sparse is None else sparse.positions}
 
     @auto_move_data
     def _cached_inference(
@@ -275,7 +285,8 @@ class TRVAEModule(BaseMinifiedModeModuleClass):
         cat_covs: torch.Tensor | None = None,
         size_factor: torch.Tensor | None = None,
         transform_batch: int | None = None,
-    ) -> dict[str, torch.Tensor | Distribution]:
+        base: DecoderOutput | None = None,
+    ) -> dict[str, torch.Tensor | Distribution | DecoderOutput | None]:
         """Decode ``z``.
 
         Parameters
@@ -292,16 +303,19 @@ class TRVAEModule(BaseMinifiedModeModuleClass):
             Registered size factor, ``n_cells x 1``.
         transform_batch
             Code of a condition to decode all cells under, in place of ``batch_index``.
+        base
+            What was returned under ``"base"`` for the same ``z`` and covariates, which saves
+            decoding again what does not depend on the condition.
 
         Returns
         -------
-        The likelihood under ``"px"``, the prior under ``"pz"`` and the activations of the first
-        decoder layer under ``"first_layer"``.
+        The likelihood under ``"px"``, the prior under ``"pz"``, the activations of the first
+        decoder layer under ``"first_layer"`` and the additive decoder's base under ``"base"``.
         """
         if transform_batch is not None:
             batch_index = torch.full_like(batch_index, int(transform_batch))
         covariates = _covariates(batch_index, cat_covs, cont_covs)
-        decoded = self.decoder(z, covariates)
+        decoded = self.decoder(z, covariates, base)
         log_size = library if size_factor is None else size_factor.log()
         return {
             MODULE_KEYS.PX_KEY: self._likelihood(
@@ -309,6 +323,7 @@ class TRVAEModule(BaseMinifiedModeModuleClass):
             ),
             MODULE_KEYS.PZ_KEY: Normal(torch.zeros_like(z), torch.ones_like(z)),
             FIRST_LAYER_KEY: decoded.first_layer,
+            BASE_KEY: decoded.base,
         }
 
     def _likelihood(self, logits, dropout_logits, log_size, condition) -> Distribution:
@@ -362,7 +377,8 @@ class TRVAEModule(BaseMinifiedModeModuleClass):
         z, qz = inference_outputs[MODULE_KEYS.Z_KEY], inference_outputs[MODULE_KEYS.QZ_KEY]
         kl = kl_divergence(qz, generative_outputs[MODULE_KEYS.PZ_KEY]).sum(-1)
         px = generative_outputs[MODULE_KEYS.PX_KEY]
-        reconstruction = -px.log_prob(tensors[REGISTRY_KEYS.X_KEY]).sum(-1)
+        known = {"nonzero": inference_outputs.get(_NONZERO_KEY)} if self.is_count_model else {}
+        reconstruction = -px.log_prob(tensors[REGISTRY_KEYS.X_KEY], **known).sum(-1)
         mmd = self._mmd(tensors, z, generative_outputs[FIRST_LAYER_KEY])
 
         def objective(weight):

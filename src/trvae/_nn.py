@@ -202,6 +202,8 @@ class DecoderOutput(NamedTuple):
     """One value a gene, ``... x n_cells x n_genes``; the likelihood gives it its meaning."""
     dropout_logits: torch.Tensor | None
     """Logits of zero inflation, ``... x n_cells x n_genes``."""
+    base: DecoderOutput | None = None
+    """Of an additive decoder, what it gives without the effect of the condition."""
 
 
 class ConditionalDecoder(nn.Module):
@@ -241,8 +243,10 @@ class ConditionalDecoder(nn.Module):
         self.logits = nn.Linear(hidden_sizes[-1], n_genes)
         self.dropout_logits = nn.Linear(hidden_sizes[-1], n_genes) if zero_inflated else None
 
-    def forward(self, z: torch.Tensor, covariates: Covariates) -> DecoderOutput:
-        """Decode ``... x n_cells x n_latent``."""
+    def forward(
+        self, z: torch.Tensor, covariates: Covariates, base: DecoderOutput | None = None
+    ) -> DecoderOutput:
+        """Decode ``... x n_cells x n_latent``; there is no ``base`` here."""
         first, hidden = self.hidden(z, covariates)
         dropout_logits = None if self.dropout_logits is None else self.dropout_logits(hidden)
         return DecoderOutput(first, self.logits(hidden), dropout_logits)
@@ -297,8 +301,10 @@ class AdditiveDecoder(nn.Module):
         )
         self.effect_logits = nn.Linear(effect_sizes[-1], n_genes)
 
-    def forward(self, z: torch.Tensor, covariates: Covariates) -> DecoderOutput:
-        """Decode ``... x n_cells x n_latent``."""
-        base = self.base(z, covariates)
+    def forward(
+        self, z: torch.Tensor, covariates: Covariates, base: DecoderOutput | None = None
+    ) -> DecoderOutput:
+        """Decode ``... x n_cells x n_latent``; ``base`` is that of the same cells, if known."""
+        base = base or self.base(z, covariates)
         _, hidden = self.effect(z, covariates)
-        return base._replace(logits=base.logits + self.effect_logits(hidden))
+        return base._replace(logits=base.logits + self.effect_logits(hidden), base=base)

@@ -33,6 +33,7 @@ from trvae._data import (
     join_names,
 )
 from trvae._linear_response import MIN_LABELS, ResponseOfLabels
+from trvae._module import BASE_KEY
 from trvae._stream import check_output, in_memory, on_cluster, read_rows, write_in_chunks
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class _Minibatch(NamedTuple):
     """Expected counts or values."""
     target: np.ndarray
     inverse_dispersion: np.ndarray | None
-    """Under the target condition; ``None`` unless the likelihood has one."""
+    """Under the target condition, ``1 x n_genes``; ``None`` unless the likelihood has one."""
     zero_inflation: np.ndarray | None
     """Probability under the target condition; ``None`` unless the likelihood has one."""
     source_sd: Any
@@ -594,10 +595,13 @@ class TransferMixin(_Model):
                     noise, dtype=qz.loc.dtype, device=qz.loc.device
                 )
             inputs = self.module._get_generative_input(tensors, inferred)
-            source = self.module.generative(**inputs)[MODULE_KEYS.PX_KEY]
+            decoded = self.module.generative(**inputs)
+            source = decoded[MODULE_KEYS.PX_KEY]
             size_factor = inputs[MODULE_KEYS.SIZE_FACTOR_KEY]
             size = inputs[MODULE_KEYS.LIBRARY_KEY].exp() if size_factor is None else size_factor
-            target_px = self.module.generative(**inputs, transform_batch=code)[MODULE_KEYS.PX_KEY]
+            target_px = self.module.generative(
+                **inputs, transform_batch=code, base=decoded[BASE_KEY]
+            )[MODULE_KEYS.PX_KEY]
             source_mean, target_mean = _to_numpy(source.mean), _to_numpy(target_px.mean)
             source_code = tensors[REGISTRY_KEYS.BATCH_KEY].numpy().ravel()
             for one, response in selection.responses.items():
@@ -611,7 +615,8 @@ class TransferMixin(_Model):
                 _to_numpy(size),
                 source_mean,
                 target_mean,
-                _to_numpy(target_px.theta) if hasattr(target_px, "theta") else None,
+                # All cells are under one condition.
+                _to_numpy(target_px.theta[:1]) if hasattr(target_px, "theta") else None,
                 _to_numpy(target_px.zi_probs) if hasattr(target_px, "zi_probs") else None,
                 None if self.module.is_count_model else _to_numpy(source.stddev),
                 None if self.module.is_count_model else _to_numpy(target_px.stddev),
@@ -732,13 +737,19 @@ def _cell_keys(names: pd.Index) -> np.ndarray:
 
 
 def _generators(keys: np.ndarray, seed: int, purpose: int, draw: int = 0):
-    """One counter-based generator a cell, so that no cell's draws depend on another's."""
+    """One counter-based stream a cell, so that no cell's draws depend on another's.
+
+    It is one generator, set to the start of the next cell's stream, as making one takes longer.
+    """
+    bits = np.random.Philox(0)
+    generator, state = np.random.Generator(bits), bits.state
     for name_hash, occurrence in keys:
-        bits = np.random.Philox(
-            key=np.array([seed, name_hash], dtype=np.uint64),
-            counter=np.array([0, draw, purpose, occurrence], dtype=np.uint64),
-        )
-        yield np.random.Generator(bits)
+        state["state"] = {
+            "key": np.array([seed, name_hash], dtype=np.uint64),
+            "counter": np.array([0, draw, purpose, occurrence], dtype=np.uint64),
+        }
+        bits.state = state
+        yield generator
 
 
 def _uniform(keys: np.ndarray, seed: int, n: int) -> np.ndarray:
