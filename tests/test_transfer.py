@@ -373,19 +373,17 @@ def test_wrong_arguments_of_the_expectation(trained, control, arguments, message
 def test_without_an_effect_nothing_is_predicted():
     adata = trvae.datasets.simulated(n_cells=150, n_genes=100, n_cell_types=5, effect_size=0.0)
     held_out = (adata.obs["condition"] == "treated") & (adata.obs["cell_type"] == "type_0")
-    model = fit(adata[~held_out], train=LONG)
     is_type = (adata.obs["cell_type"] == "type_0") & (adata.obs["condition"] == "control")
     cells = adata[is_type].copy()
-    values = {
-        name: trvae.metrics.log_normalized(group, target_sum=500.0)
-        for name, group in {
-            "before": cells,
-            "predicted": model.transfer(cells, "treated"),
-        }.items()
-    }
-    change = values["predicted"].mean(0) - values["before"].mean(0)
+    before = trvae.metrics.log_normalized(cells, target_sum=500.0)
+    changes = []
+    for seed in range(3):
+        predicted = fit(adata[~held_out], train=LONG, seed=seed).transfer(cells, "treated")
+        predicted = trvae.metrics.log_normalized(predicted, target_sum=500.0)
+        changes.append(np.abs(predicted.mean(0) - before.mean(0)))
     order = np.random.default_rng(0).permutation(cells.n_obs)
-    halves = [values["before"][half].mean(0) for half in np.array_split(order, 2)]
+    halves = [before[half].mean(0) for half in np.array_split(order, 2)]
     by_chance = np.abs(halves[0] - halves[1])
-    assert np.sqrt((change**2).mean()) < np.sqrt((by_chance**2).mean())
-    assert np.abs(change).max() < 1.5 * by_chance.max()
+    # How much a network gets wrong here depends on its seed.
+    assert np.median(np.square(changes).mean(1)) < np.square(by_chance).mean()
+    assert np.median(np.max(changes, 1)) < 1.5 * by_chance.max()

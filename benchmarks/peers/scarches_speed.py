@@ -28,14 +28,14 @@ else:
     )
     if task["measurement"] == "transfer":
         source = cells.obs["condition"].to_numpy(dtype=object)
-        size = 1 if task["arguments"]["one_by_one"] else len(cells)
-        starts = range(0, task["arguments"]["n_cells"] or len(cells), size)
+        n_cells = task["arguments"]["n_cells"] or len(cells)
+        size = 2 if n_cells < len(cells) else n_cells
         begin = time.perf_counter()
-        for start in starts:
+        for start in range(0, n_cells, size):
             rows = slice(start, start + size)
             predict(model, cells.X[rows], source[rows], source[0], start)
-        n_done = len(starts) * size
-        write_result({"seconds": (time.perf_counter() - begin) * len(cells) / n_done})
+        seconds = time.perf_counter() - begin
+        write_result({"seconds": seconds * len(cells) / n_cells})
     else:
         timer = EpochTimer()
         trVAETrainer.on_epoch_end = timer.around(trVAETrainer.on_epoch_end)

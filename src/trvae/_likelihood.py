@@ -115,15 +115,22 @@ class Normal(distributions.Normal):
         Mean, ``... x n_genes``.
     scale
         Standard deviation, of one of the shapes ``1 x n_genes`` and ``n_cells x n_genes``.
+    log_scale
+        Its logarithm, if that is known already.
     """
 
-    def __init__(self, loc: torch.Tensor, scale: torch.Tensor):
+    def __init__(
+        self, loc: torch.Tensor, scale: torch.Tensor, log_scale: torch.Tensor | None = None
+    ):
         super().__init__(loc, scale, normal_mu=loc, validate_args=False)
         self._narrow_scale = scale
+        self._log_scale = log_scale
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         """Log-probability of values, of the shape that they have with ``loc``."""
-        return _NormalLogProb.apply(value, self.loc, self._narrow_scale)
+        scale = self._narrow_scale
+        log_scale = scale.log() if self._log_scale is None else self._log_scale
+        return _NormalLogProb.apply(value, self.loc, scale, log_scale)
 
 
 def _negative_binomial_log_prob(
@@ -150,23 +157,23 @@ def _with_positions(
 
 
 class _NormalLogProb(torch.autograd.Function):
-    """Log-probability of ``x``, with its derivatives."""
+    """Log-probability of ``x``, with its derivatives, that of the scale by way of its logarithm."""
 
     @staticmethod
-    def forward(ctx, x, loc, scale):
+    def forward(ctx, x, loc, scale, log_scale):
         deviation = (x - loc).div_(scale)
         ctx.save_for_backward(deviation, scale)
         ctx.shapes = x.shape, loc.shape
-        constant = scale.log() + 0.5 * math.log(2 * math.pi)
+        constant = log_scale + 0.5 * math.log(2 * math.pi)
         return deviation.square().mul_(-0.5).sub_(constant)
 
     @staticmethod
     def backward(ctx, grad):
         deviation, scale = ctx.saved_tensors
         grad_loc = (deviation / scale).mul_(grad)
-        grad_scale = (grad_loc * deviation).sub_(grad / scale).sum_to_size(scale.shape)
+        grad_log_scale = deviation.square().sub_(1).mul_(grad).sum_to_size(scale.shape)
         grad_x = -grad_loc.sum_to_size(ctx.shapes[0]) if ctx.needs_input_grad[0] else None
-        return grad_x, grad_loc.sum_to_size(ctx.shapes[1]), grad_scale
+        return grad_x, grad_loc.sum_to_size(ctx.shapes[1]), None, grad_log_scale
 
 
 class _NegativeBinomialLogProb(torch.autograd.Function):

@@ -327,13 +327,15 @@ class TRVAEModule(BaseMinifiedModeModuleClass):
         }
 
     def _likelihood(self, logits, dropout_logits, log_size, condition) -> Distribution:
+        def of_cells(table):
+            # Indexing adds up its gradient in an order that changes from run to run.
+            return embedding(condition, table) if self.dispersion == "gene-condition" else table
+
         if self.gene_likelihood != "poisson":
-            dispersion = self.log_dispersion.weight.exp()
-            if self.dispersion == "gene-condition":
-                # Indexing adds up its gradient in an order that changes from run to run.
-                dispersion = embedding(condition, dispersion)
+            log_dispersion = self.log_dispersion.weight
+            dispersion = of_cells(log_dispersion.exp())
         if self.gene_likelihood == "normal":
-            return Normal(logits, dispersion)
+            return Normal(logits, dispersion, of_cells(log_dispersion))
 
         if self.use_size_factor_key:
             # For very negative logits softplus is 0 in float32, but its log is the logit.
