@@ -68,6 +68,20 @@ def test_agrees_with_scvi_tools_gradients_included(name, theta_shape, dtype):
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
+def test_known_positions_change_nothing(name):
+    counts, log_mu, log_theta = parameters((1, 40), torch.float64)
+    nonzero = counts.reshape(-1).nonzero().squeeze(1)
+    distribution = LIKELIHOODS[name][0](log_mu, log_theta.exp(), zero_inflation(log_mu))
+    expected = distribution.log_prob(counts)
+    torch.testing.assert_close(distribution.log_prob(counts, nonzero), expected)
+    # They are those of one draw of the rates, not of several.
+    several = torch.stack([log_mu, log_mu + 1])
+    distribution = LIKELIHOODS[name][0](several, log_theta.exp(), zero_inflation(several))
+    expected = distribution.log_prob(counts)
+    torch.testing.assert_close(distribution.log_prob(counts, nonzero), expected)
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
 def test_gradient_is_numerically_right(name):
     counts, log_mu, log_theta = parameters((1, 40), torch.float64)
     counts, log_mu, log_theta = counts[:3, :5], log_mu[:3, :5], log_theta[:, :5]

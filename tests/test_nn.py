@@ -8,6 +8,7 @@ from trvae._nn import (
     CovariateLinear,
     Covariates,
     CovariateSizes,
+    Dropout,
     Encoder,
 )
 
@@ -99,6 +100,31 @@ def test_other_covariates_reach_the_base_only(covariates):
     }
     assert difference[0].abs().max() > 0
     torch.testing.assert_close(difference[0], difference[1])
+
+
+def test_a_known_base_is_not_decoded_again(covariates):
+    z = torch.randn(8, 4)
+    conditional = ConditionalDecoder(4, 6, [5, 7], SIZES, normalization="layer")
+    for decoder in (additive_decoder().eval(), conditional.eval()):
+        expected = decoder(z, under(covariates, 1))
+        base = decoder(z, under(covariates, 0)).base
+        torch.testing.assert_close(decoder(z, under(covariates, 1), base).logits, expected.logits)
+    decoder = additive_decoder().eval()
+    base = decoder(z, covariates).base
+    torch.testing.assert_close(decoder(torch.zeros(8, 4), covariates, base).base, base)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_keeps_the_expectation(dtype):
+    x = torch.ones(400, 500, dtype=dtype, requires_grad=True)
+    kept = Dropout(0.1)(x)
+    kept.sum().backward()
+    torch.testing.assert_close(x.grad, kept.detach())
+    assert set(kept.unique().tolist()) == {0.0, torch.tensor(1 / 0.9, dtype=dtype).item()}
+    # Standard deviation: 0.0007.
+    assert abs((kept > 0).double().mean() - 0.9) < 0.003
+    assert (Dropout(1.0)(x) == 0).all()
+    torch.testing.assert_close(Dropout(0.1).eval()(x), x)
 
 
 def test_several_draws_are_decoded_as_each_alone(covariates):

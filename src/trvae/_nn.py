@@ -94,9 +94,10 @@ class Dropout(nn.Dropout):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map a tensor to one of its shape."""
-        if x.device.type != "cpu" or not self.training or self.p == 0:
+        if x.device.type != "cpu" or not self.training or self.p in (0, 1):
             return super().forward(x)
-        return x * (torch.rand_like(x) >= self.p).to(x.dtype).div_(1 - self.p)
+        kept = torch.rand_like(x, dtype=torch.float32) >= self.p
+        return x * kept.to(x.dtype).div_(1 - self.p)
 
 
 class HiddenLayer(nn.Module):
