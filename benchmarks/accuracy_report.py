@@ -85,7 +85,7 @@ def print_labels(table: pd.DataFrame, means: pd.DataFrame, tuned_on: list[str]) 
 def print_averages(table: pd.DataFrame, means: pd.DataFrame) -> None:
     """All measures of all methods, averaged over the labels that a method was tried on."""
     tried_on = {
-        method: tuple(rows.index.droplevel("method"))
+        method: tuple(sorted(rows.index.droplevel("method")))
         for method, rows in means.groupby(level="method", sort=False)
     }
     n_seeds = table.groupby("method")["seed"].nunique()
@@ -94,6 +94,7 @@ def print_averages(table: pd.DataFrame, means: pd.DataFrame) -> None:
             print("### All measures, averaged over labels\n")
             methods = [name for name in tried_on if name not in BASELINES]
             methods = [name for name in methods if tried_on[name] == where] + list(BASELINES)
+            methods.sort(key=lambda name: name != "trVAE")
         else:
             print(f"### Other methods and settings, {', '.join(label for label, _ in where)}\n")
             methods = ["trVAE", *(name for name in tried_on if tried_on[name] == where)]
