@@ -73,13 +73,12 @@ SETTINGS = [
 def report(out: Path) -> None:
     """Print what is there as Markdown."""
     table = read_results(out)
-    groups = table.groupby("method", sort=False)
-    seeds = ", ".join(map(str, sorted(table["seed"].dropna().astype(int).unique())))
-    mean = groups[MEASURES].mean()
-    mean["runs"] = groups.size()
     print("# What each choice of the model gives\n")
-    print(f"Held out: {', '.join(LABELS)}; seeds: {seeds}; mean over all.\n")
-    print(mean.round(3).to_markdown(), "\n")
+    print(f"Held out: {', '.join(LABELS)}; mean over them.\n")
+    for seed in sorted(table["seed"].dropna().astype(int).unique()):
+        rows = table[table["seed"].isna() | (table["seed"] == seed)]
+        print(f"## Seed {seed}\n")
+        print(rows.groupby("method", sort=False)[MEASURES].mean().round(3).to_markdown(), "\n")
     print("## How\n")
     print(how(out))
 
