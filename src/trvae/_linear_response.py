@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy import sparse
-from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import RidgeCV
 
 from trvae._data import row_blocks
@@ -40,11 +39,9 @@ class LinearResponse:
         self._scale = max(float(before.std()), 1e-12)
         features = (before - self._center) / self._scale
         unit = max(float(np.square(features).sum(1).mean()), 1e-12)
-        change = after - before
-        self._mean_change = change.mean(0)
-        penalty = RidgeCV(alphas=unit * _PENALTIES).fit(features, change).alpha_
-        # The same regression without its n_genes x n_genes coefficients.
-        self._ridge = KernelRidge(alpha=penalty).fit(features, change - self._mean_change)
+        # Of the few labels' span, or there were n_genes x n_genes coefficients.
+        self._axes = np.linalg.svd(features, full_matrices=False)[2].T
+        self._ridge = RidgeCV(alphas=unit * _PENALTIES).fit(features @ self._axes, after - before)
 
     def change(self, profiles: np.ndarray) -> np.ndarray:
         """Predict the change of profiles.
@@ -58,7 +55,7 @@ class LinearResponse:
         -------
         ``n x n_genes``.
         """
-        return self._mean_change + self._ridge.predict((profiles - self._center) / self._scale)
+        return self._ridge.predict((profiles - self._center) / self._scale @ self._axes)
 
 
 def left_out_errors(before: np.ndarray, after: np.ndarray) -> np.ndarray:
