@@ -90,7 +90,7 @@ class CovariateLinear(nn.Module):
 
 
 class Dropout(nn.Dropout):
-    """PyTorch's, whose draws on a CPU take twice as long."""
+    """As PyTorch's, with draws that take half the time on a CPU."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map a tensor to one of its shape."""
