@@ -88,16 +88,15 @@ def print_averages(table: pd.DataFrame, means: pd.DataFrame) -> None:
         method: tuple(sorted(rows.index.droplevel("method")))
         for method, rows in means.groupby(level="method", sort=False)
     }
+    others = [name for name in tried_on if name not in ("trVAE", *BASELINES)]
     n_seeds = table.groupby("method")["seed"].nunique()
     for where in dict.fromkeys(tried_on.values()):
+        methods = ["trVAE", *(name for name in others if tried_on[name] == where)]
         if where == tried_on["ceiling"]:
             print("### All measures, averaged over labels\n")
-            methods = [name for name in tried_on if name not in BASELINES]
-            methods = [name for name in methods if tried_on[name] == where] + list(BASELINES)
-            methods.sort(key=lambda name: name != "trVAE")
+            methods += BASELINES
         else:
             print(f"### Other methods and settings, {', '.join(label for label, _ in where)}\n")
-            methods = ["trVAE", *(name for name in tried_on if tried_on[name] == where)]
         columns = {
             name: means.loc[[(*combination, name) for combination in where]].mean()
             for name in methods

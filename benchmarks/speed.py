@@ -212,13 +212,12 @@ def tasks(folder: Path, environments: Path | None, threads: int) -> dict[str, di
                     "path": path, "arguments": {"likelihood": likelihood, "n_epochs": N_EPOCHS},
                 }  # fmt: skip
     # It cannot take a single cell. Of a loop over pairs, a sample tells the time.
-    for name, n_cells in [("scarches", None), ("scarches, by pairs", 1000)]:
-        if environments is None:
-            continue
+    loops = {"scarches": {}, "scarches, by pairs": {"n_at_once": 2, "n_cells": 1000}}
+    for name, loop in loops.items() if environments else ():
         found[f"transfer, Kang, nb | {name}"] = {
             "tool": "scarches", "environments": str(environments), "measurement": "transfer",
             "path": str(folder / "kang_nb.h5ad"),
-            "arguments": {"likelihood": "nb", "n_cells": n_cells},
+            "arguments": {"likelihood": "nb", **loop},
         }  # fmt: skip
     for tool in ("scarches", "trvaep") if environments else ():
         found[f"mmd | {tool}"] = {

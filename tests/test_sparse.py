@@ -31,8 +31,8 @@ def test_only_what_is_mostly_zero_is_sparse():
     torch.testing.assert_close(again, x)
 
 
-@pytest.mark.parametrize("density", [0.0, 0.05])
-@pytest.mark.parametrize("form", [sparse_where_faster, torch.clone])
+@pytest.mark.parametrize("density", [0.0, 0.05, 1.0])
+@pytest.mark.parametrize("form", [lambda x: sparse_where_faster(x) or x, torch.clone])
 def test_equals_a_linear_layer_gradients_included(density, form):
     x = mostly_zero(density)
     plain = nn.Linear(300, 6).double()

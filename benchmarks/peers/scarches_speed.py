@@ -28,8 +28,8 @@ else:
     )
     if task["measurement"] == "transfer":
         source = cells.obs["condition"].to_numpy(dtype=object)
-        n_cells = task["arguments"]["n_cells"] or len(cells)
-        size = 2 if n_cells < len(cells) else n_cells
+        n_cells = task["arguments"].get("n_cells", len(cells))
+        size = task["arguments"].get("n_at_once", n_cells)
         begin = time.perf_counter()
         for start in range(0, n_cells, size):
             rows = slice(start, start + size)

@@ -87,6 +87,7 @@ class _Minibatch(NamedTuple):
     source_sd: Any
     """Standard deviations of log-normalised values; ``None`` for counts."""
     target_sd: Any
+    """The same under the target condition, ``1 x n_genes``."""
 
 
 def _predict_on_worker(model: bytes, *arguments: Any) -> Any:
@@ -619,7 +620,7 @@ class TransferMixin(_Model):
                 _to_numpy(target_px.theta[:1]) if hasattr(target_px, "theta") else None,
                 _to_numpy(target_px.zi_probs) if hasattr(target_px, "zi_probs") else None,
                 None if self.module.is_count_model else _to_numpy(source.stddev),
-                None if self.module.is_count_model else _to_numpy(target_px.stddev),
+                None if self.module.is_count_model else _to_numpy(target_px.stddev[:1]),
             )
 
     def _response_of_labels(self, source: int, target: int) -> ResponseOfLabels | None:
