@@ -7,12 +7,14 @@ repository, on an idle machine::
     python benchmarks/speed.py ../shared/data/kang18.h5ad --environments FOLDER
     python benchmarks/speed_report.py > benchmarks/speed.md
 
-``benchmarks/peers/environments.sh`` makes the other tools' environments.
+``benchmarks/peers/environments.sh`` makes the other tools' environments. Training from annbatch's
+shards is measured where annbatch is installed and scvi-tools reads it (Python 3.12).
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import json
 import os
@@ -22,77 +24,34 @@ import tempfile
 import time
 from pathlib import Path
 
-import anndata as ad
-import numpy as np
-import scanpy as sc
 import torch
-from accuracy import QUIET, RESULTS, quiet, read_kang, record_environment
+from accuracy import QUIET, RESULTS, quiet, record_environment
 from peers.timing import time_mmd, write_result
-from scipy import sparse
 from scvi import settings
+from speed_data import (
+    BATCH_SIZE,
+    FOUR_FILES,
+    IN_MEMORY,
+    ONE_FILE,
+    SEED,
+    SHARDS,
+    model_of,
+    prepare_kang,
+    prepare_simulated,
+)
 
-import trvae
 from trvae._mmd import multi_scale_mmd
 from trvae._train import TRVAETrainingPlan
 
 OUT = RESULTS / "speed" / "results.jsonl"
-WIDTHS, BATCH_SIZE, N_GENES, SEED = (256, 64), 128, 2_000, 0
 # Of Kang et al., the fastest of which counts.
 N_EPOCHS, N_TRANSFERS = 8, 3
 MMD_SHAPES = list(itertools.product((128, 512), (2, 8, 32)))
 
 
-def prepare_kang(data: Path, folder: Path) -> None:
-    """Write all cells of Kang et al. with 2,000 genes, as counts and as log-normalised values."""
-    adata, _ = read_kang(data)
-    values = sc.pp.log1p(sc.pp.normalize_total(adata, target_sum=1e4, copy=True), copy=True)
-    sc.pp.highly_variable_genes(values, n_top_genes=N_GENES)
-    genes = values.var["highly_variable"].to_numpy()
-    for name, cells in (("nb", adata), ("mse", values)):
-        cells = ad.AnnData(
-            sparse.csr_matrix(cells.X[:, genes]),
-            obs={
-                "condition": cells.obs["condition"].astype(str).to_numpy(),
-                "label": cells.obs["cell_type"].astype(str).to_numpy(),
-            },
-        )
-        cells.write_h5ad(folder / f"kang_{name}.h5ad")
-
-
-def prepare_simulated(path: Path, n_cells: int, n_conditions: int) -> None:
-    """Write counts of which 5 % are not zero."""
-    rng = np.random.default_rng(SEED)
-    per_cell = N_GENES // 20
-    indices = np.sort(
-        np.concatenate(
-            [rng.integers(0, N_GENES // per_cell, (n_cells, per_cell), dtype=np.int32)]
-        ) + np.arange(per_cell, dtype=np.int32) * (N_GENES // per_cell)
-    )  # fmt: skip
-    counts = rng.poisson(1.0, n_cells * per_cell).astype(np.float32) + 1
-    matrix = sparse.csr_matrix(
-        (counts, indices.ravel(), np.arange(0, counts.size + 1, per_cell)), (n_cells, N_GENES)
-    )
-    obs = {
-        "condition": np.char.add("c", rng.integers(0, n_conditions, n_cells).astype(str)),
-        "label": np.char.add("t", rng.integers(0, 5, n_cells).astype(str)),
-    }
-    ad.AnnData(matrix, obs=obs).write_h5ad(path)
-
-
-def registered(path: Path, backed: bool, likelihood: str) -> trvae.TRVAE:
-    """Return a model of the cells in a file."""
-    adata = ad.read_h5ad(path, backed="r" if backed else None)
-    trvae.TRVAE.setup_anndata(adata, condition_key="condition", labels_key="label")
-    return trvae.TRVAE(
-        adata,
-        hidden_sizes=WIDTHS,
-        gene_likelihood="nb" if likelihood == "nb" else "normal",
-        seed=SEED,
-    )
-
-
-def seconds_per_epoch(model: trvae.TRVAE, n_epochs: int) -> float:
-    """Train and return what the fastest epoch took."""
+def train(path: Path, likelihood: str, source: str, n_epochs: int) -> dict:
+    """Train through the public API; the fastest epoch counts."""
+    model, cells = model_of(path, source, likelihood)
     starts: list[float] = []
 
     class Plan(TRVAETrainingPlan):
@@ -104,18 +63,13 @@ def seconds_per_epoch(model: trvae.TRVAE, n_epochs: int) -> float:
             starts[-1] = time.perf_counter() - starts[-1]
 
     model._training_plan_cls = Plan
-    model.train(max_epochs=n_epochs, batch_size=BATCH_SIZE, train_size=1.0, **QUIET)
-    return min(starts)
-
-
-def train(path: Path, likelihood: str, backed: bool, n_epochs: int) -> dict:
-    """Measure training through the public API."""
-    return {"seconds": seconds_per_epoch(registered(path, backed, likelihood), n_epochs)}
+    model.train(max_epochs=n_epochs, batch_size=BATCH_SIZE, train_size=1.0, **cells, **QUIET)
+    return {"seconds": min(starts)}
 
 
 def floor(path: Path, likelihood: str, n_epochs: int) -> dict:
     """Measure a bare loop over dense minibatches in memory: the same network, loss and optimiser."""
-    model = registered(path, False, likelihood)
+    model, _ = model_of(path, IN_MEMORY, likelihood)
     cells = model.adata
     tensors = {
         "X": torch.as_tensor(cells.X.toarray()),
@@ -138,16 +92,18 @@ def floor(path: Path, likelihood: str, n_epochs: int) -> dict:
     return {"seconds": min(seconds)}
 
 
-def transfer(path: Path, likelihood: str, to_disk: bool, n_times: int) -> dict:
-    """Measure transferring all cells, in memory or to disk; the fastest time counts."""
-    model = registered(path, to_disk, likelihood)
+def transfer(path: Path, likelihood: str, source: str, n_times: int) -> dict:
+    """Transfer all cells, in memory or from disk to disk; the fastest time counts."""
+    model, _ = model_of(path, source, likelihood)
     model.train(max_epochs=1, limit_train_batches=20, batch_size=BATCH_SIZE, **QUIET)
     target = model.conditions[0]
     seconds = []
     for _ in range(n_times):
         with tempfile.TemporaryDirectory() as folder:
             arguments = (
-                {"out": Path(folder) / "out.zarr", "progress_bar": False} if to_disk else {}
+                {}
+                if source == IN_MEMORY
+                else {"out": Path(folder) / "out.zarr", "progress_bar": False}
             )
             start = time.perf_counter()
             model.transfer(target_condition=target, batch_size=512, **arguments)
@@ -196,14 +152,14 @@ def tasks(folder: Path, environments: Path | None, threads: int) -> dict[str, di
         for name in ("train", "floor"):
             arguments = {"likelihood": likelihood, "n_epochs": N_EPOCHS}
             if name == "train":
-                arguments["backed"] = False
+                arguments["source"] = IN_MEMORY
             title = "trVAE" if name == "train" else "bare loop"
             found[f"epoch, Kang, {likelihood} | {title}"] = {
                 "measurement": name, "path": path, "arguments": arguments,
             }  # fmt: skip
         found[f"transfer, Kang, {likelihood} | trVAE"] = {
             "measurement": "transfer", "path": path,
-            "arguments": {"likelihood": likelihood, "to_disk": False, "n_times": N_TRANSFERS},
+            "arguments": {"likelihood": likelihood, "source": IN_MEMORY, "n_times": N_TRANSFERS},
         }  # fmt: skip
         for tool in ("scarches", "trvaep") if environments else ():
             if (tool, likelihood) != ("trvaep", "nb"):
@@ -211,8 +167,8 @@ def tasks(folder: Path, environments: Path | None, threads: int) -> dict[str, di
                     "tool": tool, "environments": str(environments), "measurement": "train",
                     "path": path, "arguments": {"likelihood": likelihood, "n_epochs": N_EPOCHS},
                 }  # fmt: skip
-    # It cannot take a single cell. Of a loop over pairs, a sample tells the time.
-    loops = {"scarches": {}, "scarches, by pairs": {"n_at_once": 2, "n_cells": 1000}}
+    # Of a loop over cells, a sample tells the time.
+    loops = {"scarches": {}, "scarches, by cell": {"n_at_once": 1, "n_cells": 1000}}
     for name, loop in loops.items() if environments else ():
         found[f"transfer, Kang, nb | {name}"] = {
             "tool": "scarches", "environments": str(environments), "measurement": "transfer",
@@ -228,15 +184,20 @@ def tasks(folder: Path, environments: Path | None, threads: int) -> dict[str, di
                                   (1_000_000, 2)]:  # fmt: skip
         path = str(folder / f"simulated_{n_cells}_{n_conditions}.h5ad")
         title = f"{n_cells:,} cells, {n_conditions} conditions"
-        for backed in (False, True):
-            where = "from disk" if backed else "in memory"
-            found[f"epoch, {title}, {where} | trVAE"] = {
+        sources = [IN_MEMORY, ONE_FILE]
+        if n_conditions == 2:
+            sources.append(FOUR_FILES)
+            if importlib.util.find_spec("annbatch"):
+                sources.append(SHARDS)
+        for source in sources:
+            found[f"epoch, {title}, {source} | trVAE"] = {
                 "measurement": "train", "path": path,
-                "arguments": {"likelihood": "nb", "backed": backed, "n_epochs": 1},
+                "arguments": {"likelihood": "nb", "source": source, "n_epochs": 1},
             }  # fmt: skip
-            found[f"transfer, {title}, {where} | trVAE"] = {
+        for source in (IN_MEMORY, ONE_FILE):
+            found[f"transfer, {title}, {source} | trVAE"] = {
                 "measurement": "transfer", "path": path,
-                "arguments": {"likelihood": "nb", "to_disk": backed, "n_times": 1},
+                "arguments": {"likelihood": "nb", "source": source, "n_times": 1},
             }  # fmt: skip
     return {name: task | common for name, task in found.items()}
 

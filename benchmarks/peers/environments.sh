@@ -12,7 +12,10 @@ declare -A python=([scarches]=3.11 [trvaep]=3.11 [cpa]=3.10 [pertpy]=3.12)
 for tool in "${@:-${!python[@]}}"; do
     named=PYTHON_${python[$tool]//./_}
     "${!named:-python${python[$tool]}}" -m venv "$folder/$tool"
-    "$folder/$tool/bin/pip" install --quiet -r "$here/requirements/$tool.txt"
+    # pip alone tries old releases of CPA's dependencies for a quarter of an hour.
+    "$folder/$tool/bin/pip" install --quiet uv
+    "$folder/$tool/bin/uv" pip install --quiet --python "$folder/$tool/bin/python" \
+        -r "$here/requirements/$tool.txt"
     "$folder/$tool/bin/pip" freeze > "$folder/$tool/versions.txt"
     echo "$tool is in $folder/$tool"
 done

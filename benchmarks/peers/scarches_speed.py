@@ -32,7 +32,8 @@ else:
         size = task["arguments"].get("n_at_once", n_cells)
         begin = time.perf_counter()
         for start in range(0, n_cells, size):
-            rows = slice(start, start + size)
+            # It cannot take a single cell, which is given twice.
+            rows = [start, start] if size == 1 else slice(start, start + size)
             predict(model, cells.X[rows], source[rows], source[0], start)
         seconds = time.perf_counter() - begin
         write_result({"seconds": seconds * len(cells) / n_cells})

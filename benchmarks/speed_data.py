@@ -1,0 +1,114 @@
+"""The cells that ``benchmarks/speed.py`` measures, and the ways to give them to a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anndata as ad
+import numpy as np
+import scanpy as sc
+from accuracy import read_kang
+from anndata.experimental import AnnCollection
+from scipy import sparse
+from scvi.dataloaders import CollectionAdapter
+
+import trvae
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+WIDTHS, BATCH_SIZE, N_GENES, SEED = (256, 64), 128, 2_000, 0
+IN_MEMORY, ONE_FILE, FOUR_FILES, SHARDS = (
+    "in memory",
+    "from disk",
+    "from four files",
+    "from shards",
+)
+
+
+def prepare_kang(data: Path, folder: Path) -> None:
+    """Write all cells of Kang et al. with 2,000 genes, as counts and as log-normalised values."""
+    adata, _ = read_kang(data)
+    values = sc.pp.log1p(sc.pp.normalize_total(adata, target_sum=1e4, copy=True), copy=True)
+    sc.pp.highly_variable_genes(values, n_top_genes=N_GENES)
+    genes = values.var["highly_variable"].to_numpy()
+    for name, cells in (("nb", adata), ("mse", values)):
+        cells = ad.AnnData(
+            sparse.csr_matrix(cells.X[:, genes]),
+            obs={
+                "condition": cells.obs["condition"].astype(str).to_numpy(),
+                "label": cells.obs["cell_type"].astype(str).to_numpy(),
+            },
+        )
+        cells.write_h5ad(folder / f"kang_{name}.h5ad")
+
+
+def prepare_simulated(path: Path, n_cells: int, n_conditions: int) -> None:
+    """Write counts of which 5 % are not zero."""
+    rng = np.random.default_rng(SEED)
+    per_cell = N_GENES // 20
+    indices = np.sort(
+        np.concatenate(
+            [rng.integers(0, N_GENES // per_cell, (n_cells, per_cell), dtype=np.int32)]
+        ) + np.arange(per_cell, dtype=np.int32) * (N_GENES // per_cell)
+    )  # fmt: skip
+    counts = rng.poisson(1.0, n_cells * per_cell).astype(np.float32) + 1
+    matrix = sparse.csr_matrix(
+        (counts, indices.ravel(), np.arange(0, counts.size + 1, per_cell)), (n_cells, N_GENES)
+    )
+    obs = {
+        "condition": np.char.add("c", rng.integers(0, n_conditions, n_cells).astype(str)),
+        "label": np.char.add("t", rng.integers(0, 5, n_cells).astype(str)),
+    }
+    ad.AnnData(matrix, obs=obs).write_h5ad(path)
+
+
+def _four_files(path: Path) -> CollectionAdapter:
+    """Return the cells of a file as a collection of four backed ones, which are made beside it."""
+    parts = [path.with_name(f"{path.stem}_part_{i}.h5ad") for i in range(4)]
+    if not parts[0].exists():
+        adata = ad.read_h5ad(path)
+        for part, rows in zip(parts, np.array_split(np.arange(adata.n_obs), 4), strict=True):
+            cells = adata[rows].copy()
+            # scvi-tools reads a collection's layers, not its X.
+            cells.layers["counts"] = cells.X
+            cells.write_h5ad(part)
+    files = [ad.read_h5ad(part, backed="r") for part in parts]
+    collection = AnnCollection(files, join_vars="inner", join_obs="inner", label="file")
+    return CollectionAdapter(collection)
+
+
+def _shards(path: Path):
+    """Return a data module of the cells of a file in shuffled shards, which are made beside it."""
+    from annbatch import DatasetCollection, Loader
+    from scvi.dataloaders import AnnbatchDataModule
+
+    folder = path.with_suffix(".zarr")
+    if not folder.exists():
+        DatasetCollection(folder).add_adatas([path])
+    loader = Loader(chunk_size=256, preload_nchunks=32, batch_size=BATCH_SIZE, shuffle=True)
+    return AnnbatchDataModule(
+        loader.use_collection(DatasetCollection(folder)),
+        batch_key="condition",
+        label_key="label",
+        var_names=[str(i) for i in range(N_GENES)],
+        preload_to_gpu=False,
+    )
+
+
+def model_of(path: Path, source: str, likelihood: str) -> tuple[trvae.TRVAE, dict]:
+    """Return a model of the cells in a file, and what its ``train`` needs to read them."""
+    kwargs = {
+        "hidden_sizes": WIDTHS,
+        "gene_likelihood": "nb" if likelihood == "nb" else "normal",
+        "seed": SEED,
+    }
+    if source == SHARDS:
+        datamodule = _shards(path)
+        return trvae.TRVAE(registry=datamodule.registry, **kwargs), {"datamodule": datamodule}
+    if source == FOUR_FILES:
+        cells, layer = _four_files(path), "counts"
+    else:
+        cells, layer = ad.read_h5ad(path, backed="r" if source == ONE_FILE else None), None
+    trvae.TRVAE.setup_anndata(cells, condition_key="condition", labels_key="label", layer=layer)
+    return trvae.TRVAE(cells, **kwargs), {}
