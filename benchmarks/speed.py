@@ -1,8 +1,8 @@
 """How fast training, MMD and transfer are, and how much memory they take.
 
 Every measurement is a process of its own, so that its peak memory is its own. Results are kept in
-``benchmarks/results/speed``; what is there already is not measured again. Run from the root of the
-repository, on an idle machine::
+``benchmarks/results/speed``, in a folder for each run, as machines differ; what is there already is
+not measured again. Run from the root of the repository, on an idle machine::
 
     python benchmarks/speed.py ../shared/data/kang18.h5ad --environments FOLDER
     python benchmarks/speed_report.py > benchmarks/speed.md
@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -37,13 +38,13 @@ from speed_data import (
     SHARDS,
     model_of,
     prepare_kang,
-    prepare_simulated,
+    prepare_source,
 )
 
 from trvae._mmd import multi_scale_mmd
 from trvae._train import TRVAETrainingPlan
 
-OUT = RESULTS / "speed" / "results.jsonl"
+OUT = RESULTS / "speed"
 # Of Kang et al., the fastest of which counts.
 N_EPOCHS, N_TRANSFERS = 8, 3
 MMD_SHAPES = list(itertools.product((128, 512), (2, 8, 32)))
@@ -209,13 +210,15 @@ def main() -> None:
     parser.add_argument("--environments", type=Path, help="folder of the other tools'")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--only", default="", help="measurements whose name contains this")
+    parser.add_argument("--run", default=str(date.today()), help="name, by default the date")
     parser.add_argument("--task", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.task:
         run_task(json.loads(arguments.task))
         return
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    known = OUT.read_text().splitlines() if OUT.exists() else []
+    out = OUT / arguments.run / "results.jsonl"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    known = out.read_text().splitlines() if out.exists() else []
     done = {json.loads(line)["name"] for line in known}
     with tempfile.TemporaryDirectory() as folder:
         environments = arguments.environments and arguments.environments.resolve()
@@ -225,15 +228,14 @@ def main() -> None:
             path = Path(task.get("path", folder))
             if not path.exists() and path.name.startswith("kang"):
                 prepare_kang(arguments.data, Path(folder))
-            elif not path.exists():
-                n_cells, n_conditions = map(int, path.stem.split("_")[1:])
-                prepare_simulated(path, n_cells, n_conditions)
+            elif path.name.startswith("simulated"):
+                prepare_source(path, task["arguments"]["source"])
             result = {"name": name, "threads": arguments.threads, **measure(task)}
-            with OUT.open("a") as file:
+            with out.open("a") as file:
                 file.write(json.dumps(result) + "\n")
             print(result, flush=True)
     torch.set_num_threads(arguments.threads)
-    record_environment(OUT.parent, [], [SEED])
+    record_environment(out.parent, [], [SEED])
 
 
 if __name__ == "__main__":

@@ -63,32 +63,41 @@ def prepare_simulated(path: Path, n_cells: int, n_conditions: int) -> None:
     ad.AnnData(matrix, obs=obs).write_h5ad(path)
 
 
-def _four_files(path: Path) -> CollectionAdapter:
-    """Return the cells of a file as a collection of four backed ones, which are made beside it."""
-    parts = [path.with_name(f"{path.stem}_part_{i}.h5ad") for i in range(4)]
-    if not parts[0].exists():
+def prepare_source(path: Path, source: str) -> None:
+    """Write the simulated cells of a file as a source needs them, if they aren't there."""
+    if not path.exists():
+        n_cells, n_conditions = map(int, path.stem.split("_")[1:])
+        prepare_simulated(path, n_cells, n_conditions)
+    if source == FOUR_FILES and not _parts(path)[0].exists():
         adata = ad.read_h5ad(path)
-        for part, rows in zip(parts, np.array_split(np.arange(adata.n_obs), 4), strict=True):
-            cells = adata[rows].copy()
+        rows = np.array_split(np.arange(adata.n_obs), 4)
+        for part, rows_of_part in zip(_parts(path), rows, strict=True):
+            cells = adata[rows_of_part].copy()
             # scvi-tools reads a collection's layers, not its X.
             cells.layers["counts"] = cells.X
             cells.write_h5ad(part)
-    files = [ad.read_h5ad(part, backed="r") for part in parts]
-    collection = AnnCollection(files, join_vars="inner", join_obs="inner", label="file")
-    return CollectionAdapter(collection)
+    if source == SHARDS and not _shards(path).exists():
+        from annbatch import DatasetCollection
+
+        DatasetCollection(_shards(path)).add_adatas([path])
 
 
-def _shards(path: Path):
-    """Return a data module of the cells of a file in shuffled shards, which are made beside it."""
+def _parts(path: Path) -> list[Path]:
+    return [path.with_name(f"{path.stem}_part_{i}.h5ad") for i in range(4)]
+
+
+def _shards(path: Path) -> Path:
+    return path.with_suffix(".zarr")
+
+
+def _open_shards(path: Path):
+    """Return a data module of shuffled shards."""
     from annbatch import DatasetCollection, Loader
     from scvi.dataloaders import AnnbatchDataModule
 
-    folder = path.with_suffix(".zarr")
-    if not folder.exists():
-        DatasetCollection(folder).add_adatas([path])
     loader = Loader(chunk_size=256, preload_nchunks=32, batch_size=BATCH_SIZE, shuffle=True)
     return AnnbatchDataModule(
-        loader.use_collection(DatasetCollection(folder)),
+        loader.use_collection(DatasetCollection(_shards(path))),
         batch_key="condition",
         label_key="label",
         var_names=[str(i) for i in range(N_GENES)],
@@ -104,10 +113,12 @@ def model_of(path: Path, source: str, likelihood: str) -> tuple[trvae.TRVAE, dic
         "seed": SEED,
     }
     if source == SHARDS:
-        datamodule = _shards(path)
+        datamodule = _open_shards(path)
         return trvae.TRVAE(registry=datamodule.registry, **kwargs), {"datamodule": datamodule}
     if source == FOUR_FILES:
-        cells, layer = _four_files(path), "counts"
+        files = [ad.read_h5ad(part, backed="r") for part in _parts(path)]
+        collection = AnnCollection(files, join_vars="inner", join_obs="inner", label="file")
+        cells, layer = CollectionAdapter(collection), "counts"
     else:
         cells, layer = ad.read_h5ad(path, backed="r" if source == ONE_FILE else None), None
     trvae.TRVAE.setup_anndata(cells, condition_key="condition", labels_key="label", layer=layer)

@@ -8,32 +8,44 @@ Run from the root of the repository::
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from accuracy import how
 from speed import OUT
 
+if TYPE_CHECKING:
+    from pathlib import Path
 
-def main() -> None:
-    """Print the report."""
-    rows = [json.loads(line) for line in OUT.read_text().splitlines()]
+
+def report(folder: Path) -> None:
+    """Print the tables of one run."""
+    rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     table = pd.DataFrame(rows)
     table[["what", "tool"]] = table.pop("name").str.split(" | ", regex=False, expand=True)
     threads = ", ".join(map(str, sorted(table["threads"].unique())))
-    print(f"# How fast it is\n\nThreads: {threads}.\n")
+    print(f"## Run {folder.name}\n\nThreads: {threads}.\n")
     timed = table[table["seconds"].notna()]
     for title, measure in (
-        ("Seconds\n\nOf one epoch, or of transferring all cells once.", "seconds"),
+        ("Seconds of one epoch, or of transferring all cells once", "seconds"),
         ("Peak memory of the process, GiB", "peak_memory_gib"),
     ):
         wide = timed.pivot_table(index="what", columns="tool", values=measure, sort=False)
-        print(f"## {title}\n")
+        print(f"### {title}\n")
         print(wide.round(2).astype(str).replace("nan", "").to_markdown(), "\n")
     mmd = table[table["what"] == "mmd"].set_index("tool")
-    shapes = [column for column in mmd if " x " in column]
-    print("## MMD, forward and backward, 128 features, milliseconds: cells x conditions\n")
-    print(mmd[shapes].T.round(1).to_markdown(), "\n")
-    print(f"## How\n\n{how(OUT.parent)}")
+    if len(mmd) > 0:
+        shapes = [column for column in mmd if " x " in column]
+        print("### MMD, forward and backward, 128 features, milliseconds: cells x conditions\n")
+        print(mmd[shapes].T.round(1).to_markdown(), "\n")
+    print(f"### How\n\n{how(folder)}\n")
+
+
+def main() -> None:
+    """Print the report."""
+    print("# How fast it is\n")
+    for folder in sorted(OUT.iterdir()):
+        report(folder)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 from importlib.metadata import version
 
 from trvae import datasets, metrics, pl
+from trvae._ensemble import TRVAEEnsemble
 from trvae._evaluate import TransferMethod, TRVAEMethod, evaluate
 from trvae._model import TRVAE
 from trvae._module import TRVAEModule
 
 __all__ = [
     "TRVAE",
+    "TRVAEEnsemble",
     "TRVAEMethod",
     "TRVAEModule",
     "TransferMethod",

@@ -98,7 +98,7 @@ class ResponseOfLabels:
         self._weight = weight
         self._is_counts = is_counts
         if is_counts:
-            before, after = _log_share(before), _log_share(after)
+            before, after = log_share(before), log_share(after)
         self._profiles = before, after
         self._linear = LinearResponse(before, after)
         log_ratio = np.log(share_after / share_before)
@@ -140,25 +140,26 @@ class ResponseOfLabels:
         """
         if self._is_counts:
             library = source.sum(1, keepdims=True)
-            log_share = _log_share(source / library)
-            linear = library * _share(log_share + self._linear.change(log_share))
+            profiles = log_share(source / library)
+            linear = library * _share(profiles + self._linear.change(profiles))
         else:
             linear = source + self._linear.change(source)
         response = (1 - self._weight) * target + self._weight * linear
         if deviation is not None and self._is_counts:
-            response = library * _share(_log_share(response / library) + deviation)
+            response = library * _share(log_share(response / library) + deviation)
         elif deviation is not None:
             response = response + deviation
         return self._growth * response
 
 
-def _log_share(share: np.ndarray) -> np.ndarray:
+def log_share(share: np.ndarray) -> np.ndarray:
+    """Logarithm of one plus counts per ten thousand, of shares of the library."""
     # Several times as fast as log1p, whose precision close to 0 is of no use here.
     return np.log(1 + _PER * share)
 
 
 def _share(log_share: np.ndarray) -> np.ndarray:
-    """Inverse of :func:`_log_share`, at least 0."""
+    """Inverse of :func:`log_share`, at least 0."""
     return np.maximum(np.exp(log_share) - 1, 0) / _PER
 
 

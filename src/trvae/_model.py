@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,9 +31,11 @@ from scvi.model.base import (
     UnsupervisedTrainingMixin,
     VAEMixin,
 )
+from scvi.module._constants import MODULE_KEYS
 from scvi.utils import setup_anndata_dsp
 from scvi.utils._docstrings import devices_dsp
 
+from trvae._confidence import ConfidenceMixin
 from trvae._data import (
     UsedCategoricalObsField,
     cell_positions,
@@ -64,7 +67,9 @@ from trvae._module import (
     TRVAEModule,
 )
 from trvae._nn import Normalization
+from trvae._ranking import RankingMixin
 from trvae._seed import overriding, seeded, with_seed
+from trvae._support import balanced_sample
 from trvae._train import ConditionBalancedDataSplitter, TRVAETrainingPlan, minibatches_of
 from trvae._transfer import TransferMixin
 
@@ -78,10 +83,15 @@ _DEFAULT_STEPS = 4_500
 _MIN_EPOCHS, _MAX_EPOCHS = 10, 400
 _SHARE_OF_KL_WARMUP = 0.25
 _SHARE_OF_PATIENCE = 0.2
+_N_REFERENCE_CELLS = 5_000
+# What is kept of them: the posterior mean of z, a draw of z, what the draw is decoded to, codes.
+_REFERENCE_CELLS = ("z_mean", "z", FIRST_LAYER_KEY, "condition", "label")
 
 
 class TRVAE(
     TransferMixin,
+    ConfidenceMixin,
+    RankingMixin,
     RNASeqMixin,
     VAEMixin,
     ArchesMixin,
@@ -231,6 +241,7 @@ class TRVAE(
         # scvi-tools saves attributes that end with an underscore.
         self.mean_profiles_: np.ndarray | None = None
         self.modelled_shares_: np.ndarray | None = None
+        self.reference_cells_: dict[str, np.ndarray] | None = None
         self.expression_is_nonnegative_ = False
         self.data_is_sparse_ = True
         if adata is not None and self.minified_data_type is None:
@@ -564,6 +575,68 @@ class TRVAE(
             )
         if self.registry["setup_args"].get("labels_key") is not None:
             self._learn_mean_profiles(datamodule)
+        self._keep_reference_cells(datamodule)
+
+    def _keep_reference_cells(self, datamodule: Any | None) -> None:
+        """Keep how a sample of the cells is represented, all labels and conditions alike.
+
+        So what the model has seen is known where its cells are not.
+        """
+        if self.minified_data_type is not None:
+            return
+        known = self.reference_cells_ if self._is_frozen else None
+        codes = [REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.LABELS_KEY]
+        if datamodule is None:
+            condition, label = (
+                np.asarray(self.adata_manager.get_from_registry(key)).ravel() for key in codes
+            )
+            candidates = np.arange(len(condition))
+            if known is not None:
+                candidates = candidates[~np.isin(condition, known["condition"])]
+            groups = condition[candidates].astype(np.int64) * (int(label.max()) + 1)
+            chosen = candidates[
+                balanced_sample(
+                    groups + label[candidates],
+                    _N_REFERENCE_CELLS,
+                    np.random.default_rng(self.seed or 0),
+                )
+            ]
+            if len(chosen) == 0:
+                return
+            minibatches = self._make_data_loader(self.adata, chosen)
+        else:
+            # Minibatches are random already.
+            minibatches = itertools.islice(
+                minibatches_of(datamodule), -(-_N_REFERENCE_CELLS // datamodule.batch_size)
+            )
+        kept: dict[str, list] = {name: [] for name in _REFERENCE_CELLS}
+        self.module.eval()
+        with torch.inference_mode(), self.module.latent_draws(self.seed or 0):
+            for tensors in minibatches:
+                inferred, generated = self.module(tensors, compute_loss=False)
+                values = (
+                    inferred[MODULE_KEYS.QZ_KEY].loc,
+                    inferred[MODULE_KEYS.Z_KEY],
+                    generated[FIRST_LAYER_KEY],
+                    *(tensors[key].flatten() for key in codes),
+                )
+                for blocks, block in zip(kept.values(), values, strict=True):
+                    blocks.append(block.cpu().numpy())
+        sample = {name: np.concatenate(blocks) for name, blocks in kept.items()}
+        if known is not None:
+            sample = {name: np.concatenate([known[name], sample[name]]) for name in sample}
+        self.reference_cells_ = sample
+
+    @property
+    def _kept_reference_cells(self) -> dict[str, np.ndarray]:
+        if self.reference_cells_ is None:
+            raise ValueError("No training cells are kept with this model: it was not trained so.")
+        return self.reference_cells_
+
+    @property
+    def _is_frozen(self) -> bool:
+        """Whether only the weights of a query's new conditions and categories are trained."""
+        return not all(parameter.requires_grad for parameter in self.module.parameters())
 
     def _learn_mean_profiles(self, datamodule: Any | None) -> None:
         """Average the cells by label and condition, but for conditions learned before."""
@@ -648,6 +721,7 @@ class TRVAE(
         reference_model: str | Path | TRVAE | None = None,
         *,
         unfrozen: bool = False,
+        match_reference: bool = False,
         **kwargs,
     ) -> TRVAE:
         """Map cells of new conditions onto a trained reference.
@@ -664,6 +738,10 @@ class TRVAE(
         unfrozen
             Whether :meth:`train` changes all weights. By default only those of new conditions
             and categories: what the reference predicts stays the same.
+        match_reference
+            Whether the MMD compares the query with the reference, too, of which a sample of at
+            most 5,000 cells is kept with the model. By default only the query's own conditions
+            are compared.
         **kwargs
             Passed to :meth:`scvi.model.base.ArchesMixin.load_query_data`.
 
@@ -675,7 +753,8 @@ class TRVAE(
         Raises
         ------
         ValueError
-            If there is no reference model, or a column or a gene is missing.
+            If there is no reference model, or a column or a gene is missing, or
+            ``match_reference`` and no cells are kept with the reference.
             ``TRVAE.prepare_query_anndata`` fills up missing genes with zeros.
 
         References
@@ -691,14 +770,18 @@ class TRVAE(
             if isinstance(reference_model, str | Path)
             else reference_model
         )
+        reference_cells = reference._kept_reference_cells if match_reference else None
         if adata is not None and not kwargs.get("inplace_subset_query_vars"):
             adata = _with_genes(adata, reference._var_names)
         model = super().load_query_data(adata, reference, unfrozen=True, **kwargs)
         model._take_mean_profiles(reference)
+        model.reference_cells_ = reference.reference_cells_
         if not unfrozen:
             model.module.train_new_categories_only(reference.module.state_dict())
             # A query without anything new is mapped already.
             model.is_trained_ = not any(p.requires_grad for p in model.module.parameters())
+        if reference_cells is not None:
+            model.module.compare_with(reference_cells)
         return model
 
     def _take_mean_profiles(self, reference: TRVAE) -> None:

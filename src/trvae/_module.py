@@ -30,7 +30,7 @@ from trvae._nn import (
 from trvae._sparse import sparse_where_faster
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
 
     from torch.distributions import Distribution
@@ -120,6 +120,7 @@ class TRVAEModule(BaseMinifiedModeModuleClass):
         self.mmd_bandwidths = tuple(mmd_bandwidths)
         self._posterior_mean = False
         self._latent_noise: np.random.Generator | None = None
+        self._has_reference = False
 
         sizes = CovariateSizes(n_batch, tuple(n_cats_per_cov or ()), n_continuous_cov)
         self.encoder = Encoder(n_input, n_latent, hidden_sizes, sizes, normalization, dropout_rate)
@@ -405,15 +406,43 @@ class TRVAEModule(BaseMinifiedModeModuleClass):
         label = None
         if self.mmd_within_labels:
             label = of_all_processes(tensors[REGISTRY_KEYS.LABELS_KEY]).flatten()
-        compared = {"decoder": [first_layer], "latent": [z], "both": [first_layer, z]}
+        compared = {FIRST_LAYER_KEY: of_all_processes(first_layer), "z": of_all_processes(z)}
+        if self._has_reference:
+            chosen = torch.randint(len(self.reference_condition), condition.shape)
+            condition = self._with_reference("condition", condition, chosen)
+            if label is not None:
+                label = self._with_reference("label", label, chosen)
+            compared = {
+                name: self._with_reference(name, cells, chosen) for name, cells in compared.items()
+            }
+        layers = {"decoder": [FIRST_LAYER_KEY], "latent": ["z"], "both": [FIRST_LAYER_KEY, "z"]}
         # Without a weight it is only watched.
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.mmd_weight > 0):
             return torch.stack(
                 [
-                    multi_scale_mmd(of_all_processes(y), condition, label, self.mmd_bandwidths)
-                    for y in compared[self.mmd_layer]
+                    multi_scale_mmd(compared[name], condition, label, self.mmd_bandwidths)
+                    for name in layers[self.mmd_layer]
                 ]
             ).sum()
+
+    def compare_with(self, reference: Mapping[str, np.ndarray]) -> None:
+        """Let the MMD compare every minibatch with a sample of other cells, too.
+
+        Parameters
+        ----------
+        reference
+            Of ``n`` cells the codes ``condition`` and ``label``, ``n``; draws of ``z``,
+            ``n x n_latent``; and the activations ``first_layer`` that they are decoded to,
+            ``n x first width``.
+        """
+        for name in ("condition", "label", "z", FIRST_LAYER_KEY):
+            values = torch.as_tensor(reference[name])
+            self.register_buffer(f"reference_{name}", values, persistent=False)
+        self._has_reference = True
+
+    def _with_reference(self, name, cells, chosen) -> torch.Tensor:
+        reference = getattr(self, f"reference_{name}")
+        return torch.cat([cells, reference[chosen.to(reference.device)].to(cells.dtype)])
 
     # ------------------------------------------------------- for scvi-tools' mixins
 

@@ -37,7 +37,7 @@ from trvae._module import BASE_KEY
 from trvae._stream import check_output, in_memory, on_cluster, read_rows, write_in_chunks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     # For type checkers, the model that it is mixed into has everything.
@@ -267,11 +267,15 @@ class TransferMixin(_Model):
                 "chunk_size": chunk_size,
                 "cells": _digest(keys, conditions.astype(str)),
                 "genes": _digest(np.asarray(one.registered.var_names[one.gene_order])),
-                "model": _digest(*(_to_numpy(v) for v in self.module.state_dict().values())),
+                "model": _digest(*map(_to_numpy, self._state())),
             },
             progress_bar,
         )
         return out
+
+    def _state(self) -> Iterable[torch.Tensor]:
+        """All that the prediction depends on beside the cells."""
+        return self.module.state_dict().values()
 
     def _predict_chunk(self, cells, keys, target, source, estimate, seed, batch_size):
         selection = self._select(cells, target, source, None, estimate, seed)

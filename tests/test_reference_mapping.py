@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+import torch
+from conftest import LONG, QUIET, fit
+
+import trvae
+from trvae._mmd import multi_scale_mmd
+
+
+@pytest.fixture(scope="module")
+def reference_and_query():
+    """A reference of two conditions, and a third one to map."""
+    conditions = ("control", "treated", "other")
+    cells = trvae.datasets.simulated(n_cells=60, n_genes=60, conditions=conditions)
+    is_query = cells.obs["condition"] == "other"
+    return fit(cells[~is_query], train=LONG), cells[is_query].copy()
+
+
+def test_matching_leaves_the_reference_as_it_is(reference_and_query):
+    reference, query = reference_and_query
+    model = trvae.TRVAE.load_query_data(query, reference, match_reference=True)
+    model.train(max_epochs=2, **QUIET)
+    for ask in ("get_latent_representation", "get_mmd_representation"):
+        ours, theirs = (getattr(one, ask)(reference.adata) for one in (model, reference))
+        np.testing.assert_array_equal(ours, theirs)
+    assert "reference_z" not in model.module.state_dict()
+
+
+@pytest.mark.parametrize("match_reference", [False, True])
+def test_a_query_of_one_condition_has_the_reference_to_match(reference_and_query, match_reference):
+    reference, query = reference_and_query
+    model = trvae.TRVAE.load_query_data(query, reference, match_reference=match_reference)
+    # Nothing but the MMD has a gradient.
+    model.module.mmd_weight = 1e12
+    _, _, loss = model.module(next(iter(model._make_data_loader(model.adata))))
+    loss.loss.backward()
+    new = model.module.encoder.hidden.layers[0].map.condition.weight.grad[2]
+    assert (new.abs().max() > 1e6) == match_reference
+
+
+def test_term_of_the_reference_is_the_mmd_with_it(reference_and_query):
+    reference, query = reference_and_query
+    model = trvae.TRVAE.load_query_data(query, reference, match_reference=True)
+    tensors = next(iter(model._make_data_loader(model.adata, batch_size=180)))
+    model.module.eval()
+    kept = reference.reference_cells_
+    _, generated, loss = model.module(tensors)
+    torch.manual_seed(0)
+    _, generated, loss = model.module(tensors)
+    torch.manual_seed(0)
+    model.module.inference(**model.module._get_inference_input(tensors))
+    chosen = torch.randint(len(kept["label"]), (180,))
+    expected = multi_scale_mmd(
+        torch.cat([generated["first_layer"], torch.as_tensor(kept["first_layer"])[chosen]]),
+        torch.cat([tensors["batch"].flatten(), torch.as_tensor(kept["condition"])[chosen]]),
+        torch.cat([tensors["labels"].flatten(), torch.as_tensor(kept["label"])[chosen]]),
+    )
+    torch.testing.assert_close(loss.extra_metrics["mmd"], expected)
+
+
+def test_the_sample_is_of_the_reference(reference_and_query):
+    reference, _ = reference_and_query
+    kept, module = reference.reference_cells_, reference.module
+    assert len(kept["label"]) == 360
+    latent = reference.get_latent_representation()
+    order = np.lexsort(latent.T), np.lexsort(kept["z_mean"].T)
+    np.testing.assert_allclose(kept["z_mean"][order[1]], latent[order[0]], atol=1e-5)
+    decoded = module.generative(
+        torch.as_tensor(kept["z"]),
+        torch.zeros(360, 1),
+        torch.as_tensor(kept["condition"])[:, None],
+    )
+    np.testing.assert_allclose(decoded["first_layer"].detach(), kept["first_layer"], atol=1e-5)
+
+
+def test_models_without_a_sample_say_so(reference_and_query):
+    reference, query = reference_and_query
+    kept, reference.reference_cells_ = reference.reference_cells_, None
+    try:
+        with pytest.raises(ValueError, match="No training cells are kept"):
+            trvae.TRVAE.load_query_data(query, reference, match_reference=True)
+        with pytest.raises(ValueError, match="No training cells are kept"):
+            reference.get_transfer_support(None, "treated")
+    finally:
+        reference.reference_cells_ = kept
