@@ -2,6 +2,7 @@ import json
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -37,6 +38,53 @@ def test_train_and_transfer(run, data, tmp_path):
     expected = loaded.transfer(anndata.read_h5ad(data), "treated", source_condition="control")
     np.testing.assert_array_equal(predicted.X.toarray(), expected.X.toarray())
     assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_zarr_and_json(run, adata, tmp_path):
+    adata.write_zarr(tmp_path / "cells.zarr")
+    model, out = tmp_path / "model", tmp_path / "predicted.zarr"
+    result = run(
+        "train", tmp_path / "cells.zarr", *KEYS, "--out", model, "--max-epochs", 2, "--json"
+    )
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert record["conditions"] == ["control", "treated"]
+    assert record["n_cells"] == 240
+    assert record["final"]["train_loss"] > 0
+    arguments = ("--from", "control", "--to", "treated", "--out", out, "--json")
+    result = run("transfer", model, tmp_path / "cells.zarr", *arguments)
+    assert result.exit_code == 0, result.output
+    groups = json.loads(result.stdout)["groups"]
+    assert [group["cell_type"] for group in groups] == ["type_0", "type_1", "type_2"]
+    assert all(sentence["summary"] in " ".join(result.stderr.split()) for sentence in groups)
+    predicted = anndata.read_zarr(out)
+    loaded = trvae.TRVAE.load(str(model), adata=False)
+    expected = loaded.transfer(adata, "treated", source_condition="control")
+    np.testing.assert_array_equal(predicted.X.toarray(), expected.X.toarray())
+
+
+def test_map(run, adata, data, tmp_path):
+    model, mapped, latent = tmp_path / "model", tmp_path / "mapped", tmp_path / "latent.csv"
+    run("train", data, *KEYS, "--out", model, "--max-epochs", 2)
+    query = adata[adata.obs["condition"] == "treated"].copy()
+    query.obs["condition"] = "new"
+    query.write_h5ad(tmp_path / "query.h5ad")
+    arguments = ("--out", mapped, "--latent", latent, "--match-reference", "--max-epochs", 1)
+    result = run("map", model, tmp_path / "query.h5ad", *arguments)
+    assert result.exit_code == 0, result.output
+    assert "control, treated, new" in result.output
+    loaded = trvae.TRVAE.load(str(mapped), adata=False)
+    z = pd.read_csv(latent, index_col="cell")
+    np.testing.assert_allclose(z, loaded.get_latent_representation(query), atol=1e-4)
+    assert list(z.index) == list(query.obs_names)
+    assert loaded.transfer(query, "control").n_obs == query.n_obs
+
+
+def test_files_of_another_format_are_refused(run, tmp_path):
+    (tmp_path / "cells.csv").touch()
+    result = run("train", tmp_path / "cells.csv", *KEYS, "--out", tmp_path / "model")
+    assert result.exit_code == 1
+    assert "neither .h5ad nor .zarr" in result.stderr
 
 
 def test_evaluate(run, data, tmp_path):
@@ -103,5 +151,6 @@ def test_an_existing_model_is_not_replaced(run, data, tmp_path):
 def test_help_names_every_command(run):
     result = run("--help")
     assert result.exit_code == 0
-    for command in ("demo", "train", "transfer", "evaluate"):
+    for command in ("demo", "train", "transfer", "map", "evaluate"):
         assert command in result.output
+        assert "Example: trvae" in run(command, "--help").output

@@ -6,14 +6,19 @@ import functools
 import json
 import logging
 import platform
+import sys
 import warnings
+from contextlib import nullcontext, redirect_stdout
 from importlib.metadata import version
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
+import numpy as np
+import pandas as pd
 import typer
-from anndata import AnnData, read_h5ad
+from anndata import AnnData, read_h5ad, read_zarr
+from anndata.experimental import read_lazy
 from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -23,16 +28,15 @@ from rich.table import Table
 from trvae import TRVAE, TRVAEMethod, datasets, pl
 from trvae._evaluate import HeldOut, hold_out, predict_held_out
 from trvae._module import GeneLikelihood
-from trvae._stream import complete_or_absent
+from trvae._stream import complete_or_absent, in_memory
 from trvae._transfer import Estimate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    import pandas as pd
-
 app = typer.Typer(
     help="Predict cells under conditions in which they were not measured, with trVAE.",
+    epilog="Exit status: 0 if all is done, 1 with one line on what is wrong, 2 for wrong usage.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     add_completion=False,
@@ -40,7 +44,7 @@ app = typer.Typer(
 )
 console = Console()
 
-Data = Annotated[Path, typer.Argument(help="h5ad file with the cells.", exists=True)]
+Data = Annotated[Path, typer.Argument(help="h5ad or zarr with the cells.", exists=True)]
 ConditionKey = Annotated[str, typer.Option(help="Column of obs with the conditions.")]
 LabelsKey = Annotated[str | None, typer.Option(help="Column of obs with the cell types.")]
 Layer = Annotated[str | None, typer.Option(help="Layer with the counts; X if not given.")]
@@ -49,10 +53,16 @@ LibraryKey = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
 MaxEpochs = Annotated[int | None, typer.Option(help="Passes over the data.", min=1)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing model.")]
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help="Print a summary as JSON; all else goes to standard error."),
+]
 LikelihoodOption = Annotated[
     GeneLikelihood, typer.Option(help="'normal' for log-normalised values, else one of counts.")
 ]
 
+_MAX_CELLS_TO_ASSESS = 2_000
 _SHOWN_METRICS = {
     "r2_mean": "R² of\nmeans",
     "r2_variance": "R² of\nvariances",
@@ -63,36 +73,49 @@ _SHOWN_METRICS = {
 }
 
 
-def errors_on_one_line(command: Callable) -> Callable:
-    """Show what the user can mend as one line, without a traceback, and exit with 1."""
+def reporting(command: Callable[..., dict]) -> Callable[..., None]:
+    """Print what a command returns as JSON if asked, and what the user can mend as one line.
+
+    With ``--json``, nothing else is written to standard output.
+    """
 
     @functools.wraps(command)
     def wrapped(*args, **kwargs):
+        # Leave progress bars and results on the screen, and nothing else.
+        warnings.filterwarnings("ignore")
+        for name in ("lightning", "lightning.pytorch", "scvi"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        elsewhere = redirect_stdout(sys.stderr) if kwargs["as_json"] else nullcontext()
         try:
-            return command(*args, **kwargs)
+            with elsewhere:
+                record = command(*args, **kwargs)
         except (ValueError, OSError, RuntimeError) as error:
             message = " ".join(str(error).split())
             Console(stderr=True).print(
                 f"[bold red]Error:[/] {escape(message)}", highlight=False, soft_wrap=True
             )
             raise typer.Exit(1) from error
+        if kwargs["as_json"]:
+            print(_to_json(record))
 
     return wrapped
 
 
 @app.command()
-@errors_on_one_line
+@reporting
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("trvae-demo"),
     seed: Seed = 0,
     max_epochs: MaxEpochs = None,
-) -> None:
+    as_json: AsJson = False,
+) -> dict:
     """Predict NK cells under interferon-beta that the model has never seen.
 
     Uses the PBMCs of Kang et al. (2018) that ship with the package. Writes a figure, the
     prediction, the model and the metrics into the folder --out.
+
+    Example: trvae demo --out results
     """
-    _quiet()
     out.mkdir(parents=True, exist_ok=True)
     console.print("Training on all cells but the stimulated NK cells ...")
     split = hold_out(
@@ -108,10 +131,11 @@ def demo(
     result = _predict(split, method, "stimulated", seed)
     _print_metrics(result.metrics, "Stimulated NK cells, never seen in training")
     _save(result, out, library_key="n_counts", seed=seed)
+    return _record(result, seed) | {"out": str(out)}
 
 
 @app.command()
-@errors_on_one_line
+@reporting
 def train(
     data: Data,
     condition_key: ConditionKey,
@@ -122,16 +146,15 @@ def train(
     gene_likelihood: LikelihoodOption = "nb",
     max_epochs: MaxEpochs = None,
     seed: Seed = 0,
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing model.")] = False,
-) -> None:
-    """Train a model on an h5ad file and save it.
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> dict:
+    """Train a model and save it.
 
     Example: trvae train pbmc.h5ad --condition-key condition --labels-key cell_type --out model
     """
-    _quiet()
-    if out.exists() and not overwrite:
-        raise ValueError(f"{out} exists already. Name another folder, or give --overwrite.")
-    adata = read_h5ad(data)
+    _check_new(out, overwrite)
+    adata = _read(data)
     TRVAE.setup_anndata(
         adata,
         condition_key=condition_key,
@@ -141,13 +164,11 @@ def train(
     )
     model = TRVAE(adata, gene_likelihood=gene_likelihood, seed=seed)
     model.train(max_epochs)
-    model.save(str(out), overwrite=overwrite)
-    conditions = ", ".join(map(str, model.conditions))
-    console.print(f"Saved the model to {out}. Its conditions: {conditions}.", soft_wrap=True)
+    return _save_model(model, out, overwrite)
 
 
 @app.command()
-@errors_on_one_line
+@reporting
 def transfer(
     model: Annotated[Path, typer.Argument(help="Folder of a saved model.", exists=True)],
     data: Data,
@@ -161,29 +182,74 @@ def transfer(
         typer.Option(help="Of these very cells, or the decoder's average cells."),
     ] = "counterfactual",
     seed: Seed = 0,
-) -> None:
-    """Predict the cells of an h5ad file under another condition.
+    as_json: AsJson = False,
+) -> dict:
+    """Predict cells under another condition.
 
-    After an interruption, the same command goes on where it stopped.
+    After an interruption, the same command goes on where it stopped. Tells for each cell type
+    whether the prediction is close to what the model has seen.
 
     Example: trvae transfer model nk.h5ad --from control --to stimulated --out predicted.h5ad
     """
-    _quiet()
     loaded = TRVAE.load(str(model), adata=False)
     out.parent.mkdir(parents=True, exist_ok=True)
-    loaded.transfer(
-        read_h5ad(data, backed="r"),
-        _named(to, loaded.conditions),
-        source_condition=None if source is None else _named(source, loaded.conditions),
-        estimate=estimate,
-        seed=seed,
-        out=out,
-    )
+    cells, target = _read(data, lazily=True), _named(to, loaded.conditions)
+    from_ = None if source is None else _named(source, loaded.conditions)
+    loaded.transfer(cells, target, source_condition=from_, estimate=estimate, seed=seed, out=out)
     console.print(f"Wrote the predicted cells to {out}.", soft_wrap=True)
+    assessed = _assess(loaded, cells, target, from_, seed)
+    for sentence in assessed["summary"]:
+        console.print(f"- {escape(sentence)}", highlight=False)
+    groups = assessed.reset_index().to_dict("records")
+    return {"out": str(out), "seed": seed, "groups": groups, "versions": _versions()}
+
+
+def _assess(model: TRVAE, cells: AnnData, target: Any, source: Any, seed: int) -> pd.DataFrame:
+    """Assess the transfer of a sample of the cells."""
+    positions, _ = model._chosen_cells(in_memory(cells.obs), source, None)
+    if len(positions) > _MAX_CELLS_TO_ASSESS:
+        rng = np.random.default_rng(seed)
+        positions = np.sort(rng.choice(positions, _MAX_CELLS_TO_ASSESS, replace=False))
+    sample = cells[positions].to_memory()
+    return model.assess_transfer(sample, target, source_condition=source, seed=seed)
+
+
+@app.command("map")
+@reporting
+def map_query(
+    model: Annotated[Path, typer.Argument(help="Folder of the reference model.", exists=True)],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder for the model with the new conditions.")],
+    latent: Annotated[
+        Path | None, typer.Option(help="CSV for the cells' latent representation.")
+    ] = None,
+    match_reference: Annotated[
+        bool, typer.Option("--match-reference", help="Match the cells to the reference by MMD.")
+    ] = False,
+    max_epochs: MaxEpochs = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> dict:
+    """Map cells of new conditions, batches or studies onto a trained reference.
+
+    What the reference predicts stays the same. Old and new conditions can then be transferred into
+    each other.
+
+    Example: trvae map model new_study.h5ad --out mapped --latent latent.csv
+    """
+    _check_new(out, overwrite)
+    mapped = TRVAE.load_query_data(_read(data), model, match_reference=match_reference)
+    if not mapped.is_trained_:
+        mapped.train(max_epochs, plan_kwargs={"weight_decay": 0.0})
+    if latent is not None:
+        z = pd.DataFrame(mapped.get_latent_representation(), index=mapped.adata.obs_names)
+        with complete_or_absent(latent) as unfinished:
+            z.add_prefix("z").to_csv(unfinished, index_label="cell")
+    return _save_model(mapped, out, overwrite)
 
 
 @app.command()
-@errors_on_one_line
+@reporting
 def evaluate(
     data: Data,
     condition_key: ConditionKey,
@@ -197,16 +263,16 @@ def evaluate(
     max_epochs: MaxEpochs = None,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
-) -> None:
+    as_json: AsJson = False,
+) -> dict:
     """Hold out one cell type's treated cells, predict them, and compare with the measured ones.
 
     Example: trvae evaluate pbmc.h5ad --condition-key condition --labels-key cell_type --label NK
     --from control --to stimulated
     """
-    _quiet()
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    adata = read_h5ad(data)
+    adata = _read(data)
     conditions, labels = adata.obs.get(condition_key, []), adata.obs.get(labels_key, [])
     target = _named(to, conditions)
     split = hold_out(
@@ -224,6 +290,7 @@ def evaluate(
     _print_metrics(result.metrics, f"{label} under {to}, never seen in training")
     if out is not None:
         _save(result, out, layer=layer, library_key=library_key, seed=seed)
+    return _record(result, seed) | {"out": None if out is None else str(out)}
 
 
 class _Result(NamedTuple):
@@ -264,22 +331,71 @@ def _save(
 
     _write(result.predicted, out / "predicted.h5ad")
     result.model.save(str(out / "model"), overwrite=True)
-    packages = ("trvae-tools", "scvi-tools", "torch", "anndata", "numpy", "scipy")
-    record = {
-        # JSON knows no NaN.
-        "metrics": {
-            method: {measure: None if isnan(value) else value for measure, value in row.items()}
-            for method, row in result.metrics.to_dict(orient="index").items()
-        },
-        "nearest": result.metrics.attrs["nearest"],
-        "seed": seed,
-        "n_cells": {"predicted": result.predicted.n_obs, "observed": groups[1].n_obs},
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
-    }
-    (out / "metrics.json").write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+    (out / "metrics.json").write_text(_to_json(_record(result, seed)) + "\n")
     console.print(
         f"Wrote figure.png, predicted.h5ad, model and metrics.json to {out}.", soft_wrap=True
     )
+
+
+def _record(result: _Result, seed: int) -> dict:
+    """What is written about a prediction of held-out cells."""
+    return {
+        "metrics": result.metrics.to_dict(orient="index"),
+        "nearest": result.metrics.attrs["nearest"],
+        "seed": seed,
+        "n_cells": {
+            "predicted": result.predicted.n_obs,
+            "observed": result.split.observed.n_obs,
+        },
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    packages = ("trvae-tools", "scvi-tools", "torch", "anndata", "numpy", "scipy")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def _to_json(record: dict) -> str:
+    """JSON, which knows neither NaN nor numpy."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(key): plain(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [plain(one) for one in value]
+        value = value.item() if isinstance(value, np.generic) else value
+        return None if isinstance(value, float) and isnan(value) else value
+
+    return json.dumps(plain(record), indent=2, allow_nan=False, default=str)
+
+
+def _save_model(model: TRVAE, out: Path, overwrite: bool) -> dict:
+    model.save(str(out), overwrite=overwrite)
+    conditions = ", ".join(map(str, model.conditions))
+    console.print(f"Saved the model to {out}. Its conditions: {conditions}.", soft_wrap=True)
+    return {
+        "out": str(out),
+        "conditions": model.conditions,
+        "n_cells": model.adata.n_obs,
+        "seed": model.seed,
+        "final": {name: table.iloc[-1, 0] for name, table in (model.history or {}).items()},
+        "versions": _versions(),
+    }
+
+
+def _check_new(out: Path, overwrite: bool) -> None:
+    if out.exists() and not overwrite:
+        raise ValueError(f"{out} exists already. Name another folder, or give --overwrite.")
+
+
+def _read(path: Path, *, lazily: bool = False) -> AnnData:
+    """Read an h5ad file or a zarr store, or open it to be read bit by bit."""
+    if path.suffix == ".zarr":
+        return read_lazy(path) if lazily else read_zarr(path)
+    if path.suffix != ".h5ad":
+        raise ValueError(f"{path} is neither .h5ad nor .zarr.")
+    return read_h5ad(path, backed="r" if lazily else None)
 
 
 def _print_metrics(metrics: pd.DataFrame, title: str) -> None:
@@ -304,10 +420,3 @@ def _write(adata: AnnData, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with complete_or_absent(path) as unfinished:
         adata.write_h5ad(unfinished, compression="gzip")
-
-
-def _quiet() -> None:
-    """Leave progress bars and results on the screen, and nothing else."""
-    warnings.filterwarnings("ignore")
-    for name in ("lightning", "lightning.pytorch", "scvi"):
-        logging.getLogger(name).setLevel(logging.ERROR)
