@@ -17,6 +17,8 @@ extensions = [
 exclude_patterns = ["_build"]
 html_theme = "sphinx_book_theme"
 html_title = "trvae-tools"
+# Search is in the sidebar already.
+html_theme_options = {"navbar_persistent": []}
 nb_execution_mode = "off"
 autosummary_generate = True
 autodoc_typehints = "none"
