@@ -1,0 +1,54 @@
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import trvae
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def own_public_members(cls):
+    """Methods and properties that this package defines, however scvi-tools' are wrapped."""
+    for name in dir(cls):
+        member = inspect.getattr_static(cls, name)
+        function = getattr(member, "fget", None) or getattr(member, "__func__", member)
+        module = getattr(inspect.unwrap(function), "__module__", "") if callable(function) else ""
+        if not name.startswith("_") and module.startswith("trvae"):
+            yield name
+
+
+@pytest.mark.parametrize("cls", [trvae.TRVAE, trvae.TRVAEEnsemble])
+def test_every_public_method_is_in_the_reference(cls):
+    (listed,) = re.findall(
+        rf"autoclass:: {cls.__name__}\n\s+:members: (.*)", (DOCS / "api.md").read_text()
+    )
+    inherited = set(own_public_members(trvae.TRVAE)) if cls is trvae.TRVAEEnsemble else set()
+    assert set(own_public_members(cls)) - inherited <= set(listed.split(", "))
+
+
+def test_every_public_name_is_in_the_reference():
+    text = (DOCS / "api.md").read_text()
+    for name in trvae.__all__:
+        assert re.search(rf"(autoclass|autofunction|automodule):: (trvae\.)?{name}\b", text), name
+    for module in (trvae.metrics, trvae.pl, trvae.datasets):
+        for name in module.__all__:
+            assert inspect.getdoc(getattr(module, name)), name
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        member
+        for cls in (trvae.TRVAE, trvae.TRVAEEnsemble)
+        for name in own_public_members(cls)
+        if inspect.isfunction(inspect.unwrap(member := getattr(cls, name)))
+    ],
+    ids=lambda function: function.__qualname__,
+)
+def test_docstrings_name_every_argument(function):
+    doc = inspect.getdoc(function)
+    section = doc.partition("Parameters\n")[2].partition("\n\n")[0] + doc
+    for name in list(inspect.signature(function).parameters)[1:]:
+        assert re.search(rf"^\s*(.*, )?\*{{0,2}}{name}\b", section, re.MULTILINE), name
