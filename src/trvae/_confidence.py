@@ -199,7 +199,7 @@ def _root_mean_square(values: np.ndarray) -> np.ndarray:
 
 
 def _sentence(group: str, row: pd.Series, target: Any) -> str:
-    share = f"{row['supported']:.0%} of the {row['n_cells']:,} cells of {group}"
+    share = f"{row['supported']:.0%} of the {int(row['n_cells']):,} cells of {group}"
     if row["supported"] >= 0.5:
         sentence = (
             f"{share} are like cells seen under {target}, so that the prediction is close to data"

@@ -573,9 +573,9 @@ class TRVAE(
                 datamodule=datamodule,
                 **trainer_kwargs,
             )
-        if self.registry["setup_args"].get("labels_key") is not None:
-            self._learn_mean_profiles(datamodule)
-        self._keep_reference_cells(datamodule)
+            if self.registry["setup_args"].get("labels_key") is not None:
+                self._learn_mean_profiles(datamodule)
+            self._keep_reference_cells(datamodule)
 
     def _keep_reference_cells(self, datamodule: Any | None) -> None:
         """Keep how a sample of the cells is represented, all labels and conditions alike.
