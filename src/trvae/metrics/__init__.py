@@ -1,5 +1,6 @@
 """How well predicted cells agree with observed ones."""
 
+from trvae._strokes import stroke_thickness
 from trvae.metrics._differential_expression import (
     de_direction,
     de_overlap,
@@ -33,6 +34,7 @@ __all__ = [
     "r2_of_variances",
     "rank_changed_genes",
     "rmse_of_means",
+    "stroke_thickness",
     "transfer_metrics",
     "welch_t",
 ]
