@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.transforms import ScaledTranslation
 
 from trvae._data import check_choice, check_obs_column, join_names
 from trvae.pl._colors import BLUE, ORANGE, SEQUENTIAL
@@ -22,12 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _GROUPS = ("control", "predicted", "observed")
-# Told apart by lightness, and by the hatch where that is close.
-_FILLS: dict[str, dict] = {
-    "control": {"facecolor": "0.85"},
-    "predicted": {"facecolor": BLUE},
-    "observed": {"facecolor": ORANGE, "hatch": "////"},
-}
+# Told apart by lightness, too.
+_FILLS = {"control": "white", "predicted": BLUE, "observed": ORANGE}
 _UNIT = "log-normalised expression"
 # Area in square points of the dot of all cells, and distances in rows between labels.
 _LARGEST_DOT, _GAP = 110, 0.6
@@ -231,6 +228,7 @@ def _draw_violins(ax: Axes, values: _Values, title: str) -> None:
         for i, label in enumerate(values.labels)
         for j, group in enumerate(_GROUPS)
     }
+    left_of_ticks = ScaledTranslation(-3.2 * SMALL_FONT / 72, 0, ax.figure.dpi_scale_trans)
     n_genes = len(values.genes)
     for i, gene in enumerate(values.genes):
         panel = ax.inset_axes((0, 1 - (i + 0.9) / n_genes, 1, 0.9 / n_genes))
@@ -238,6 +236,7 @@ def _draw_violins(ax: Axes, values: _Values, title: str) -> None:
             _draw_violin(panel, cells[:, i], position[which], _FILLS[which[1]])
         panel.set_xlim(-1, max(position.values()) + 1)
         panel.set_ylabel(gene, rotation=0, ha="right", va="center", fontsize=SMALL_FONT)
+        panel.yaxis.set_label_coords(0, 0.5, panel.transAxes + left_of_ticks)
         panel.set_xticks([position[label, _GROUPS[1]] for label in values.labels], [])
         panel.tick_params(labelsize=SMALL_FONT, length=2)
         panel.locator_params(axis="y", nbins=3)
@@ -246,16 +245,16 @@ def _draw_violins(ax: Axes, values: _Values, title: str) -> None:
     legend_outside(
         ax,
         [
-            *(Patch(label=group, edgecolor="black", **_FILLS[group]) for group in _GROUPS),
+            *(Patch(label=group, edgecolor="black", facecolor=_FILLS[group]) for group in _GROUPS),
             Line2D([], [], color="black", linewidth=1.5, label="mean"),
         ],
     )
 
 
-def _draw_violin(ax: Axes, values: np.ndarray, position: int, fill: dict) -> None:
+def _draw_violin(ax: Axes, values: np.ndarray, position: int, fill: str) -> None:
     drawn: dict[str, Any] = ax.violinplot(
         [values], positions=[position], widths=0.95, showmeans=True, showextrema=False
     )
     (body,) = drawn["bodies"]
-    body.set(alpha=1, edgecolor="black", linewidth=0.5, **fill)
+    body.set(alpha=1, edgecolor="black", linewidth=0.5, facecolor=fill)
     drawn["cmeans"].set(color="black", linewidth=1.5)

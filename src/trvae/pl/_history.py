@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Those of the model's loss, with their units.
+# Terms of the model's loss, with their units.
 _TERMS = {
-    "objective": ("objective", "nats per cell"),
-    "reconstruction_loss": ("reconstruction loss", "nats per cell"),
-    "kl_local": ("KL divergence", "nats per cell"),
-    "mmd": ("squared MMD", "no unit"),
+    "objective": "objective [nats per cell]",
+    "reconstruction_loss": "reconstruction [nats per cell]",
+    "kl_local": "KL divergence [nats per cell]",
+    "mmd": "squared MMD",
 }
 _STYLES: dict[str, dict] = {
     "training": {"color": BLUE, "linestyle": "-", "marker": "o"},
@@ -120,10 +120,8 @@ def _draw(ax: Axes, term: str, curves: dict[str, pd.Series]) -> None:
             values = curves[kind]
             marker = style["marker"] if len(values) <= _EPOCHS_MARKED else None
             ax.plot(values.index, values, label=kind, markersize=3, **(style | {"marker": marker}))
-    title, unit = _TERMS.get(term, (term, None))
-    ax.set_title(title, fontsize="medium")
-    ax.set_xlabel("epoch")
-    ax.set_ylabel(unit or term)
+    ax.set_xlabel("epoch", fontsize=SMALL_FONT + 1)
+    ax.set_ylabel(_TERMS.get(term, term), fontsize=SMALL_FONT + 1)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     ax.tick_params(labelsize=SMALL_FONT)
     ax.spines[["top", "right"]].set_visible(False)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from matplotlib.transforms import Bbox
 
 from trvae._data import check_choice
 from trvae.metrics import pearson_of_change, r2_of_means, r2_of_variances
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 _AGREEMENT = {"mean": r2_of_means, "variance": r2_of_variances}
 _PANEL_SIZE = (4.2, 4.2)
+# Where names are tried: points between them and what they name, in each of these directions.
+_DISTANCES = (3, 10, 18, 27, 37, 48, 60)
+_DIRECTIONS = ((1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1))
 
 
 def mean_scatter(
@@ -192,27 +197,46 @@ def _draw(ax, x, y, *, names, named, quantity, title, note) -> None:
     ax.tick_params(labelsize=SMALL_FONT)
     ax.set_aspect("equal")
     ax.spines[["top", "right"]].set_visible(False)
-    _name_points(ax, x[named], y[named], [names[i] for i in named], limits)
     ax.text(0.03, 0.97, note, transform=ax.transAxes, va="top", fontsize=SMALL_FONT + 1)
+    _name_points(ax, x[named], y[named], [names[i] for i in named])
 
 
-def _name_points(ax, x, y, names, limits) -> None:
-    """Write names beside points, from the bottom up, none over another."""
-    # How much of the axes a line of text takes is known once they are laid out.
-    whole_figure(ax).draw_without_rendering()
-    points_high = ax.get_window_extent().height * 72 / ax.figure.dpi
-    step = 1.3 * SMALL_FONT / points_high * (limits[1] - limits[0])
-    right_half = x > np.mean(limits)
-    lowest_free = -np.inf
-    for i in np.argsort(y):
-        height = max(y[i], lowest_free)
-        lowest_free = height + step
-        ax.annotate(
+def _name_points(ax, x, y, names) -> None:
+    """Write names beside points where they cover least: no other name, few points."""
+    # How many pixels there are is known once the axes are laid out.
+    figure = whole_figure(ax)
+    figure.draw_without_rendering()
+    pixels = figure.dpi / 72
+    every_point = np.concatenate(
+        [ax.transData.transform(points.get_offsets()) for points in ax.collections]
+    )
+    frame = ax.get_window_extent()
+    taken: list[Bbox] = [text.get_window_extent() for text in ax.texts]
+    named = ax.transData.transform(np.column_stack([x, y]))
+    for i in np.argsort(-y):
+        text = ax.annotate(
             names[i],
             (x[i], y[i]),
-            xytext=(x[i] + (-1 if right_half[i] else 1) * step, height),
-            ha="right" if right_half[i] else "left",
+            xytext=(0, 0),
+            textcoords="offset points",
+            ha="center",
             va="center",
             fontsize=SMALL_FONT,
-            arrowprops={"arrowstyle": "-", "color": "0.5", "linewidth": 0.5},
+            arrowprops={"arrowstyle": "-", "color": "0.4", "linewidth": 0.5, "shrinkB": 2},
         )
+        size = np.array([text.get_window_extent().width, text.get_window_extent().height])
+        best: tuple[float, Bbox, np.ndarray] | None = None
+        for distance, direction in product(_DISTANCES, _DIRECTIONS):
+            offset = np.array(direction) * (size / 2 + distance * pixels)
+            corner = named[i] + offset - size / 2
+            box = Bbox.from_bounds(*corner, *size)
+            inside = ((every_point > box.min) & (every_point < box.max)).all(1)
+            is_bad = any(box.overlaps(other) for other in taken) or not (
+                frame.contains(*box.min) and frame.contains(*box.max)
+            )
+            cost = inside.sum() + distance / 10 + 1_000 * is_bad
+            if best is None or cost < best[0]:
+                best = (cost, box, offset)
+        assert best is not None
+        taken.append(best[1])
+        text.set_position(best[2] / pixels)
