@@ -128,7 +128,7 @@ def _values(groups, labels_key, labels, genes, n_genes, layer, library_key) -> _
     known = list(used.cat.categories)
     if labels is None:
         labels = known
-    labels = [labels] if isinstance(labels, str) else list(labels)
+    labels = [labels] if isinstance(labels, str) else list(dict.fromkeys(labels))
     if not labels or not set(labels) <= set(known):
         raise ValueError(f"labels={labels!r} are not among the predicted: {join_names(known)}.")
     cells = {

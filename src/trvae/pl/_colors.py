@@ -16,7 +16,7 @@ BLUE, ORANGE, VERMILLION = "#0072B2", "#E69F00", "#D55E00"
 SEQUENTIAL = "cividis_r"
 
 # Neighbours differ in lightness. Yellow is too light for points on white.
-_COLORS = (BLUE, ORANGE, "#000000", "#56B4E9", VERMILLION, "#CC79A7", "#009E73")
+_COLORS = (BLUE, ORANGE, VERMILLION, "#56B4E9", "#009E73", "#CC79A7", "#000000")
 # As their number has no factor in common with that of the colours, pairs repeat late.
 _MARKERS = ("o", "^", "s", "v", "D", "P", "X", "<")
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _AGREEMENT = {"mean": r2_of_means, "variance": r2_of_variances}
 _PANEL_SIZE = (4.2, 4.2)
 # Where names are tried: points between them and what they name, in each of these directions.
-_DISTANCES = (3, 10, 18, 27, 37, 48, 60)
+_DISTANCES = (4, 10, 18, 27, 37, 48, 60)
 _DIRECTIONS = ((1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1))
 
 
@@ -222,9 +222,10 @@ def _name_points(ax, x, y, names) -> None:
             ha="center",
             va="center",
             fontsize=SMALL_FONT,
-            arrowprops={"arrowstyle": "-", "color": "0.4", "linewidth": 0.5, "shrinkB": 2},
+            arrowprops={"arrowstyle": "-", "color": "0.4", "linewidth": 0.5, "shrinkB": 4},
         )
         size = np.array([text.get_window_extent().width, text.get_window_extent().height])
+        others = np.delete(named, i, axis=0)
         best: tuple[float, Bbox, np.ndarray] | None = None
         for distance, direction in product(_DISTANCES, _DIRECTIONS):
             offset = np.array(direction) * (size / 2 + distance * pixels)
@@ -234,7 +235,10 @@ def _name_points(ax, x, y, names) -> None:
             is_bad = any(box.overlaps(other) for other in taken) or not (
                 frame.contains(*box.min) and frame.contains(*box.max)
             )
-            cost = inside.sum() + distance / 10 + 1_000 * is_bad
+            # A name close to another named point would be taken for that one's.
+            near = box.padded(4 * pixels)
+            n_mistaken = ((others > near.min) & (others < near.max)).all(1).sum()
+            cost = inside.sum() + 3 * n_mistaken + distance / 10 + 1_000 * is_bad
             if best is None or cost < best[0]:
                 best = (cost, box, offset)
         assert best is not None
