@@ -222,9 +222,10 @@ def _name_points(ax, x, y, names) -> None:
             ha="center",
             va="center",
             fontsize=SMALL_FONT,
-            arrowprops={"arrowstyle": "-", "color": "0.4", "linewidth": 0.5, "shrinkB": 4},
+            arrowprops={"arrowstyle": "-", "color": "0.4", "linewidth": 0.5},
+            zorder=0.5,  # lines lie below the points that they lead to
         )
-        size = np.array([text.get_window_extent().width, text.get_window_extent().height])
+        size = text.get_window_extent().size
         others = np.delete(named, i, axis=0)
         best: tuple[float, Bbox, np.ndarray] | None = None
         for distance, direction in product(_DISTANCES, _DIRECTIONS):
