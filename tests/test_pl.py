@@ -567,5 +567,5 @@ def test_models_without_history(adata):
     trvae.TRVAE.setup_anndata(adata, condition_key="condition")
     with pytest.raises(RuntimeError, match=r"TRVAE has no training history.*model.train\(\)"):
         trvae.pl.history(trvae.TRVAE(adata, n_latent=2))
-    with pytest.raises(RuntimeError, match=r"TRVAEEnsemble has no history .*model.models\[0\]"):
+    with pytest.raises(ValueError, match=r"TRVAEEnsemble has no history .*model.models\[0\]"):
         trvae.pl.history(trvae.TRVAEEnsemble(adata, n_models=2, n_latent=2))

@@ -110,7 +110,7 @@ def response_by_label(
     n_labels, n_drawn = len(values.labels), len(values.genes)
     if kind == "dot":
         n_rows = len(values.of) + _GAP * n_labels
-        size = (0.32 * n_drawn + 2.9, max(0.19 * n_rows + 0.9, 3.2))
+        size = (0.32 * n_drawn + 2.9, max(0.19 * n_rows + 0.9, 2.6))
     else:
         size = (0.55 * n_labels + 2.3, 0.62 * n_drawn + 1.1)
     axes = output.axes(panel_size=size)
@@ -215,7 +215,7 @@ def _draw_dots(ax: Axes, values: _Values, title: str) -> None:
     )
     bar_axes = ax.inset_axes((1.06, 0.0, 0.05, 0.4))
     bar = ax.figure.colorbar(dots, cax=bar_axes)
-    bar.set_label(f"mean {_UNIT}", fontsize=SMALL_FONT)
+    bar.set_label(f"mean\n{_UNIT}", fontsize=SMALL_FONT)
     bar.ax.tick_params(labelsize=SMALL_FONT)
 
 
@@ -231,7 +231,7 @@ def _draw_violins(ax: Axes, values: _Values, title: str) -> None:
     left_of_ticks = ScaledTranslation(-3.2 * SMALL_FONT / 72, 0, ax.figure.dpi_scale_trans)
     n_genes = len(values.genes)
     for i, gene in enumerate(values.genes):
-        panel = ax.inset_axes((0, 1 - (i + 0.9) / n_genes, 1, 0.9 / n_genes))
+        panel = ax.inset_axes((0, 1 - (i + 0.84) / n_genes, 1, 0.84 / n_genes))
         for which, cells in values.of.items():
             _draw_violin(panel, cells[:, i], position[which], _FILLS[which[1]])
         panel.set_xlim(-1, max(position.values()) + 1)

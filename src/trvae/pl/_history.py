@@ -8,6 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from trvae._data import join_names
 from trvae.pl._colors import BLUE, ORANGE
+from trvae.pl._models import check_is_one_model
 from trvae.pl._output import SMALL_FONT, Output, legend_outside
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def history(
     RuntimeError
         If the model has no history.
     ValueError
-        If a term is not in the history, or ``ax`` has not as many axes as there are terms.
+        If a term is not in the history, ``ax`` has not as many axes as there are terms, or it is
+        an ensemble, whose models each have a history.
     """
     curves = _curves(model)
     if terms is None:
@@ -92,11 +94,7 @@ def history(
 
 def _curves(model: Any) -> dict[str, dict[str, pd.Series]]:
     """Terms of the history, each with what is known of it."""
-    if hasattr(model, "models"):
-        raise RuntimeError(
-            f"{type(model).__name__} has no history of its own, but each of its models has: plot "
-            "that of one, such as model.models[0]."
-        )
+    check_is_one_model(model, "history")
     logged = getattr(model, "history", None)
     if not logged:
         raise RuntimeError(

@@ -19,10 +19,11 @@ from trvae._data import (
     check_seed,
 )
 from trvae.pl._colors import styles
+from trvae.pl._models import check_is_one_model
 from trvae.pl._output import SMALL_FONT, Output, legend_outside
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
     from typing import Literal
 
@@ -97,8 +98,8 @@ def umap(
         If the model is not trained.
     ValueError
         If an argument is not one of those allowed, a column is missing or has more values than
-        can be told apart, there are no more cells than ``n_neighbors``, or the cells don't fit
-        the model.
+        can be told apart, there are no more cells than ``n_neighbors``, the cells don't fit the
+        model, or it is an ensemble, whose models each have a representation.
 
     References
     ----------
@@ -107,11 +108,7 @@ def umap(
     check_choice("representation", representation, (*_TITLES, "both"))
     check_positive_integer("n_neighbors", n_neighbors)
     check_seed(seed)
-    if hasattr(model, "models"):
-        raise ValueError(
-            f"{type(model).__name__} has no representation of its own, but each of its models "
-            "has: plot that of one, such as model.models[0]."
-        )
+    check_is_one_model(model, "representation")
     cells = model.adata if adata is None else adata
     if cells is None:
         raise ValueError("The model has no cells of its own. Give some: adata=...")
@@ -134,7 +131,9 @@ def umap(
     ]
     output = Output(ax, show, save, return_fig)
     n_panels = len(chosen) * len(columns)
-    axes = output.axes(n_panels, panel_size=(4.0, 2.9), n_columns=len(columns))
+    # Room for the cells and for the columns of the legend.
+    width = 2.7 + 1.3 * max(map(_legend_columns, looks))
+    axes = output.axes(n_panels, panel_size=(width, 2.9), n_columns=len(columns))
     order = np.random.default_rng(seed).permutation(len(positions))
     for i, panel in enumerate(axes):
         row, column = divmod(i, len(columns))
@@ -171,6 +170,10 @@ def _umap_coordinates(
     return reducer.fit_transform(values)
 
 
+def _legend_columns(groups: Collection) -> int:
+    return -(-len(groups) // _LEGEND_ROWS)
+
+
 def _draw(ax: Axes, coordinates: np.ndarray, column: pd.Series, look: dict) -> None:
     """Draw cells in the order given, so that no group lies on top of the others."""
     groups = list(look)
@@ -194,7 +197,7 @@ def _draw(ax: Axes, coordinates: np.ndarray, column: pd.Series, look: dict) -> N
             for group, style in look.items()
         ],
         title=column.name,
-        ncols=-(-len(groups) // _LEGEND_ROWS),
+        ncols=_legend_columns(groups),
         handletextpad=0.2,
     )
     ax.set(xlabel="UMAP 1", ylabel="UMAP 2", xticks=[], yticks=[])
