@@ -1,5 +1,8 @@
-"""Plots of predictions."""
+"""Plots of predictions, of representations and of training."""
 
+from trvae.pl._by_label import response_by_label
+from trvae.pl._history import history
 from trvae.pl._scatter import mean_scatter, response
+from trvae.pl._umap import umap
 
-__all__ = ["mean_scatter", "response"]
+__all__ = ["history", "mean_scatter", "response", "response_by_label", "umap"]

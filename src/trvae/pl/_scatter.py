@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING, Literal
 
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.transforms import Bbox
 
 from trvae._data import check_choice
-from trvae.metrics import (
-    log_normalized,
-    median_library_size,
-    pearson_of_change,
-    r2_of_means,
-    r2_of_variances,
-)
-from trvae.metrics._transfer_metrics import check_comparable
+from trvae.metrics import pearson_of_change, r2_of_means, r2_of_variances
+from trvae.pl._colors import BLUE, VERMILLION
+from trvae.pl._output import SMALL_FONT, Output, whole_figure
+from trvae.pl._values import chosen_genes, normalized
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,8 +22,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-_POINT, _NAMED = "#0072B2", "#D55E00"
+_AGREEMENT = {"mean": r2_of_means, "variance": r2_of_variances}
+_PANEL_SIZE = (4.2, 4.2)
+# Where names are tried: points between them and what they name, in each of these directions.
+_DISTANCES = (4, 10, 18, 27, 37, 48, 60)
+_DIRECTIONS = ((1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1))
 
 
 def mean_scatter(
@@ -34,18 +34,21 @@ def mean_scatter(
     observed: AnnData,
     control: AnnData | None = None,
     *,
-    statistic: Literal["mean", "variance"] = "mean",
+    statistic: Literal["mean", "variance", "both"] = "mean",
     genes: Sequence[str] | None = None,
     n_genes: int = 8,
     layer: str | None = None,
     library_key: str | None = None,
     title: str | None = None,
-    ax: Axes | None = None,
+    ax: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
     return_fig: bool = False,
-) -> Axes | Figure | None:
+) -> Axes | list[Axes] | Figure | None:
     """Each gene's mean (or variance) in predicted against observed cells.
+
+    Values are compared as ``log(1 + count / library size * median library size of control)``, or
+    as they are if they are log-normalised.
 
     Parameters
     ----------
@@ -55,7 +58,7 @@ def mean_scatter(
         The cells that the prediction was made from. With them, the genes that change most are
         named, otherwise those that the prediction misses most.
     statistic
-        ``"mean"`` or ``"variance"``.
+        ``"mean"``, ``"variance"``, or ``"both"`` in panels side by side.
     genes
         Genes to name in place of those.
     n_genes
@@ -65,42 +68,59 @@ def mean_scatter(
     title
         Title of the plot.
     ax
-        Axes to draw into, by default those of a new figure.
+        Axes to draw into, two of them for ``"both"``, by default those of a new figure.
     show
         Whether to show the figure, by default if none of ``ax``, ``save`` and ``return_fig`` is
         given.
     save
-        File to save the figure to.
+        File to save the figure to, in the format that its name ends with.
     return_fig
         Whether to return the figure.
 
     Returns
     -------
-    The axes, or the figure if ``return_fig``, or nothing if the figure is shown.
+    The axes, a list of them for ``"both"``, or the figure if ``return_fig``, or nothing if the
+    figure is shown.
 
     Raises
     ------
     ValueError
-        If ``statistic`` is not one of those, a gene is unknown, or the groups are not comparable
-        as in :func:`trvae.metrics.transfer_metrics`.
+        If ``statistic`` is not one of those, a gene is unknown, ``ax`` is not as many axes as
+        there are panels, or the groups are not comparable as in
+        :func:`trvae.metrics.transfer_metrics`.
     """
-    check_choice("statistic", statistic, ("mean", "variance"))
-    values = _normalize(
+    check_choice("statistic", statistic, (*_AGREEMENT, "both"))
+    values = normalized(
         {"predicted": predicted, "observed": observed, "control": control}, layer, library_key
     )
-    agreement = r2_of_means if statistic == "mean" else r2_of_variances
-    summary = {k: v.mean(0) if statistic == "mean" else v.var(0) for k, v in values.items()}
-    against = summary.get("control", summary["predicted"])
-    return _scatter(
-        summary["observed"],
-        summary["predicted"],
-        names=observed.var_names,
-        named=_genes_to_name(observed, genes, summary["observed"] - against, n_genes),
-        labels=(f"observed {statistic}", f"predicted {statistic}"),
-        title=title,
-        note=f"$R^2$ = {agreement(values['predicted'], values['observed']):.3f}",
-        output=(ax, show, save, return_fig),
-    )
+    statistics = list(_AGREEMENT) if statistic == "both" else [statistic]
+    summaries = [
+        {k: v.mean(0) if name == "mean" else v.var(0) for k, v in values.items()}
+        for name in statistics
+    ]
+    named = [
+        chosen_genes(
+            observed.var_names,
+            genes,
+            summary["observed"] - summary.get("control", summary["predicted"]),
+            n_genes,
+        )
+        for summary in summaries
+    ]
+    output = Output(ax, show, save, return_fig)
+    axes = output.axes(len(statistics), panel_size=_PANEL_SIZE, n_columns=2)
+    for panel, name, summary, genes_named in zip(axes, statistics, summaries, named, strict=True):
+        _draw(
+            panel,
+            summary["observed"],
+            summary["predicted"],
+            names=observed.var_names,
+            named=genes_named,
+            quantity=f"{name} of log-normalised expression",
+            title=title,
+            note=f"$R^2$ = {_AGREEMENT[name](values['predicted'], values['observed']):.3f}",
+        )
+    return output.finish(axes)
 
 
 def response(
@@ -137,93 +157,91 @@ def response(
         If a gene is unknown, or the groups are not comparable as in
         :func:`trvae.metrics.transfer_metrics`.
     """
-    values = _normalize(
+    values = normalized(
         {"predicted": predicted, "observed": observed, "control": control}, layer, library_key
     )
     before = values["control"].mean(0)
     observed_change = values["observed"].mean(0) - before
-    return _scatter(
+    named = chosen_genes(observed.var_names, genes, observed_change, n_genes)
+    output = Output(ax, show, save, return_fig)
+    axes = output.axes(panel_size=_PANEL_SIZE)
+    _draw(
+        axes[0],
         observed_change,
         values["predicted"].mean(0) - before,
         names=observed.var_names,
-        named=_genes_to_name(observed, genes, observed_change, n_genes),
-        labels=("observed change from control", "predicted change from control"),
+        named=named,
+        quantity="change of mean log-normalised expression",
         title=title,
         note=f"Pearson's $r$ = {pearson_of_change(*values.values()):.3f}",
-        output=(ax, show, save, return_fig),
     )
+    return output.finish(axes)
 
 
-def _normalize(
-    groups: dict[str, AnnData | None], layer: str | None, library_key: str | None
-) -> dict[str, np.ndarray]:
-    present = {name: adata for name, adata in groups.items() if adata is not None}
-    check_comparable(present, layer)
-    scale_to = present.get("control", present["observed"])
-    target_sum = median_library_size(scale_to, layer, library_key)
-    genes = present["observed"].var_names
-    return {
-        name: log_normalized(
-            adata[:, genes], target_sum=target_sum, layer=layer, library_key=library_key
-        )
-        for name, adata in present.items()
-    }
-
-
-def _genes_to_name(
-    observed: AnnData, genes: Sequence[str] | None, interest: np.ndarray, n_genes: int
-) -> np.ndarray:
-    if genes is None:
-        return np.argsort(-np.abs(interest))[:n_genes]
-    positions = observed.var_names.get_indexer(list(genes))
-    if (positions < 0).any():
-        raise ValueError(f"genes has names that are not in var_names: {list(genes)}.")
-    return positions
-
-
-def _scatter(x, y, *, names, named, labels, title, note, output):
-    ax, show, save, return_fig = output
-    given_ax = ax is not None
-    if not given_ax:
-        _, ax = plt.subplots(figsize=(4.5, 4.5), layout="constrained")
+def _draw(ax, x, y, *, names, named, quantity, title, note) -> None:
     low, high = min(x.min(), y.min()), max(x.max(), y.max())
     margin = 0.05 * (high - low or 1)
     limits = (low - margin, high + margin)
     ax.plot(limits, limits, color="0.6", linewidth=1, zorder=0)
-    ax.scatter(x, y, s=10, alpha=0.5, color=_POINT, linewidths=0, rasterized=True)
-    ax.scatter(x[named], y[named], s=18, color=_NAMED, linewidths=0)
-    _name_points(ax, x[named], y[named], [names[i] for i in named], limits)
-    ax.set(xlim=limits, ylim=limits, xlabel=labels[0], ylabel=labels[1], title=title or "")
+    ax.scatter(x, y, s=10, alpha=0.5, color=BLUE, linewidths=0, rasterized=True)
+    ax.scatter(x[named], y[named], s=20, color=VERMILLION, marker="D", linewidths=0)
+    ax.set(
+        xlim=limits,
+        ylim=limits,
+        xlabel=f"observed {quantity}",
+        ylabel=f"predicted {quantity}",
+        title=title or "",
+    )
+    for label in (ax.xaxis.label, ax.yaxis.label):
+        label.set_fontsize(SMALL_FONT + 1)
+    ax.tick_params(labelsize=SMALL_FONT)
     ax.set_aspect("equal")
-    ax.text(0.03, 0.97, note, transform=ax.transAxes, va="top")
     ax.spines[["top", "right"]].set_visible(False)
-
-    figure = ax.figure
-    if save is not None:
-        figure.savefig(save, dpi=200)
-    if return_fig:
-        return figure
-    if show or (show is None and not given_ax and save is None):
-        plt.show()
-        return None
-    return ax
+    ax.text(0.03, 0.97, note, transform=ax.transAxes, va="top", fontsize=SMALL_FONT + 1)
+    _name_points(ax, x[named], y[named], [names[i] for i in named])
 
 
-def _name_points(ax, x, y, names, limits) -> None:
-    """Write names beside points, from the bottom up, none over another."""
-    step = 0.045 * (limits[1] - limits[0])
-    order = np.argsort(y)
-    lowest_free = -np.inf
-    right_half = x > np.mean(limits)
-    for i in order:
-        height = max(y[i], lowest_free)
-        lowest_free = height + step
-        ax.annotate(
+def _name_points(ax, x, y, names) -> None:
+    """Write names beside points where they cover least: no other name, few points."""
+    # How many pixels there are is known once the axes are laid out.
+    figure = whole_figure(ax)
+    figure.draw_without_rendering()
+    pixels = figure.dpi / 72
+    every_point = np.concatenate(
+        [ax.transData.transform(points.get_offsets()) for points in ax.collections]
+    )
+    frame = ax.get_window_extent()
+    taken: list[Bbox] = [text.get_window_extent() for text in ax.texts]
+    named = ax.transData.transform(np.column_stack([x, y]))
+    for i in np.argsort(-y):
+        text = ax.annotate(
             names[i],
             (x[i], y[i]),
-            xytext=(x[i] + (-1 if right_half[i] else 1) * 1.2 * step, height),
-            ha="right" if right_half[i] else "left",
+            xytext=(0, 0),
+            textcoords="offset points",
+            ha="center",
             va="center",
-            fontsize=8,
-            arrowprops={"arrowstyle": "-", "color": "0.5", "linewidth": 0.5},
+            fontsize=SMALL_FONT,
+            arrowprops={"arrowstyle": "-", "color": "0.4", "linewidth": 0.5},
+            zorder=0.5,  # lines lie below the points that they lead to
         )
+        size = text.get_window_extent().size
+        others = np.delete(named, i, axis=0)
+        best: tuple[float, Bbox, np.ndarray] | None = None
+        for distance, direction in product(_DISTANCES, _DIRECTIONS):
+            offset = np.array(direction) * (size / 2 + distance * pixels)
+            corner = named[i] + offset - size / 2
+            box = Bbox.from_bounds(*corner, *size)
+            inside = ((every_point > box.min) & (every_point < box.max)).all(1)
+            is_bad = any(box.overlaps(other) for other in taken) or not (
+                frame.contains(*box.min) and frame.contains(*box.max)
+            )
+            # A name close to another named point would be taken for that one's.
+            near = box.padded(4 * pixels)
+            n_mistaken = ((others > near.min) & (others < near.max)).all(1).sum()
+            cost = inside.sum() + 3 * n_mistaken + distance / 10 + 1_000 * is_bad
+            if best is None or cost < best[0]:
+                best = (cost, box, offset)
+        assert best is not None
+        taken.append(best[1])
+        text.set_position(best[2] / pixels)

@@ -1,0 +1,125 @@
+"""How training went."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.ticker import MaxNLocator
+
+from trvae._data import join_names
+from trvae.pl._colors import BLUE, ORANGE
+from trvae.pl._models import check_is_one_model
+from trvae.pl._output import SMALL_FONT, Output, legend_outside
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Terms of the model's loss, with their units.
+_TERMS = {
+    "objective": "objective [nats per cell]",
+    "reconstruction_loss": "reconstruction [nats per cell]",
+    "kl_local": "KL divergence [nats per cell]",
+    "mmd": "squared MMD",
+}
+_STYLES: dict[str, dict] = {
+    "training": {"color": BLUE, "linestyle": "-", "marker": "o"},
+    "validation": {"color": ORANGE, "linestyle": "--", "marker": "s"},
+}
+# Up to so many epochs are told apart by markers; one alone would not be seen without.
+_EPOCHS_MARKED = 30
+
+
+def history(
+    model: Any,
+    *,
+    terms: Sequence[str] | None = None,
+    ax: Axes | Sequence[Axes] | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+    return_fig: bool = False,
+) -> Axes | list[Axes] | Figure | None:
+    """Training and validation terms of the loss over epochs, one panel a term.
+
+    Parameters
+    ----------
+    model
+        A trained :class:`~trvae.TRVAE`, or any other model that has ``history`` as scvi-tools'
+        models have it.
+    terms
+        What to draw of :meth:`trvae.TRVAE.train`'s ``history``, without ``_train`` or
+        ``_validation``: by default what there is of ``"objective"``, ``"reconstruction_loss"``
+        and ``"kl_local"`` (in nats per cell), and ``"mmd"`` (squared, before its weight).
+    ax
+        Axes to draw into, as many as there are terms, by default those of a new figure.
+    show, save, return_fig
+        As in :func:`mean_scatter`.
+
+    Returns
+    -------
+    The axes, a list of them if there are several terms, or the figure if ``return_fig``, or
+    nothing if the figure is shown.
+
+    Raises
+    ------
+    RuntimeError
+        If the model has no history.
+    ValueError
+        If a term is not in the history, ``ax`` has not as many axes as there are terms, or it is
+        an ensemble, whose models each have a history.
+    """
+    curves = _curves(model)
+    if terms is None:
+        terms = [term for term in _TERMS if term in curves] or list(curves)
+    elif isinstance(terms, str):
+        terms = [terms]
+    unknown = [term for term in terms if term not in curves]
+    if unknown or not terms:
+        raise ValueError(f"terms={terms!r} are not among {join_names(curves)}.")
+    output = Output(ax, show, save, return_fig)
+    axes = output.axes(len(terms), panel_size=(3.1, 2.3), n_columns=2)
+    for panel, term in zip(axes, terms, strict=True):
+        _draw(panel, term, curves[term])
+    handles: dict[str, Any] = {}
+    for panel in axes:
+        for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
+            handles.setdefault(name, handle)
+    legend_outside(axes[min(1, len(axes) - 1)], list(handles.values()))
+    return output.finish(axes)
+
+
+def _curves(model: Any) -> dict[str, dict[str, pd.Series]]:
+    """Terms of the history, each with what is known of it."""
+    check_is_one_model(model, "history")
+    logged = getattr(model, "history", None)
+    if not logged:
+        raise RuntimeError(
+            f"{type(model).__name__} has no training history: it was not trained yet, or with a "
+            "logger that keeps none. Call model.train() first."
+        )
+    curves: dict[str, dict[str, pd.Series]] = {}
+    for name, table in logged.items():
+        term, kind = name.removesuffix("_train"), "training"
+        if name.endswith("_validation"):
+            term, kind = name.removesuffix("_validation"), "validation"
+        elif name in ("train_loss", "validation_loss"):
+            term, kind = "loss", "training" if name == "train_loss" else "validation"
+        curves.setdefault(term, {})[kind] = table.iloc[:, 0].astype(float)
+    return curves
+
+
+def _draw(ax: Axes, term: str, curves: dict[str, pd.Series]) -> None:
+    for kind, style in _STYLES.items():
+        if kind in curves:
+            values = curves[kind]
+            marker = style["marker"] if len(values) <= _EPOCHS_MARKED else None
+            ax.plot(values.index, values, label=kind, markersize=3, **(style | {"marker": marker}))
+    ax.set_xlabel("epoch", fontsize=SMALL_FONT + 1)
+    ax.set_ylabel(_TERMS.get(term, term), fontsize=SMALL_FONT + 1)
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    ax.tick_params(labelsize=SMALL_FONT)
+    ax.spines[["top", "right"]].set_visible(False)
