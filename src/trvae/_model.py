@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, get_args
@@ -183,6 +184,7 @@ class TRVAE(
     Lotfollahi, Naghipourfar, Theis & Wolf, *Bioinformatics* 36, i610 (2020).
     """
 
+    is_trained_: bool
     _module_cls = TRVAEModule
     _data_splitter_cls = ConditionBalancedDataSplitter
     _training_plan_cls = TRVAETrainingPlan
@@ -566,7 +568,7 @@ class TRVAE(
         # A trained model is left in evaluation mode, in which further training would have neither
         # dropout nor batch statistics.
         self.module.train()
-        with seeded(self.seed):
+        with seeded(self.seed), self._with_a_history():
             super().train(
                 max_epochs=max_epochs,
                 accelerator=accelerator,
@@ -584,6 +586,16 @@ class TRVAE(
                 **trainer_kwargs,
             )
         self._learn_from_cells(datamodule)
+
+    @contextmanager
+    def _with_a_history(self) -> Iterator[None]:
+        """Let scvi-tools start a history, which it does of models only that are not trained."""
+        was_trained = self.is_trained_
+        self.is_trained_ = was_trained and self.history_ is not None
+        try:
+            yield
+        finally:
+            self.is_trained_ = was_trained or self.is_trained_
 
     def _learn_from_cells(self, datamodule: Any | None = None) -> None:
         """Learn what a trained model knows of its cells beside the weights."""
