@@ -653,7 +653,6 @@ class TRVAE(
             sample = {name: np.concatenate([known[name], sample[name]]) for name in sample}
         self.reference_cells_ = sample
 
-    @property
     def _kept_reference_cells(self) -> dict[str, np.ndarray]:
         if self.reference_cells_ is None:
             raise ValueError("No training cells are kept with this model: it was not trained so.")
@@ -867,7 +866,7 @@ class TRVAE(
             if isinstance(reference_model, str | Path)
             else reference_model
         )
-        reference_cells = reference._kept_reference_cells if match_reference else None
+        reference_cells = reference._kept_reference_cells() if match_reference else None
         if adata is not None and not kwargs.get("inplace_subset_query_vars"):
             adata = _with_genes(adata, reference._var_names)
         model = super().load_query_data(adata, reference, unfrozen=True, **kwargs)
