@@ -585,7 +585,7 @@ class TRVAE(
                 datamodule=datamodule,
                 **trainer_kwargs,
             )
-        self._learn_from_cells(datamodule)
+            self._learn_from_cells(datamodule)
 
     @contextmanager
     def _with_a_history(self) -> Iterator[None]:
