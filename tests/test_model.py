@@ -46,6 +46,16 @@ def test_load_with_anndata(trained, tmp_path):
     loaded.train(max_epochs=1, **QUIET)
 
 
+def test_a_model_that_was_never_trained_can_be_saved(adata, tmp_path):
+    trvae.TRVAE.setup_anndata(adata, condition_key="condition")
+    model = trvae.TRVAE(adata, seed=0, **SMALL)
+    model.save(str(tmp_path / "model"))
+    loaded = trvae.TRVAE.load(str(tmp_path / "model"), adata)
+    assert not loaded.is_trained_
+    for name, weights in model.module.state_dict().items():
+        assert torch.equal(loaded.module.state_dict()[name], weights), name
+
+
 def test_no_cells_of_its_own_and_none_given(trained, tmp_path):
     trained.save(str(tmp_path / "model"))
     loaded = trvae.TRVAE.load(str(tmp_path / "model"), adata=False)

@@ -101,6 +101,15 @@ def test_draws_depend_on_seed_and_name_only(trained, control, estimate):
     assert not predict(control, seed=1).equals(everything)
 
 
+def test_views_of_a_dense_matrix(trained, control):
+    control.X = control.X.toarray().astype(np.float32)
+    for view in (control[10:20], control[10:20, ::-1]):
+        predicted = trained.transfer(view, "treated")
+        np.testing.assert_array_equal(
+            dense(predicted), dense(trained.transfer(view.copy(), "treated"))
+        )
+
+
 def test_cells_of_one_name_draw_separately(trained, control):
     twice = control[[0, 0]].copy()
     predicted = dense(trained.transfer(twice, "treated", estimate="decoded"))

@@ -73,7 +73,7 @@ class ConfidenceMixin(_Model):
         return self._support_of(selection, target_condition, n_neighbors, batch_size)
 
     def _support_of(self, selection, target, n_neighbors, batch_size) -> pd.DataFrame:
-        reference = self._kept_reference_cells
+        reference = self._kept_reference_cells()
         seen = reference["z_mean"][reference["condition"] == self.conditions.index(target)]
         if len(seen) < 2:
             raise ValueError(f"Fewer than 2 training cells of {target!r} are kept with the model.")

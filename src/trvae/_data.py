@@ -313,6 +313,9 @@ def private_copy(adata: AnnData, var_names: np.ndarray, layer: str | None) -> An
         matrix = matrix[:, position]
     if sparse.issparse(matrix):
         matrix = matrix.tocsr()
+    elif isinstance(matrix, np.ndarray):
+        # The matrix of a view is of a class that torch takes no tensor from.
+        matrix = np.asarray(matrix)
     copy = AnnData(obs=adata.obs.copy(), var=adata.var.iloc[position].copy())
     if layer is None:
         copy.X = matrix

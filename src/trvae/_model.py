@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, get_args
@@ -56,6 +57,7 @@ from trvae._data import (
     positions_of_genes,
     private_copy,
 )
+from trvae._from_scarches import read_scarches
 from trvae._linear_response import group_means, group_means_of_blocks
 from trvae._mmd import BANDWIDTHS
 from trvae._module import (
@@ -130,6 +132,8 @@ class TRVAE(
         * ``"gene-condition"`` - one dispersion a gene and condition (for ``"normal"``: one
           standard deviation; Poisson has none)
         * ``"gene"`` - one a gene
+    nonnegative_mean
+        Whether the mean of the ``"normal"`` likelihood is never below 0.
     decoder
         One of:
 
@@ -180,6 +184,7 @@ class TRVAE(
     Lotfollahi, Naghipourfar, Theis & Wolf, *Bioinformatics* 36, i610 (2020).
     """
 
+    is_trained_: bool
     _module_cls = TRVAEModule
     _data_splitter_cls = ConditionBalancedDataSplitter
     _training_plan_cls = TRVAETrainingPlan
@@ -196,6 +201,7 @@ class TRVAE(
         dropout_rate: float = 0.1,
         gene_likelihood: GeneLikelihood = "nb",
         dispersion: Dispersion = "gene-condition",
+        nonnegative_mean: bool = False,
         decoder: DecoderName = "additive",
         effect_sizes: Sequence[int] = (64,),
         normalization: Normalization = "layer",
@@ -224,6 +230,11 @@ class TRVAE(
             raise ValueError(f"mmd_bandwidths={mmd_bandwidths!r} are not positive numbers.")
         if not is_number(linear_weight) or not 0 <= linear_weight <= 1:
             raise ValueError(f"linear_weight={linear_weight!r} is not a number from 0 to 1.")
+        if nonnegative_mean and gene_likelihood != "normal":
+            raise ValueError(
+                "nonnegative_mean=True is for gene_likelihood='normal': the mean of "
+                f"{gene_likelihood!r} is never below 0."
+            )
         if seed is not None:
             check_seed(seed)
         if registry is not None and registry.get("setup_method_name") == "setup_datamodule":
@@ -260,6 +271,7 @@ class TRVAE(
                 dropout_rate=dropout_rate,
                 gene_likelihood=gene_likelihood,
                 dispersion=dispersion,
+                nonnegative_mean=nonnegative_mean,
                 decoder=decoder,
                 effect_sizes=tuple(effect_sizes),
                 normalization=normalization,
@@ -556,7 +568,7 @@ class TRVAE(
         # A trained model is left in evaluation mode, in which further training would have neither
         # dropout nor batch statistics.
         self.module.train()
-        with seeded(self.seed):
+        with seeded(self.seed), self._with_a_history():
             super().train(
                 max_epochs=max_epochs,
                 accelerator=accelerator,
@@ -573,9 +585,23 @@ class TRVAE(
                 datamodule=datamodule,
                 **trainer_kwargs,
             )
-            if self.registry["setup_args"].get("labels_key") is not None:
-                self._learn_mean_profiles(datamodule)
-            self._keep_reference_cells(datamodule)
+            self._learn_from_cells(datamodule)
+
+    @contextmanager
+    def _with_a_history(self) -> Iterator[None]:
+        """Let scvi-tools start a history, which it does of models only that are not trained."""
+        was_trained = self.is_trained_
+        self.is_trained_ = was_trained and self.history_ is not None
+        try:
+            yield
+        finally:
+            self.is_trained_ = was_trained or self.is_trained_
+
+    def _learn_from_cells(self, datamodule: Any | None = None) -> None:
+        """Learn what a trained model knows of its cells beside the weights."""
+        if self.registry["setup_args"].get("labels_key") is not None:
+            self._learn_mean_profiles(datamodule)
+        self._keep_reference_cells(datamodule)
 
     def _keep_reference_cells(self, datamodule: Any | None) -> None:
         """Keep how a sample of the cells is represented, all labels and conditions alike.
@@ -627,7 +653,6 @@ class TRVAE(
             sample = {name: np.concatenate([known[name], sample[name]]) for name in sample}
         self.reference_cells_ = sample
 
-    @property
     def _kept_reference_cells(self) -> dict[str, np.ndarray]:
         if self.reference_cells_ is None:
             raise ValueError("No training cells are kept with this model: it was not trained so.")
@@ -708,6 +733,77 @@ class TRVAE(
             adata = _with_genes(adata, _registered_genes(registry))
         return super().load(str(dir_path), adata, *args, **kwargs)
 
+    @classmethod
+    def from_scarches(
+        cls,
+        path_or_model: str | Path | Any,
+        adata: AnnData,
+        *,
+        condition_key: str | None = None,
+        layer: str | None = None,
+        labels_key: str | None = None,
+        library_key: str | None = None,
+    ) -> TRVAE:
+        """Take over a trained TRVAE of scArches 0.6.
+
+        The latent representation (the posterior mean), the first decoder layer and the decoded
+        means stay the same. scArches is not needed, and nothing that its files might hold beside
+        settings and weights is run.
+
+        Parameters
+        ----------
+        path_or_model
+            Folder that scArches saved the model in, or the model itself.
+        adata
+            Cells of all the model's conditions, with what it was trained on: counts for
+            ``recon_loss`` ``"nb"`` and ``"zinb"``, log-normalised values for ``"mse"``. Genes are
+            matched by name. It is not changed: the model has a copy that shares the matrix where
+            genes and format allow it.
+        condition_key
+            Key in ``adata.obs`` of the conditions, by default the one that scArches was given.
+        layer, labels_key, library_key
+            As in :meth:`setup_anndata`. scArches trained without labels, but a counterfactual
+            learns from them.
+
+        Returns
+        -------
+        A trained model with ``decoder="conditional"``, without :attr:`history`.
+
+        Raises
+        ------
+        ValueError
+            If a file is missing, damaged or holds other things; the model is not trained or has
+            what there is no counterpart of (fewer than two conditions, an ``mmd_boundary``); or a
+            gene, a column or cells of a condition are missing, or cells are of a condition that
+            the model doesn't know.
+
+        Notes
+        -----
+        scArches adds 1e-4 to the posterior variance of ``z``, which is left out here. The squared
+        error of ``"mse"`` is taken as a normal likelihood of variance 1/2, and scArches' ``beta``
+        as an ``mmd_weight`` of 19 times as much, since its kernel is the sum over 19 bandwidths.
+
+        References
+        ----------
+        Lotfollahi et al., *Nature Biotechnology* 40, 121 (2022).
+        """
+        scarches = read_scarches(path_or_model)
+        condition_key = condition_key or scarches.settings["condition_key"]
+        cells = scarches.cells(adata, condition_key, layer)
+        cls.setup_anndata(
+            cells,
+            condition_key=condition_key,
+            layer=layer,
+            labels_key=labels_key,
+            library_key=library_key,
+        )
+        model = cls(cells, **scarches.arguments())
+        scarches.copy_weights(model.module)
+        model.module.eval()
+        model.is_trained_ = True
+        model._learn_from_cells()
+        return model
+
     def _without_cells(self) -> TRVAE:
         """The model as it would come from disk, on the CPU and without an AnnData."""
         with TemporaryDirectory() as folder:
@@ -770,7 +866,7 @@ class TRVAE(
             if isinstance(reference_model, str | Path)
             else reference_model
         )
-        reference_cells = reference._kept_reference_cells if match_reference else None
+        reference_cells = reference._kept_reference_cells() if match_reference else None
         if adata is not None and not kwargs.get("inplace_subset_query_vars"):
             adata = _with_genes(adata, reference._var_names)
         model = super().load_query_data(adata, reference, unfrozen=True, **kwargs)

@@ -78,6 +78,8 @@ class TRVAEModule(BaseMinifiedModeModuleClass):
         Whether a registered size factor scales the rates in place of the library size.
     n_latent, hidden_sizes, dropout_rate, normalization, gene_likelihood, dispersion
         See :class:`~trvae.TRVAE`.
+    nonnegative_mean
+        See :class:`~trvae.TRVAE`.
     decoder, effect_sizes, mmd_weight, mmd_layer, mmd_within_labels, mmd_bandwidths
         See :class:`~trvae.TRVAE`.
     """
@@ -96,6 +98,7 @@ class TRVAEModule(BaseMinifiedModeModuleClass):
         dropout_rate: float,
         gene_likelihood: GeneLikelihood,
         dispersion: Dispersion,
+        nonnegative_mean: bool = False,
         decoder: DecoderName,
         effect_sizes: Sequence[int],
         normalization: Normalization,
@@ -111,6 +114,7 @@ class TRVAEModule(BaseMinifiedModeModuleClass):
         self.n_latent = n_latent
         self.gene_likelihood = gene_likelihood
         self.dispersion = dispersion
+        self.nonnegative_mean = nonnegative_mean
         self.use_size_factor_key = use_size_factor_key
         # scvi-tools asks for it: the library size is never a latent variable here.
         self.use_observed_lib_size = True
@@ -336,7 +340,8 @@ class TRVAEModule(BaseMinifiedModeModuleClass):
             log_dispersion = self.log_dispersion.weight
             dispersion = of_cells(log_dispersion.exp())
         if self.gene_likelihood == "normal":
-            return Normal(logits, dispersion, of_cells(log_dispersion))
+            mean = torch.relu(logits) if self.nonnegative_mean else logits
+            return Normal(mean, dispersion, of_cells(log_dispersion))
 
         if self.use_size_factor_key:
             # For very negative logits softplus is 0 in float32, but its log is the logit.
