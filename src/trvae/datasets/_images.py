@@ -150,8 +150,8 @@ def read_images(
 def _read_image(path: Path, size: int | None) -> np.ndarray:
     """Integers, ``height x width x 1`` if the image is grey, else ``x 3``."""
     try:
-        with Image.open(path) as image:
-            image = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+        with Image.open(path) as file:
+            image = file.convert("L" if file.mode in ("1", "L", "LA") else "RGB")
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"{path} can't be read as an image: {error}") from error
     if size is not None:
