@@ -36,6 +36,7 @@ from scvi.module._constants import MODULE_KEYS
 from scvi.utils import setup_anndata_dsp
 from scvi.utils._docstrings import devices_dsp
 
+from trvae._base_module import FIRST_LAYER_KEY, MMDLayer
 from trvae._confidence import ConfidenceMixin
 from trvae._data import (
     UsedCategoricalObsField,
@@ -60,14 +61,7 @@ from trvae._data import (
 from trvae._from_scarches import read_scarches
 from trvae._linear_response import group_means, group_means_of_blocks
 from trvae._mmd import BANDWIDTHS
-from trvae._module import (
-    FIRST_LAYER_KEY,
-    DecoderName,
-    Dispersion,
-    GeneLikelihood,
-    MMDLayer,
-    TRVAEModule,
-)
+from trvae._module import DecoderName, Dispersion, GeneLikelihood, TRVAEModule
 from trvae._nn import Normalization
 from trvae._ranking import RankingMixin
 from trvae._seed import overriding, seeded, with_seed

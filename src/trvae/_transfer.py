@@ -16,6 +16,7 @@ from scvi import REGISTRY_KEYS, settings
 from scvi.data._utils import _get_adata_minify_type
 from scvi.module._constants import MODULE_KEYS
 
+from trvae._base_module import BASE_KEY
 from trvae._counterfactual import (
     count_quantile,
     draw_counts,
@@ -33,7 +34,6 @@ from trvae._data import (
     join_names,
 )
 from trvae._linear_response import MIN_LABELS, ResponseOfLabels
-from trvae._module import BASE_KEY
 from trvae._stream import check_output, in_memory, on_cluster, read_rows, write_in_chunks
 
 if TYPE_CHECKING:
@@ -581,6 +581,7 @@ class TransferMixin(_Model):
             for source, response in selection.responses.items()
             if draw is not None
         }
+        is_counts = self.module.is_count_model
         batch_size = batch_size or settings.batch_size
         loader = self._make_data_loader(
             selection.registered, indices=selection.indices, batch_size=batch_size
@@ -623,8 +624,8 @@ class TransferMixin(_Model):
                 # All cells are under one condition.
                 _to_numpy(target_px.theta[:1]) if hasattr(target_px, "theta") else None,
                 _to_numpy(target_px.zi_probs) if hasattr(target_px, "zi_probs") else None,
-                None if self.module.is_count_model else _to_numpy(source.stddev),
-                None if self.module.is_count_model else _to_numpy(target_px.stddev[:1]),
+                None if is_counts else _to_numpy(self.module.residual_sd(source)),
+                None if is_counts else _to_numpy(self.module.residual_sd(target_px)[:1]),
             )
 
     def _response_of_labels(self, source: int, target: int) -> ResponseOfLabels | None:
