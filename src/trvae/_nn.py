@@ -38,12 +38,58 @@ class CovariateSizes(NamedTuple):
         return self._replace(n_conditions=0)
 
 
-class CovariateLinear(nn.Module):
+class CovariateOffset(nn.Module):
+    """What the condition and the covariates add: a linear map of their one-hot encodings.
+
+    Each categorical covariate keeps its own table with a row for each category, so that a new
+    category (reference mapping) appends a row to the right table.
+
+    Parameters
+    ----------
+    n_out
+        Number of output features.
+    sizes
+        Covariates that enter. The condition stays out if ``n_conditions`` is 0.
+    n_other
+        Number of features that enter beside them, for the scale of the tables.
+    """
+
+    def __init__(self, n_out: int, sizes: CovariateSizes, n_other: int = 0):
+        super().__init__()
+        self.condition = (
+            nn.Embedding(sizes.n_conditions, n_out) if sizes.n_conditions > 0 else None
+        )
+        self.categorical = nn.ModuleList(nn.Embedding(n, n_out) for n in sizes.n_cats_per_cov)
+        self.continuous = (
+            nn.Linear(sizes.n_continuous_cov, n_out, bias=False)
+            if sizes.n_continuous_cov > 0
+            else None
+        )
+        # The scale that nn.Linear gives the columns of a concatenated one-hot encoding.
+        bound = max(n_other + sum(sizes.n_cats_per_cov) + sizes.n_conditions, 1) ** -0.5
+        for table in self.category_tables():
+            nn.init.uniform_(table.weight, -bound, bound)
+
+    def category_tables(self) -> list[nn.Embedding]:
+        """The tables of the condition (if it enters) and of the categorical covariates."""
+        tables = [self.condition, *self.categorical]
+        return [table for table in tables if isinstance(table, nn.Embedding)]
+
+    def added_to(self, out: torch.Tensor, covariates: Covariates) -> torch.Tensor:
+        """Add to ``... x n_cells x n_out``."""
+        if self.condition is not None:
+            out = out + self.condition(covariates.condition)
+        for i, table in enumerate(self.categorical):
+            out = out + table(covariates.categorical[:, i])  # type: ignore[index]
+        if self.continuous is not None:
+            out = out + self.continuous(covariates.continuous)
+        return out
+
+
+class CovariateLinear(CovariateOffset):
     """A linear layer of ``[x, condition, covariates]`` with a weight block for each covariate.
 
-    It equals a linear layer of the concatenated one-hot encodings. Each categorical covariate
-    keeps its own table with a row for each category, so that a new category (reference mapping)
-    appends a row to the right table.
+    It equals a linear layer of the concatenated one-hot encodings.
 
     Parameters
     ----------
@@ -56,37 +102,14 @@ class CovariateLinear(nn.Module):
     """
 
     def __init__(self, n_in: int, n_out: int, sizes: CovariateSizes):
-        super().__init__()
-        self.linear: nn.Module = nn.Linear(n_in, n_out)
-        self.condition = (
-            nn.Embedding(sizes.n_conditions, n_out) if sizes.n_conditions > 0 else None
-        )
-        self.categorical = nn.ModuleList(nn.Embedding(n, n_out) for n in sizes.n_cats_per_cov)
-        self.continuous = (
-            nn.Linear(sizes.n_continuous_cov, n_out, bias=False)
-            if sizes.n_continuous_cov > 0
-            else None
-        )
-        # The scale that nn.Linear gives the columns of a concatenated one-hot encoding.
-        bound = (n_in + sum(sizes.n_cats_per_cov) + sizes.n_conditions) ** -0.5
-        for table in self.category_tables():
-            nn.init.uniform_(table.weight, -bound, bound)
-
-    def category_tables(self) -> list[nn.Embedding]:
-        """The tables of the condition (if it enters) and of the categorical covariates."""
-        tables = [self.condition, *self.categorical]
-        return [table for table in tables if isinstance(table, nn.Embedding)]
+        # Weights are drawn in this order.
+        linear = nn.Linear(n_in, n_out)
+        super().__init__(n_out, sizes, n_in)
+        self.linear: nn.Module = linear
 
     def forward(self, x: torch.Tensor, covariates: Covariates) -> torch.Tensor:
         """Map ``... x n_cells x n_in`` to ``... x n_cells x n_out``."""
-        out = self.linear(x)
-        if self.condition is not None:
-            out = out + self.condition(covariates.condition)
-        for i, table in enumerate(self.categorical):
-            out = out + table(covariates.categorical[:, i])  # type: ignore[index]
-        if self.continuous is not None:
-            out = out + self.continuous(covariates.continuous)
-        return out
+        return self.added_to(self.linear(x), covariates)
 
 
 class Dropout(nn.Dropout):

@@ -1,0 +1,135 @@
+"""The convolutional encoder and decoder of images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from trvae._nn import CovariateOffset, DecoderOutput
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from trvae._nn import Covariates, CovariateSizes
+
+# Of leaky ReLUs, as in the paper's networks of images.
+_SLOPE = 0.2
+
+
+def grids(height: int, width: int, n_halvings: int) -> list[tuple[int, int]]:
+    """Sizes of an image halved repeatedly, the image's own first; odd sizes are rounded up."""
+    sizes = [(height, width)]
+    for _ in range(n_halvings):
+        height, width = -(-height // 2), -(-width // 2)
+        sizes.append((height, width))
+    return sizes
+
+
+class ImageEncoder(nn.Module):
+    """An image and a plane of its condition and covariates to a map of ``q(z | x)``.
+
+    Parameters
+    ----------
+    image_shape
+        Height, width and number of channels.
+    n_latent
+        Channels of the latent map.
+    channels
+        Channels of the convolutions, each of which halves height and width.
+    sizes
+        Covariates that enter, in a plane beside the image's channels.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        n_latent: int,
+        channels: Sequence[int],
+        sizes: CovariateSizes,
+    ):
+        super().__init__()
+        self.height, self.width, n_channels = image_shape
+        self.plane = CovariateOffset(self.height * self.width, sizes)
+        widths = [n_channels + 1, *channels]
+        self.convolutions = nn.Sequential(
+            *(
+                layer
+                for before, after in zip(widths[:-1], widths[1:], strict=True)
+                for layer in (
+                    nn.Conv2d(before, after, 3, stride=2, padding=1),
+                    nn.LeakyReLU(_SLOPE),
+                )
+            )
+        )
+        self.mean = nn.Conv2d(channels[-1], n_latent, 1)
+        self.log_variance = nn.Conv2d(channels[-1], n_latent, 1)
+
+    def forward(
+        self, images: torch.Tensor, covariates: Covariates
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map ``n_images x n_channels x height x width`` to mean and standard deviation.
+
+        Both are ``n_images x (n_latent * height * width of the latent map)``.
+        """
+        empty = images.new_zeros(len(images), self.height * self.width)
+        plane = self.plane.added_to(empty, covariates).view(-1, 1, self.height, self.width)
+        hidden = self.convolutions(torch.cat([images, plane], 1))
+        scale = torch.exp(0.5 * self.log_variance(hidden).flatten(1)).clamp(min=1e-4)
+        return self.mean(hidden).flatten(1), scale
+
+
+class ImageDecoder(nn.Module):
+    """A latent map to an image; condition and covariates enter the first layer.
+
+    Parameters
+    ----------
+    image_shape, n_latent, channels, sizes
+        As in :class:`ImageEncoder`, whose convolutions it reverses.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        n_latent: int,
+        channels: Sequence[int],
+        sizes: CovariateSizes,
+    ):
+        super().__init__()
+        height, width, n_channels = image_shape
+        *self.larger_grids, self.latent_grid = grids(height, width, len(channels))
+        self.n_latent = n_latent
+        self.first = nn.Conv2d(n_latent, channels[-1], 3, padding=1)
+        self.offset = CovariateOffset(channels[-1], sizes, 9 * n_latent)
+        self.second = nn.Conv2d(channels[-1], channels[-1], 3, padding=1)
+        widths = [*reversed(channels), channels[0]]
+        self.enlarging = nn.ModuleList(
+            nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)
+            for before, after in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.logits = nn.Conv2d(channels[0], n_channels, 3, padding=1)
+
+    def forward(
+        self, z: torch.Tensor, covariates: Covariates, base: DecoderOutput | None = None
+    ) -> DecoderOutput:
+        """Decode ``... x n_images x n_z``; there is no ``base`` here.
+
+        The first layer is flattened, and logits are in the order of the registered pixels: height,
+        width, channels.
+        """
+        *draws, n_images, _ = z.shape
+        maps = self.first(z.reshape(-1, self.n_latent, *self.latent_grid))
+        # Every position of an image gets the same.
+        positions_last = maps.view(*draws, n_images, *maps.shape[1:]).flatten(-2).movedim(-1, 0)
+        shifted = self.offset.added_to(positions_last, covariates).movedim(0, -1)
+        first = torch.relu(shifted).reshape(maps.shape)
+        hidden = torch.relu(self.second(first))
+        for layer, (height, width) in zip(
+            self.enlarging, reversed(self.larger_grids), strict=True
+        ):
+            hidden = torch.relu(layer(hidden)[..., :height, :width])
+        logits = self.logits(hidden).movedim(1, -1)
+        return DecoderOutput(
+            first.reshape(*draws, n_images, -1), logits.reshape(*draws, n_images, -1), None
+        )
