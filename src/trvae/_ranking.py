@@ -76,8 +76,9 @@ class RankingMixin(_Model):
         that real cells respond: every prediction is of the same model, and more cells make it
         smaller.
         """
+        cells = self._cells_of(self._own_cells() if adata is None else adata)
         transferred = self.transfer(
-            adata,
+            cells,
             target_condition,
             source_condition=source_condition,
             indices=indices,
@@ -85,8 +86,8 @@ class RankingMixin(_Model):
             batch_size=batch_size,
         )
         if reference is None:
-            given = self._own_cells() if adata is None else adata
-            reference = given[self._chosen_cells(given.obs, source_condition, indices)[0]]
+            reference = cells[self._chosen_cells(cells.obs, source_condition, indices)[0]]
+        reference = self._cells_of(reference)
         missing = transferred.var_names.difference(reference.var_names)
         if len(missing) > 0:
             raise ValueError(

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from mudata import MuData
 from scipy import sparse
 from scvi import REGISTRY_KEYS, settings
 from scvi.data._utils import _get_adata_minify_type
@@ -31,9 +32,11 @@ from trvae._data import (
     get_matrix,
     is_number,
     join_names,
+    with_matrix,
 )
 from trvae._linear_response import MIN_LABELS, ResponseOfLabels
 from trvae._module import BASE_KEY
+from trvae._mudata import with_prediction
 from trvae._stream import check_output, in_memory, on_cluster, read_rows, write_in_chunks
 
 if TYPE_CHECKING:
@@ -51,7 +54,7 @@ _DRAW_EXPRESSION, _DRAW_LATENT = 0, 1
 
 
 @dataclass(frozen=True)
-class _Selection:
+class Selection:
     """The cells to transfer."""
 
     adata: AnnData
@@ -69,7 +72,7 @@ class _Selection:
     """What each selected cell's random numbers are drawn from, beside the seed."""
 
 
-class _Minibatch(NamedTuple):
+class Minibatch(NamedTuple):
     """A minibatch decoded under both conditions. Arrays are ``n_cells x n_genes``."""
 
     cells: np.ndarray
@@ -100,7 +103,7 @@ class TransferMixin(_Model):
 
     def transfer(
         self,
-        adata: AnnData | None = None,
+        adata: AnnData | MuData | None = None,
         target_condition: Any = None,
         *,
         source_condition: Any = None,
@@ -112,7 +115,7 @@ class TransferMixin(_Model):
         chunk_size: int = 10_000,
         progress_bar: bool = True,
         client: Any | None = None,
-    ) -> AnnData | Path:
+    ) -> AnnData | MuData | Path:
         r"""Predict cells as they would be under another condition.
 
         The cells are encoded under their own condition and decoded under both; :math:`r_0, r_1`
@@ -129,7 +132,8 @@ class TransferMixin(_Model):
         adata
             Cells to transfer, by default those that the model was trained on. Genes are matched
             by name. It is not changed. With ``out`` it may be backed, lazy or of dask arrays, and
-            no more than a chunk of it is read at once.
+            no more than a chunk of it is read at once (of a MuData, of the modality with the
+            expression). A model of MuData takes an AnnData, too, that has all columns.
         target_condition
             The condition to predict.
         source_condition
@@ -149,8 +153,8 @@ class TransferMixin(_Model):
         batch_size
             Cells decoded at once, by default ``scvi.settings.batch_size``.
         out
-            ``.h5ad`` or ``.zarr`` to write the result to, in place of returning it. Chunks are
-            kept beside it until all are done: after an interruption, the same call goes on where
+            ``.h5ad`` (of a MuData ``.h5mu``) or ``.zarr`` to write the result to, in place of
+            returning it. Chunks are kept beside it until all are done: after an interruption, the same call goes on where
             it stopped.
         chunk_size
             Cells read and written at once if there is ``out``.
@@ -166,7 +170,8 @@ class TransferMixin(_Model):
         was registered: integer counts, or log-normalised values, in ``X`` (and in the registered
         layer, if any). Names, order, ``obs`` and ``var`` are those of ``adata``, with the target
         in the column of conditions and without genes that the model doesn't know; ``uns["trvae"]``
-        tells where the prediction comes from.
+        tells where the prediction comes from. Of a MuData, this takes the place of the modality
+        with the expression; other modalities, and ``obs``, are those of the MuData.
 
         Raises
         ------
@@ -184,9 +189,10 @@ class TransferMixin(_Model):
         Transferring between conditions goes back to Lotfollahi et al., *Bioinformatics* 36, i610
         (2020), section 2, who take the decoded mean.
         """
+        data = self._own_cells() if adata is None else adata
         if out is not None:
             return self._transfer_to_disk(
-                check_output(out), adata, target_condition, source_condition, indices, estimate,
+                check_output(out, isinstance(data, MuData)), data, target_condition, source_condition, indices, estimate,
                 seed, batch_size, chunk_size, progress_bar, client,
             )  # fmt: skip
         if client is not None:
@@ -195,10 +201,11 @@ class TransferMixin(_Model):
             adata, target_condition, source_condition, indices, estimate, seed
         )
         matrix = self._predict(selection, target_condition, estimate, seed, batch_size)
-        return self._as_anndata(matrix, selection, target_condition, estimate, seed)
+        predicted = self._as_anndata(matrix, selection, target_condition, estimate, seed)
+        return self._in_place_of(data, selection, predicted)
 
     def _predict(
-        self, selection: _Selection, target: Any, estimate: Estimate, seed: int, batch_size
+        self, selection: Selection, target: Any, estimate: Estimate, seed: int, batch_size
     ) -> np.ndarray | sparse.csr_matrix:
         """Predict the selected cells, ``n_cells x n_genes``."""
         blocks = []
@@ -213,11 +220,11 @@ class TransferMixin(_Model):
         return sparse.vstack(blocks, "csr") if self.data_is_sparse_ else np.concatenate(blocks)
 
     def _transfer_to_disk(
-        self, out, adata, target, source, indices, estimate, seed, batch_size, chunk_size,
+        self, out, data, target, source, indices, estimate, seed, batch_size, chunk_size,
         progress_bar, client,
     ) -> Path:  # fmt: skip
         check_positive_integer("chunk_size", chunk_size)
-        adata = self._own_cells() if adata is None else adata
+        adata = self._cells_of(data)
         if _get_adata_minify_type(adata) is not None:
             raise ValueError("Cells of a minified AnnData can't be written to out.")
         obs, var, matrix = (
@@ -230,12 +237,7 @@ class TransferMixin(_Model):
 
         def read(chunk: slice) -> AnnData:
             rows = positions[chunk]
-            cells = AnnData(obs=obs.iloc[rows], var=var)
-            if self._layer is None:
-                cells.X = read_rows(matrix, rows)
-            else:
-                cells.layers[self._layer] = read_rows(matrix, rows)
-            return cells
+            return with_matrix(obs.iloc[rows], var, self._layer, read_rows(matrix, rows))
 
         def arguments(number: int) -> tuple:
             chunk = slice(number * chunk_size, (number + 1) * chunk_size)
@@ -254,9 +256,11 @@ class TransferMixin(_Model):
         # What can be wrong with arguments and genes is known before anything is written.
         one = self._select(read(slice(0, 1)), target, source, None, estimate, seed)
         everything = replace(one, adata=AnnData(obs=obs), indices=positions, source=conditions)
+        skeleton = self._as_anndata(None, everything, target, estimate, seed)
         write_in_chunks(
             out,
-            self._as_anndata(None, everything, target, estimate, seed),
+            self._in_place_of(data, everything, skeleton),
+            self._modality if isinstance(data, MuData) else None,
             [] if self._layer is None else [self._layer],
             -(-len(positions) // chunk_size),
             predict,
@@ -284,7 +288,7 @@ class TransferMixin(_Model):
     @torch.inference_mode()
     def get_transferred_expression(
         self,
-        adata: AnnData | None = None,
+        adata: AnnData | MuData | None = None,
         target_condition: Any = None,
         *,
         source_condition: Any = None,
@@ -368,7 +372,7 @@ class TransferMixin(_Model):
     @torch.inference_mode()
     def get_transferred_means(
         self,
-        adata: AnnData | None = None,
+        adata: AnnData | MuData | None = None,
         target_condition: Any = None,
         *,
         source_condition: Any = None,
@@ -444,7 +448,7 @@ class TransferMixin(_Model):
             index=selection.registered.var_names[columns],
         )
 
-    def _columns(self, selection: _Selection, gene_list: Sequence[str] | None) -> np.ndarray:
+    def _columns(self, selection: Selection, gene_list: Sequence[str] | None) -> np.ndarray:
         """Positions, among the model's genes, of those to return."""
         return selection.gene_order if gene_list is None else self._known_genes(gene_list)
 
@@ -465,7 +469,7 @@ class TransferMixin(_Model):
 
     # ------------------------------------------------------------------- selection
 
-    def _select(self, adata, target, source, indices, estimate, seed) -> _Selection:
+    def _select(self, adata, target, source, indices, estimate, seed) -> Selection:
         """Check what was asked for and find the cells."""
         self._check_if_trained(warn=False)
         check_choice("estimate", estimate, get_args(Estimate))
@@ -487,7 +491,7 @@ class TransferMixin(_Model):
             if estimate == "counterfactual" and source_code != code
             if (response := self._response_of_labels(source_code, code)) is not None
         }
-        return _Selection(
+        return Selection(
             adata,
             registered,
             positions,
@@ -519,7 +523,7 @@ class TransferMixin(_Model):
             )
         return positions, conditions
 
-    def _own_cells(self) -> AnnData:
+    def _own_cells(self) -> AnnData | MuData:
         if self.adata is None:
             raise ValueError("The model has no AnnData of its own. Pass the cells: adata=...")
         return self.adata
@@ -527,7 +531,8 @@ class TransferMixin(_Model):
     def _read(self, adata, source) -> tuple[AnnData, AnnData]:
         """Return the user's AnnData, and the one that the model reads in its place."""
         if adata is None:
-            return self._own_cells(), self._validate_anndata(None)
+            return self._cells_of(self._own_cells()), self._validate_anndata(None)
+        adata = self._cells_of(adata)
         if source is not None and self._condition_key not in adata.obs:
             obs = adata.obs.assign(**{self._condition_key: source})
             return adata, self._validate_anndata(adata, obs=obs)
@@ -565,11 +570,11 @@ class TransferMixin(_Model):
     @torch.inference_mode()
     def _decode_both(
         self,
-        selection: _Selection,
+        selection: Selection,
         target: Any,
         batch_size: int | None,
         draw: tuple[int, int] | None = None,
-    ) -> Iterator[_Minibatch]:
+    ) -> Iterator[Minibatch]:
         """Encode under the source and decode under both conditions, minibatch by minibatch.
 
         ``draw`` is the seed and the number of a draw of ``z`` and of the labels' response;
@@ -614,7 +619,7 @@ class TransferMixin(_Model):
                     target_mean[rows] = response(
                         source_mean[rows], target_mean[rows], deviations.get(one)
                     )
-            yield _Minibatch(
+            yield Minibatch(
                 cells,
                 x.numpy(),
                 _to_numpy(size),
@@ -642,7 +647,7 @@ class TransferMixin(_Model):
             is_counts=self.module.is_count_model,
         )
 
-    def _expect(self, minibatch: _Minibatch, estimate: Estimate) -> np.ndarray:
+    def _expect(self, minibatch: Minibatch, estimate: Estimate) -> np.ndarray:
         if estimate == "decoded":
             return minibatch.target
         if self.module.is_count_model:
@@ -657,7 +662,7 @@ class TransferMixin(_Model):
         )
 
     def _draw_values(
-        self, minibatch: _Minibatch, estimate: Estimate, keys: np.ndarray, seed: int
+        self, minibatch: Minibatch, estimate: Estimate, keys: np.ndarray, seed: int
     ) -> np.ndarray:
         if estimate == "decoded":
             return minibatch.target
@@ -672,7 +677,7 @@ class TransferMixin(_Model):
         )
 
     def _draw_counts(
-        self, minibatch: _Minibatch, estimate: Estimate, keys: np.ndarray, seed: int
+        self, minibatch: Minibatch, estimate: Estimate, keys: np.ndarray, seed: int
     ) -> np.ndarray:
         uniform = _uniform(keys, seed, minibatch.x.shape[1])
         if estimate == "counterfactual":
@@ -691,7 +696,7 @@ class TransferMixin(_Model):
             uniform = np.maximum(1 - (1 - uniform) / np.maximum(share, 1e-12), 0)
         return count_quantile(uniform, mean, minibatch.inverse_dispersion)
 
-    def _as_anndata(self, matrix, selection: _Selection, target, estimate, seed) -> AnnData:
+    def _as_anndata(self, matrix, selection: Selection, target, estimate, seed) -> AnnData:
         registered = selection.registered
         obs = selection.adata.obs.iloc[selection.indices].copy()
         obs = obs.drop(columns=[column for column in obs if str(column).startswith("_scvi_")])
@@ -710,6 +715,13 @@ class TransferMixin(_Model):
             "seed": seed,
         }
         return result
+
+
+    def _in_place_of(self, data, selection: Selection, predicted: AnnData) -> AnnData | MuData:
+        """Return the prediction; if cells of a MuData were predicted, within one."""
+        if not isinstance(data, MuData):
+            return predicted
+        return with_prediction(data, selection.indices, predicted, self.registry["setup_args"])
 
 
 def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
