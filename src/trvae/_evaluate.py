@@ -301,7 +301,9 @@ def evaluate(
         has the results of other data or settings.
     """
     if isinstance(adata, MuData):
-        raise ValueError("evaluate takes an AnnData. Pass one modality, with all columns in its obs.")
+        raise ValueError(
+            "evaluate takes an AnnData. Pass one modality, with all columns in its obs."
+        )
     if methods is None:
         # One progress bar is enough.
         quiet = functools.partial(TRVAEMethod, train_kwargs={"enable_progress_bar": False})

@@ -334,7 +334,10 @@ class TRVAE(
         if isinstance(adata, MuData):
             raise ValueError("adata is a MuData, which setup_mudata registers.")
         _check_cells(adata, setup_method_args["setup_args"], kwargs.get("source_registry"))
-        fields = [field(*args, **options) for _, field, args, options in _fields(**setup_method_args["setup_args"])]
+        fields = [
+            field(*args, **options)
+            for _, field, args, options in _fields(**setup_method_args["setup_args"])
+        ]
         minify_type = _get_adata_minify_type(adata)
         if minify_type is not None:
             fields += cls._get_fields_for_adata_minification(minify_type)
@@ -909,9 +912,7 @@ class TRVAE(
         if inplace_subset_query_vars:
             raise ValueError("inplace_subset_query_vars=True is of AnnData, not of MuData.")
         cells, layer = reference._cells_of(mdata), reference._layer
-        check_expression(
-            get_matrix(cells, layer), reference.module.gene_likelihood, _where(layer)
-        )
+        check_expression(get_matrix(cells, layer), reference.module.gene_likelihood, _where(layer))
         cls.setup_mudata(
             mdata,
             source_registry=reference.registry,
@@ -1091,7 +1092,9 @@ class TRVAE(
                 f"{self.module.gene_likelihood!r}."
             )
 
-    def _gene_order(self, adata: AnnData | MuData, gene_list: Sequence[str] | None = None) -> np.ndarray:
+    def _gene_order(
+        self, adata: AnnData | MuData, gene_list: Sequence[str] | None = None
+    ) -> np.ndarray:
         """Where among the model's genes (of the list) are those of ``adata``, in its order."""
         genes = pd.Index(self._var_names)
         if gene_list is not None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
+from anndata import AnnData
 from mudata import MuData
 
 from trvae._data import join_names, with_matrix
+from trvae._stream import read_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from anndata import AnnData
+    import numpy as np
 
 DEFAULT_MODALITY = "rna"
 # Of setup_mudata, the arguments that name a modality's layer and columns.
@@ -72,6 +73,22 @@ def cells_of(mdata: MuData, setup_args: dict) -> AnnData:
             obs[key] = column.array
     layer = setup_args[_LAYER]
     return with_matrix(obs, rna.var, layer, rna.X if layer is None else rna.layers.get(layer))
+
+
+def places_of(mdata: MuData, modality: str, keys: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Return the argument ``modalities`` that takes from a modality what ``mdata.obs`` lacks.
+
+    Parameters
+    ----------
+    mdata
+        The MuData.
+    modality
+        Name of the modality with the expression.
+    keys
+        Columns, by the argument of ``setup_mudata`` that names them.
+    """
+    lacking = {argument: modality for argument, key in _registered(keys) if key not in mdata.obs}
+    return {"modalities": {_LAYER: modality} | lacking}
 
 
 def with_genes(mdata: MuData, modality: str, cells: AnnData) -> MuData:
@@ -136,10 +153,10 @@ def with_prediction(
     return result
 
 
-def _registered(setup_args: dict) -> Iterator[tuple[str, str]]:
+def _registered(setup_args: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the columns that were set up, each with the argument that named it."""
     for argument in _COLUMNS:
-        keys = setup_args[argument]
+        keys = setup_args.get(argument)
         for key in keys if isinstance(keys, list | tuple) else [keys]:
             if key is not None:
                 yield argument, key
@@ -180,10 +197,12 @@ def _column(mdata: MuData, argument: str, key: str, place: str | None) -> Any:
 
 def _rows(cells: AnnData, rows: np.ndarray, names: pd.Index) -> AnnData:
     """Copy of some rows, which may come repeatedly, under other names."""
-    # Files are read in ascending order only.
-    ascending, inverse = np.unique(rows, return_inverse=True)
-    chosen = cells[ascending]
-    chosen = chosen.to_memory() if chosen.isbacked else chosen
-    copy = chosen[inverse].copy()
+    if cells.isbacked:
+        # AnnData's to_memory would close the file.
+        others = ("obs", "var", "uns", "obsm", "varm", "obsp", "varp", "layers")
+        copy = AnnData(**{name: getattr(cells, name) for name in others})[rows].copy()
+        copy.X = read_rows(cells.X, rows)
+    else:
+        copy = cells[rows].copy()
     copy.obs_names = names
     return copy

@@ -716,7 +716,6 @@ class TransferMixin(_Model):
         }
         return result
 
-
     def _in_place_of(self, data, selection: Selection, predicted: AnnData) -> AnnData | MuData:
         """Return the prediction; if cells of a MuData were predicted, within one."""
         if not isinstance(data, MuData):
