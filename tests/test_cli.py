@@ -81,6 +81,17 @@ def test_map(run, adata, data, tmp_path):
     assert loaded.transfer(query, "control").n_obs == query.n_obs
 
 
+def test_several_targets(run, data, tmp_path):
+    model, out = tmp_path / "model", tmp_path / "predicted.h5ad"
+    run("train", data, *KEYS, "--out", model, "--max-epochs", 1)
+    to = ("--to", "treated", "--to", "control")
+    result = run("transfer", model, data, *to, "--out", out, "--json")
+    assert result.exit_code == 0, result.output
+    assert list(anndata.read_h5ad(out).obs["condition"]) == ["treated"] * 240 + ["control"] * 240
+    groups = json.loads(result.stdout)["groups"]
+    assert [group["target_condition"] for group in groups] == ["treated"] * 3 + ["control"] * 3
+
+
 @pytest.mark.parametrize("suffix", [".h5mu", ".zarr"])
 @pytest.mark.parametrize("top", [True, False], ids=["in mdata.obs", "in the modality"])
 def test_mudata(run, adata, data, tmp_path, suffix, top):

@@ -359,3 +359,18 @@ def test_the_wrong_kind_of_data_is_named(model, of_anndata, mdata, adata, tmp_pa
         trvae.evaluate(mdata, **KEYS, source_condition="control")
     with pytest.raises(ValueError, match="no MuData can be minified"):
         model.minify_adata()
+
+
+def test_several_targets(model, mdata, tmp_path):
+    targets = ["treated", "control"]
+    arguments = {"source_condition": "control", "seed": 3}
+    predicted = model.transfer(mdata, targets, **arguments)
+    out = model.transfer(mdata, targets, **arguments, out=tmp_path / "predicted.h5mu")
+    for together in (predicted, mudata.read_h5mu(out)):
+        assert together.n_obs == 240
+        for target in targets:
+            one = model.transfer(mdata, target, **arguments)
+            among = together[[f"{name}-{target}" for name in one.obs_names]]
+            assert (among["rna"].obs["condition"] == target).all()
+            for name in ("rna", "prot"):
+                np.testing.assert_array_equal(dense(among[name].X), dense(one[name].X))

@@ -180,7 +180,7 @@ def train(
 def transfer(
     model: Annotated[Path, typer.Argument(help="Folder of a saved model.", exists=True)],
     data: Data,
-    to: Annotated[str, typer.Option(help="Condition to predict.")],
+    to: Annotated[list[str], typer.Option(help="Condition to predict; may be given repeatedly.")],
     out: Annotated[Path, typer.Option(help="h5ad, h5mu or zarr for the prediction.")],
     source: Annotated[
         str | None, typer.Option("--from", help="Transfer only cells of this condition.")
@@ -206,7 +206,8 @@ def transfer(
     loaded = TRVAE.load(str(model), adata=False)
     out.parent.mkdir(parents=True, exist_ok=True)
     cells = _read_for(loaded, data, modality, lazily=True)
-    target = _named(to, loaded.conditions)
+    targets = [_named(name, loaded.conditions) for name in to]
+    target = targets[0] if len(targets) == 1 else targets
     from_ = None if source is None else _named(source, loaded.conditions)
     loaded.transfer(cells, target, source_condition=from_, estimate=estimate, seed=seed, out=out)
     console.print(f"Wrote the predicted cells to {out}.", soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -197,12 +198,15 @@ def _column(mdata: MuData, argument: str, key: str, place: str | None) -> Any:
 
 def _rows(cells: AnnData, rows: np.ndarray, names: pd.Index) -> AnnData:
     """Copy of some rows, which may come repeatedly, under other names."""
-    if cells.isbacked:
-        # AnnData's to_memory would close the file.
-        others = ("obs", "var", "uns", "obsm", "varm", "obsp", "varp", "layers")
-        copy = AnnData(**{name: getattr(cells, name) for name in others})[rows].copy()
-        copy.X = read_rows(cells.X, rows)
-    else:
-        copy = cells[rows].copy()
+    with warnings.catch_warnings():
+        # Until they have their new names.
+        warnings.filterwarnings("ignore", "Observation names are not unique")
+        if cells.isbacked:
+            # AnnData's to_memory would close the file.
+            others = ("obs", "var", "uns", "obsm", "varm", "obsp", "varp", "layers")
+            copy = AnnData(**{name: getattr(cells, name) for name in others})[rows].copy()
+            copy.X = read_rows(cells.X, rows)
+        else:
+            copy = cells[rows].copy()
     copy.obs_names = names
     return copy

@@ -43,7 +43,7 @@ class RankingMixin(_Model):
         Parameters
         ----------
         adata, target_condition, source_condition, indices, seed, batch_size
-            As in :meth:`transfer`.
+            As in :meth:`transfer`, with one target condition.
         reference
             Measured cells to compare with, on the same scale. By default the cells before their
             transfer, so that genes are ranked by their predicted response. With cells measured
@@ -76,6 +76,7 @@ class RankingMixin(_Model):
         that real cells respond: every prediction is of the same model, and more cells make it
         smaller.
         """
+        self._condition_code(target_condition, "target_condition")
         cells = self._cells_of(self._own_cells() if adata is None else adata)
         transferred = self.transfer(
             cells,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import pickle
 from dataclasses import dataclass, replace
@@ -40,7 +41,7 @@ from trvae._mudata import with_prediction
 from trvae._stream import check_output, in_memory, on_cluster, read_rows, write_in_chunks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     # For type checkers, the model that it is mixed into has everything.
@@ -93,6 +94,33 @@ class Minibatch(NamedTuple):
     """The same under the target condition, ``1 x n_genes``."""
 
 
+def for_each_target(method: Callable) -> Callable:
+    """Let a method take several target conditions, of which the answers are put together.
+
+    Parameters
+    ----------
+    method
+        Method of a model, whose second argument is ``target_condition``. It returns a table, or an
+        array of which the second last axis is that of the cells.
+    """
+
+    @functools.wraps(method)
+    def wrapped(self, adata=None, target_condition=None, **kwargs):
+        if not _are_several(target_condition):
+            return method(self, adata, target_condition, **kwargs)
+        targets = self._targets(target_condition)
+        answers = [method(self, adata, target, **kwargs) for target in targets]
+        if isinstance(answers[0], np.ndarray):
+            return np.concatenate(answers, axis=-2)
+        return pd.concat(answers, keys=targets, names=["target_condition"])
+
+    return wrapped
+
+
+def _are_several(target_condition: Any) -> bool:
+    return isinstance(target_condition, list | tuple | np.ndarray | pd.Index)
+
+
 def _predict_on_worker(model: bytes, *arguments: Any) -> Any:
     # A copy for each task: those of one worker run side by side.
     return pickle.loads(model)._predict_chunk(*arguments)
@@ -135,7 +163,7 @@ class TransferMixin(_Model):
             no more than a chunk of it is read at once (of a MuData, of the modality with the
             expression). A model of MuData takes an AnnData, too, that has all columns.
         target_condition
-            The condition to predict.
+            The condition to predict, or a list of conditions.
         source_condition
             Transfer only cells measured under this condition. If ``adata.obs`` has no column of
             conditions, all cells count as measured under it. By default every cell is
@@ -173,6 +201,9 @@ class TransferMixin(_Model):
         tells where the prediction comes from. Of a MuData, this takes the place of the modality
         with the expression; other modalities, and ``obs``, are those of the MuData.
 
+        Under a list of conditions, all cells are predicted under the first, then all under the
+        next, and so on; a cell's name is followed by ``-`` and the condition.
+
         Raises
         ------
         ValueError
@@ -197,10 +228,11 @@ class TransferMixin(_Model):
             )  # fmt: skip
         if client is not None:
             raise ValueError("A cluster is used to write to disk only: client needs out.")
-        selection = self._select(
-            adata, target_condition, source_condition, indices, estimate, seed
-        )
-        matrix = self._predict(selection, target_condition, estimate, seed, batch_size)
+        matrices = []
+        for target in self._targets(target_condition):
+            selection = self._select(adata, target, source_condition, indices, estimate, seed)
+            matrices.append(self._predict(selection, target, estimate, seed, batch_size))
+        matrix = _stacked(matrices)
         predicted = self._as_anndata(matrix, selection, target_condition, estimate, seed)
         return self._in_place_of(data, selection, predicted)
 
@@ -217,7 +249,7 @@ class TransferMixin(_Model):
                 predicted = self._draw_values(minibatch, estimate, keys, seed)
             predicted = predicted.take(selection.gene_order, axis=1).astype(np.float32)
             blocks.append(_to_csr(predicted) if self.data_is_sparse_ else predicted)
-        return sparse.vstack(blocks, "csr") if self.data_is_sparse_ else np.concatenate(blocks)
+        return _stacked(blocks)
 
     def _transfer_to_disk(
         self, out, data, target, source, indices, estimate, seed, batch_size, chunk_size,
@@ -239,9 +271,16 @@ class TransferMixin(_Model):
             rows = positions[chunk]
             return with_matrix(obs.iloc[rows], var, self._layer, read_rows(matrix, rows))
 
+        targets = self._targets(target)
+        chunks = [
+            (one, slice(start, start + chunk_size))
+            for one in targets
+            for start in range(0, len(positions), chunk_size)
+        ]
+
         def arguments(number: int) -> tuple:
-            chunk = slice(number * chunk_size, (number + 1) * chunk_size)
-            return read(chunk), keys[chunk], target, source, estimate, seed, batch_size
+            one, chunk = chunks[number]
+            return read(chunk), keys[chunk], one, source, estimate, seed, batch_size
 
         def predict(numbers: list[int]) -> Iterator[tuple[int, Any]]:
             if client is None:
@@ -254,7 +293,7 @@ class TransferMixin(_Model):
             )
 
         # What can be wrong with arguments and genes is known before anything is written.
-        one = self._select(read(slice(0, 1)), target, source, None, estimate, seed)
+        one = self._select(read(slice(0, 1)), targets[0], source, None, estimate, seed)
         everything = replace(one, adata=AnnData(obs=obs), indices=positions, source=conditions)
         skeleton = self._as_anndata(None, everything, target, estimate, seed)
         write_in_chunks(
@@ -262,10 +301,10 @@ class TransferMixin(_Model):
             self._in_place_of(data, everything, skeleton),
             self._modality if isinstance(data, MuData) else None,
             [] if self._layer is None else [self._layer],
-            -(-len(positions) // chunk_size),
+            len(chunks),
             predict,
             {
-                "target_condition": str(target),
+                "target_condition": _as_text(target),
                 "estimate": estimate,
                 "seed": seed,
                 "chunk_size": chunk_size,
@@ -285,6 +324,7 @@ class TransferMixin(_Model):
         selection = self._select(cells, target, source, None, estimate, seed)
         return self._predict(replace(selection, keys=keys), target, estimate, seed, batch_size)
 
+    @for_each_target
     @torch.inference_mode()
     def get_transferred_expression(
         self,
@@ -336,6 +376,8 @@ class TransferMixin(_Model):
         -------
         DataFrame, ``n_cells x n_genes``, with names; or an array of that shape, or
         ``n_samples x n_cells x n_genes`` if there are several draws and ``return_mean=False``.
+        Under a list of conditions, all cells under the first come first, and so on; a DataFrame
+        then has the condition, as ``target_condition``, in its index before the cell.
 
         Raises
         ------
@@ -369,6 +411,7 @@ class TransferMixin(_Model):
             columns=selection.registered.var_names[columns],
         )
 
+    @for_each_target
     @torch.inference_mode()
     def get_transferred_means(
         self,
@@ -406,7 +449,8 @@ class TransferMixin(_Model):
         Returns
         -------
         One row a gene, with the columns ``transferred``, the mean that
-        :meth:`get_transferred_expression` expects, ``low`` and ``high``.
+        :meth:`get_transferred_expression` expects, ``low`` and ``high``. Under a list of
+        conditions, the condition is in the index before the gene.
 
         Raises
         ------
@@ -468,6 +512,20 @@ class TransferMixin(_Model):
             yield np.concatenate(blocks)
 
     # ------------------------------------------------------------------- selection
+
+    def _targets(self, target_condition: Any) -> list[Any]:
+        """The target conditions, all of them the model's."""
+        if not _are_several(target_condition):
+            self._condition_code(target_condition, "target_condition")
+            return [target_condition]
+        targets = list(target_condition)
+        if len(targets) == 0:
+            raise ValueError("target_condition is an empty list.")
+        for target in targets:
+            self._condition_code(target, "target_condition")
+        if len(set(targets)) < len(targets):
+            raise ValueError(f"target_condition names one twice: {join_names(targets)}.")
+        return targets
 
     def _select(self, adata, target, source, indices, estimate, seed) -> Selection:
         """Check what was asked for and find the cells."""
@@ -697,18 +755,22 @@ class TransferMixin(_Model):
         return count_quantile(uniform, mean, minibatch.inverse_dispersion)
 
     def _as_anndata(self, matrix, selection: Selection, target, estimate, seed) -> AnnData:
-        registered = selection.registered
-        obs = selection.adata.obs.iloc[selection.indices].copy()
+        registered, targets = selection.registered, self._targets(target)
+        obs = selection.adata.obs.iloc[np.tile(selection.indices, len(targets))].copy()
         obs = obs.drop(columns=[column for column in obs if str(column).startswith("_scvi_")])
-        key = self._condition_key
-        conditions = pd.Index(self.conditions)
-        obs[key] = pd.Categorical([target] * len(obs), categories=conditions)
+        codes = [self.conditions.index(one) for one in targets]
+        obs[self._condition_key] = pd.Categorical.from_codes(
+            np.repeat(codes, len(selection.indices)), pd.Index(self.conditions)
+        )
+        if _are_several(target):
+            obs.index = obs.index.astype(str) + "-" + obs[self._condition_key].astype(str)
+            obs.index.name = selection.adata.obs.index.name
         result = AnnData(matrix, obs=obs, var=registered.var.iloc[selection.gene_order].copy())
         layer = self._layer
         if layer is not None and matrix is not None:
             result.layers[layer] = result.X.copy()
         result.uns["trvae"] = {
-            "target_condition": str(target),
+            "target_condition": _as_text(target),
             "source_conditions": np.unique(selection.source.astype(str)),
             "estimate": estimate,
             "gene_likelihood": self.module.gene_likelihood,
@@ -720,11 +782,23 @@ class TransferMixin(_Model):
         """Return the prediction; if cells of a MuData were predicted, within one."""
         if not isinstance(data, MuData):
             return predicted
-        return with_prediction(data, selection.indices, predicted, self.registry["setup_args"])
+        positions = np.tile(selection.indices, predicted.n_obs // len(selection.indices))
+        return with_prediction(data, positions, predicted, self.registry["setup_args"])
 
 
 def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.cpu().numpy().astype(np.float64)
+
+
+def _as_text(target: Any) -> str | list[str]:
+    return list(map(str, target)) if _are_several(target) else str(target)
+
+
+def _stacked(blocks: list) -> np.ndarray | sparse.csr_matrix:
+    """Rows of all blocks."""
+    if len(blocks) == 1:
+        return blocks[0]
+    return sparse.vstack(blocks, "csr") if sparse.issparse(blocks[0]) else np.concatenate(blocks)
 
 
 def _to_csr(dense: np.ndarray) -> sparse.csr_matrix:
