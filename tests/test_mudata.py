@@ -357,7 +357,7 @@ def test_the_wrong_kind_of_data_is_named(model, of_anndata, mdata, adata, tmp_pa
         model.transfer(MuData({"prot": mdata["prot"]}), "treated")
     with pytest.raises(ValueError, match="evaluate takes an AnnData"):
         trvae.evaluate(mdata, **KEYS, source_condition="control")
-    with pytest.raises(ValueError, match="no MuData can be minified"):
+    with pytest.raises(ValueError, match="Only an AnnData can be minified"):
         model.minify_adata()
 
 

@@ -17,6 +17,7 @@ from anndata import AnnData
 from mudata import MuData
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
+from scvi.data._constants import ADATA_MINIFY_TYPE
 from scvi.data._utils import _get_adata_minify_type
 from scvi.data.fields import (
     CategoricalJointObsField,
@@ -84,6 +85,8 @@ from trvae._transfer import TransferMixin
 
 if TYPE_CHECKING:
     from typing import Any
+
+    from scvi._types import MinifiedDataType
 
 logger = logging.getLogger(__name__)
 
@@ -502,22 +505,42 @@ class TRVAE(
             return adata
         return self._register_private_copy(self._cells_of(adata), obs)
 
-    def minify_adata(self, *args: Any, **kwargs: Any) -> None:
-        """Keep of the cells no more than their latent representation.
+    def minify_adata(
+        self,
+        minified_data_type: MinifiedDataType = ADATA_MINIFY_TYPE.LATENT_POSTERIOR,
+        use_latent_qzm_key: str = "X_latent_qzm",
+        use_latent_qzv_key: str = "X_latent_qzv",
+    ) -> None:
+        """Keep of the model's cells no more than their latent representation.
+
+        The model then has a copy of its AnnData without expression. What is decoded from the
+        latent representation stays the same; what needs expression takes other cells, or raises
+        an error. The model can't be trained further.
 
         Parameters
         ----------
-        *args, **kwargs
-            Passed to :meth:`scvi.model.base.BaseMinifiedModeModelClass.minify_adata`.
+        minified_data_type
+            ``"latent_posterior_parameters"``, or ``"latent_posterior_parameters_with_counts"`` to
+            keep the expression, too.
+        use_latent_qzm_key, use_latent_qzv_key
+            Keys in ``adata.obsm`` of the mean and the variance of ``z``, as
+            ``get_latent_representation(return_dist=True)`` returns them.
 
         Raises
         ------
         ValueError
-            If the model is of MuData.
+            If the model has no AnnData but a MuData or none, or a key is missing.
         """
-        if self._modality is not None:
-            raise ValueError("The cells are in a MuData, and no MuData can be minified.")
-        super().minify_adata(*args, **kwargs)
+        if not isinstance(self.adata, AnnData):
+            raise ValueError("Only an AnnData can be minified, and the model has none.")
+        keys = {"use_latent_qzm_key": use_latent_qzm_key, "use_latent_qzv_key": use_latent_qzv_key}
+        for argument, key in keys.items():
+            if key not in self.adata.obsm:
+                raise ValueError(
+                    f"{argument} {key!r} is not in model.adata.obsm. Keep there what "
+                    "model.get_latent_representation(return_dist=True) returns."
+                )
+        super().minify_adata(minified_data_type, use_latent_qzm_key, use_latent_qzv_key)
 
     def _make_data_loader(self, adata: AnnData, indices: Any = None, **kwargs) -> Any:
         """As scvi-tools', with a clear error if no cells are chosen or those that aren't there."""
@@ -625,8 +648,8 @@ class TRVAE(
         Raises
         ------
         ValueError
-            If there are fewer than two cells to train on, ``batch_size`` is below 2, all weights
-            are frozen, or several processes train a model that has no seed.
+            If there are fewer than two cells to train on, ``batch_size`` is below 2, the cells are
+            minified, all weights are frozen, or several processes train a model that has no seed.
 
         Notes
         -----
@@ -651,6 +674,8 @@ class TRVAE(
                 "condition_balanced": condition_balanced,
                 **(datasplitter_kwargs or {}),
             }
+        if self.minified_data_type is not None:
+            raise ValueError("A model can't be trained on the cells of a minified AnnData.")
         if not any(parameter.requires_grad for parameter in self.module.parameters()):
             raise ValueError(
                 "There is nothing to train: the query has no new condition or category. "
@@ -695,8 +720,6 @@ class TRVAE(
 
         So what the model has seen is known where its cells are not.
         """
-        if self.minified_data_type is not None:
-            return
         known = self.reference_cells_ if self._is_frozen else None
         codes = [REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.LABELS_KEY]
         if datamodule is None:
@@ -1061,6 +1084,14 @@ class TRVAE(
         self._check_if_trained(warn=False)
         given = inspect.signature(super().differential_expression).bind(*args, **kwargs)
         self._check_groups(**given.arguments)
+        cells = given.arguments.get("adata", self.adata)
+        if isinstance(cells, AnnData) and (
+            _get_adata_minify_type(cells) == ADATA_MINIFY_TYPE.LATENT_POSTERIOR
+        ):
+            raise ValueError(
+                "differential_expression needs the cells' own expression, which is not kept in "
+                "this minified AnnData. Pass the full AnnData."
+            )
         if not self.module.is_count_model:
             kwargs.setdefault("change_fn", _log2_fold_change_of_log_values)
             kwargs.setdefault("pseudocounts", 0.0)
