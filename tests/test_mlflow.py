@@ -9,6 +9,7 @@ import trvae
 @pytest.fixture
 def tracked(tmp_path, monkeypatch):
     """A local store, and scvi-tools' settings as they were afterwards."""
+    # Its other stores need more packages.
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.chdir(tmp_path)
     uri = (tmp_path / "runs").as_uri()
