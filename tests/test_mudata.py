@@ -122,8 +122,13 @@ def test_the_target_is_written_where_conditions_are_read(adata, place):
     top = {None: "condition", "rna": "rna:condition", "prot": "prot:condition"}[place]
     for obs in (once["rna"].obs["condition"], once.obs[top]):
         assert set(obs) == {"treated"}
-    # What was predicted can be transferred on.
+    # What was predicted can be transferred on, also if its condition was only named.
     assert model.transfer(once, "control").n_obs == once.n_obs
+    for frame in (mdata.obs, mdata["rna"].obs, mdata["prot"].obs):
+        for column in {"condition", top} & set(frame):
+            del frame[column]
+    once = model.transfer(mdata.copy(), **ARGUMENTS)
+    assert model.transfer(once, "control", source_condition="treated").n_obs == mdata.n_obs
     pd.testing.assert_frame_equal(
         model.get_transferred_expression(once, "control"),
         model.get_transferred_expression(once, "control", source_condition="treated"),
@@ -178,6 +183,9 @@ def test_covariates_size_factors_and_library_sizes(adata):
     places = {"categorical_covariate_keys": "prot", "size_factor_key": "rna"}
     model = trained_on(mdata, modalities=IN_RNA | places, **setup)
     np.testing.assert_array_equal(model.modelled_shares_, expected.modelled_shares_)
+    predicted = model.transfer(**ARGUMENTS)
+    for cells in (predicted, predicted["rna"], predicted["prot"]):
+        assert not [key for key in (*cells.obs, *cells.obsm) if "_scvi_" in key]
     for cells, same in ((None, None), (mdata.copy(), adata)):
         pd.testing.assert_frame_equal(
             model.get_transferred_expression(cells, **ARGUMENTS),
@@ -374,3 +382,17 @@ def test_several_targets(model, mdata, tmp_path):
             assert (among["rna"].obs["condition"] == target).all()
             for name in ("rna", "prot"):
                 np.testing.assert_array_equal(dense(among[name].X), dense(one[name].X))
+
+
+def test_genes_that_a_query_lacks_are_filled_up(model, adata):
+    query = as_mudata(adata[:, 1:].copy())
+    with pytest.raises(ValueError, match="1 of the model's 60 genes are not in adata.var_names"):
+        trvae.TRVAE.load_query_data(query, model)
+    prepared = trvae.TRVAE.prepare_query_mudata(query, model, inplace=False)
+    mapped = trvae.TRVAE.load_query_data(prepared, model)
+    full = adata.copy()
+    full.X = full.X.toarray()
+    full.X[:, 0] = 0
+    np.testing.assert_allclose(
+        mapped.get_latent_representation(), model.get_latent_representation(full), atol=1e-6
+    )

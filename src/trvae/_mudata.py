@@ -128,7 +128,8 @@ def with_prediction(
 
     Returns
     -------
-    The other modalities are as they were, but for the column of conditions, if it is there.
+    The other modalities are as they were, but for the column of conditions, if it is there, and
+    what scvi-tools registered.
     """
     modality, key = setup_args["modalities"][_LAYER], setup_args["condition_key"]
     place = setup_args["modalities"].get("condition_key")
@@ -148,7 +149,8 @@ def with_prediction(
     obs = mdata.obs.iloc[positions].set_axis(names)
     obs = obs.drop(columns=[column for column in obs if "_scvi_" in str(column)])
     # Columns of modalities can be among those of all, with the modality's name before theirs.
-    for column in {key, f"{modality}:{key}", f"{place}:{key}"} & set(obs):
+    columns = {key, f"{modality}:{key}", f"{place}:{key}"} & set(obs)
+    for column in columns | ({key} if place is None else set()):
         obs[column] = predicted.obs[key].array
     result.obs = obs
     return result
@@ -209,4 +211,7 @@ def _rows(cells: AnnData, rows: np.ndarray, names: pd.Index) -> AnnData:
         else:
             copy = cells[rows].copy()
     copy.obs_names = names
+    for registered in (copy.obs, copy.obsm):
+        for key in [key for key in registered if str(key).startswith("_scvi_")]:
+            del registered[key]
     return copy

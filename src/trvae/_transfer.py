@@ -118,7 +118,7 @@ def for_each_target(method: Callable) -> Callable:
 
 
 def _are_several(target_condition: Any) -> bool:
-    return isinstance(target_condition, list | tuple | np.ndarray | pd.Index)
+    return pd.api.types.is_list_like(target_condition)
 
 
 def _predict_on_worker(model: bytes, *arguments: Any) -> Any:
