@@ -361,6 +361,13 @@ def test_the_wrong_kind_of_data_is_named(model, of_anndata, mdata, adata, tmp_pa
     ):
         with pytest.raises(ValueError, match="with an AnnData, so that it takes no MuData"):
             load()
+    model.save(str(tmp_path / "of_mudata"))
+    for load in (
+        lambda: trvae.TRVAE.load(str(tmp_path / "of_mudata"), adata=adata),
+        lambda: trvae.TRVAE.load_query_data(adata, model),
+    ):
+        with pytest.raises(ValueError, match="with a MuData, so that it takes no AnnData"):
+            load()
     with pytest.raises(ValueError, match="'rna' is not in the MuData: 'prot'"):
         model.transfer(MuData({"prot": mdata["prot"]}), "treated")
     with pytest.raises(ValueError, match="evaluate takes an AnnData"):

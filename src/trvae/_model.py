@@ -1084,10 +1084,9 @@ class TRVAE(
         self._check_if_trained(warn=False)
         given = inspect.signature(super().differential_expression).bind(*args, **kwargs)
         self._check_groups(**given.arguments)
-        cells = given.arguments.get("adata", self.adata)
-        if isinstance(cells, AnnData) and (
-            _get_adata_minify_type(cells) == ADATA_MINIFY_TYPE.LATENT_POSTERIOR
-        ):
+        cells = given.arguments.get("adata")
+        cells = self.adata if cells is None else cells
+        if _get_adata_minify_type(cells) == ADATA_MINIFY_TYPE.LATENT_POSTERIOR:
             raise ValueError(
                 "differential_expression needs the cells' own expression, which is not kept in "
                 "this minified AnnData. Pass the full AnnData."
@@ -1265,6 +1264,10 @@ def _with_genes(
         if cells is None or (of_model := _with_genes(cells, var_names, None)) is cells:
             return adata
         return with_genes(adata, modality, of_model)
+    if modality is not None:
+        raise ValueError(
+            f"The model was set up with a MuData, so that it takes no {type(adata).__name__}."
+        )
     if np.array_equal(adata.var_names, var_names):
         return adata
     return adata[:, positions_of_genes(adata, var_names)].copy()
