@@ -1,6 +1,7 @@
 import json
 
 import anndata
+import mudata
 import numpy as np
 import pandas as pd
 import pytest
@@ -80,11 +81,58 @@ def test_map(run, adata, data, tmp_path):
     assert loaded.transfer(query, "control").n_obs == query.n_obs
 
 
+def test_several_targets(run, data, tmp_path):
+    model, out = tmp_path / "model", tmp_path / "predicted.h5ad"
+    run("train", data, *KEYS, "--out", model, "--max-epochs", 1)
+    to = ("--to", "treated", "--to", "control")
+    result = run("transfer", model, data, *to, "--out", out, "--json")
+    assert result.exit_code == 0, result.output
+    assert list(anndata.read_h5ad(out).obs["condition"]) == ["treated"] * 240 + ["control"] * 240
+    groups = json.loads(result.stdout)["groups"]
+    assert [group["target_condition"] for group in groups] == ["treated"] * 3 + ["control"] * 3
+
+
+@pytest.mark.parametrize("suffix", [".h5mu", ".zarr"])
+@pytest.mark.parametrize("top", [True, False], ids=["in mdata.obs", "in the modality"])
+def test_mudata(run, adata, data, tmp_path, suffix, top):
+    protein = anndata.AnnData(np.ones((adata.n_obs, 2), np.float32), obs=adata.obs[[]])
+    mdata = mudata.MuData({"gex": adata.copy(), "prot": protein})
+    if top:
+        for key in ("condition", "cell_type"):
+            mdata.obs[key] = mdata["gex"].obs.pop(key).array
+    cells, out = tmp_path / f"cells{suffix}", tmp_path / f"predicted{suffix}"
+    mdata.write_zarr(cells) if suffix == ".zarr" else mdata.write_h5mu(cells)
+    gex, to = ("--modality", "gex"), ("--from", "control", "--to", "treated")
+    models = [tmp_path / "model", tmp_path / "of_anndata"]
+    for file, model in zip((cells, data), models, strict=True):
+        result = run("train", file, *KEYS, *gex, "--out", model, "--max-epochs", 2)
+        assert result.exit_code == 0, result.output
+    result = run("transfer", models[0], cells, *to, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "cells of type_0" in result.output
+    result = run("transfer", models[1], cells, *gex, *to, "--out", tmp_path / "gex.h5ad")
+    assert result.exit_code == 0, result.output
+    predicted = mudata.read_zarr(out) if suffix == ".zarr" else mudata.read_h5mu(out)
+    assert set(predicted.mod) == {"gex", "prot"}
+    assert predicted.n_obs == 120
+    expected = anndata.read_h5ad(tmp_path / "gex.h5ad")
+    np.testing.assert_array_equal(predicted["gex"].X.toarray(), expected.X.toarray())
+    for i, model in enumerate(models):
+        result = run("map", model, cells, *gex, "--out", tmp_path / f"mapped{i}", "--json")
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)["n_cells"] == 240
+    result = run("evaluate", cells, *KEYS, *gex, *to, "--label", "type_0", "--max-epochs", 1)
+    assert result.exit_code == 0, result.output
+    result = run("train", cells, *KEYS, "--out", tmp_path / "none")
+    assert result.exit_code == 1
+    assert "'rna' is not in the MuData: 'gex', 'prot'" in " ".join(result.stderr.split())
+
+
 def test_files_of_another_format_are_refused(run, tmp_path):
     (tmp_path / "cells.csv").touch()
     result = run("train", tmp_path / "cells.csv", *KEYS, "--out", tmp_path / "model")
     assert result.exit_code == 1
-    assert "neither .h5ad nor .zarr" in result.stderr
+    assert "neither .h5ad nor .h5mu nor .zarr" in result.stderr
 
 
 def test_evaluate(run, data, tmp_path):

@@ -243,28 +243,6 @@ def test_scvi_tools_methods_work(trained):
     assert "'control', 'treated'" in trained.summary_string
 
 
-def test_minified_data(adata):
-    model = fit(adata)
-    cells = adata[:20].copy()
-    expected = model.get_transferred_expression(
-        target_condition="treated", estimate="decoded", indices=np.arange(20)
-    )
-    counterfactual = model.get_transferred_expression(cells, "treated")
-    qzm, qzv = model.get_latent_representation(return_dist=True)
-    model.adata.obsm["X_latent_qzm"], model.adata.obsm["X_latent_qzv"] = qzm, qzv
-    model.minify_adata()
-    np.testing.assert_allclose(model.get_latent_representation(), qzm, rtol=1e-6)
-    again = model.get_transferred_expression(
-        target_condition="treated", estimate="decoded", indices=np.arange(20)
-    )
-    np.testing.assert_allclose(again, expected, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="needs the cells' own expression"):
-        model.transfer(target_condition="treated")
-    np.testing.assert_allclose(
-        model.get_transferred_expression(cells, "treated"), counterfactual, rtol=1e-5
-    )
-
-
 def test_a_query_without_anything_new_needs_no_training(adata):
     model = fit(adata)
     mapped = trvae.TRVAE.load_query_data(adata[:50].copy(), model)

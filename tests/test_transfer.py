@@ -1,3 +1,4 @@
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -149,8 +150,6 @@ def test_genes_are_matched_by_name_and_keep_the_callers_order(trained, control):
     shuffled = control[:, order].copy()
     extra = AnnData(np.ones((control.n_obs, 2), np.float32), obs=control.obs[[]])
     extra.var_names = ["unknown_1", "unknown_2"]
-    import anndata
-
     wider = anndata.concat([extra, shuffled], axis=1, merge="first")
     wider.obs = control.obs.copy()
     result = trained.get_transferred_expression(wider, "treated")
@@ -349,7 +348,9 @@ def test_layer_is_read_and_written(adata):
             "target_condition 'stim' is not one of .*'control', 'treated'",
         ),
         ({"target_condition": None}, "target_condition None is not one of"),
-        ({"target_condition": ["treated"]}, r"target_condition \['treated'\] is not one of"),
+        ({"target_condition": ["treated", "stim"]}, "target_condition 'stim' is not one of"),
+        ({"target_condition": []}, "target_condition is an empty list"),
+        ({"target_condition": ["treated"] * 2}, "names one twice: 'treated', 'treated'"),
         ({"source_condition": "stim"}, "source_condition 'stim' is not one of"),
         ({"estimate": "best"}, "estimate='best' is not one of 'counterfactual', 'decoded'"),
         ({"seed": -1}, r"seed=-1 is not an integer from 0 to 2\*\*32 - 1"),
@@ -401,3 +402,60 @@ def test_without_an_effect_nothing_is_predicted():
     # What a network gets wrong depends on its seed, by up to tenfold.
     rms = np.sqrt(np.square(changes).mean(1))
     assert np.median(rms) < np.sqrt(np.square(response).mean()) / 3
+
+
+TARGETS = ["treated", "control"]
+
+
+@pytest.mark.parametrize("kind", ["sparse", "dense"])
+@pytest.mark.parametrize("suffix", [None, ".h5ad", ".zarr"])
+def test_several_targets_are_those_of_one_after_the_other(adata, tmp_path, suffix, kind):
+    adata.X = adata.X if kind == "sparse" else adata.X.toarray()
+    model = fit(adata, train={"max_epochs": 1})
+    arguments = {"source_condition": "control", "seed": 3, "indices": np.arange(0, 240, 2)}
+    if suffix is None:
+        predicted = model.transfer(adata, TARGETS, **arguments)
+    else:
+        out = tmp_path / f"predicted{suffix}"
+        model.transfer(adata, TARGETS, **arguments, out=out, chunk_size=50, progress_bar=False)
+        predicted = anndata.read_zarr(out) if suffix == ".zarr" else anndata.read_h5ad(out)
+    single = [model.transfer(adata, target, **arguments) for target in TARGETS]
+    expected = np.concatenate([dense(one) for one in single])
+    np.testing.assert_array_equal(dense(predicted), expected)
+    assert list(predicted.obs_names) == [
+        f"{name}-{target}" for target in TARGETS for name in single[0].obs_names
+    ]
+    assert list(predicted.obs["condition"]) == list(np.repeat(TARGETS, single[0].n_obs))
+    assert list(predicted.obs["cell_type"]) == list(single[0].obs["cell_type"]) * 2
+    assert list(predicted.uns["trvae"]["target_condition"]) == TARGETS
+    assert list(predicted.var_names) == list(adata.var_names)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda model, *of: model.get_transferred_expression(*of),
+        lambda model, *of: model.get_transferred_means(*of, n_samples=3),
+        lambda model, *of: model.assess_transfer(*of, n_samples=3),
+        lambda model, *of: model.get_transfer_support(*of),
+    ],
+)
+def test_tables_of_several_targets(trained, control, ask):
+    table = ask(trained, control, TARGETS)
+    assert table.index.names[0] == "target_condition"
+    for target in TARGETS:
+        pd.testing.assert_frame_equal(table.loc[target], ask(trained, control, target))
+
+
+def test_draws_of_several_targets(trained, control):
+    arguments = {"n_samples": 3, "return_mean": False, "indices": np.arange(5)}
+    draws = trained.get_transferred_expression(control, TARGETS, **arguments)
+    assert draws.shape == (3, 10, 60)
+    for i, target in enumerate(TARGETS):
+        one = trained.get_transferred_expression(control, target, **arguments)
+        np.testing.assert_array_equal(draws[:, 5 * i : 5 * i + 5], one)
+
+
+def test_genes_are_ranked_of_one_target(trained, control):
+    with pytest.raises(ValueError, match="target_condition .'treated', 'control'. is not one of"):
+        trained.rank_transferred_genes(control, TARGETS)

@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import numpy as np
 import pandas as pd
 import typer
+import zarr
 from anndata import AnnData, read_h5ad, read_zarr
 from anndata.experimental import read_lazy
 from matplotlib.figure import Figure
+from mudata import MuData, read_h5mu
+from mudata import read_zarr as read_zarr_of_mudata
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -28,6 +31,7 @@ from rich.table import Table
 from trvae import TRVAE, TRVAEMethod, datasets, pl
 from trvae._evaluate import HeldOut, hold_out, predict_held_out
 from trvae._module import GeneLikelihood
+from trvae._mudata import DEFAULT_MODALITY, cells_of, places_of
 from trvae._stream import complete_or_absent, in_memory
 from trvae._transfer import Estimate
 
@@ -44,13 +48,14 @@ app = typer.Typer(
 )
 console = Console()
 
-Data = Annotated[Path, typer.Argument(help="h5ad or zarr with the cells.", exists=True)]
+Data = Annotated[Path, typer.Argument(help="h5ad, h5mu or zarr with the cells.", exists=True)]
 ConditionKey = Annotated[str, typer.Option(help="Column of obs with the conditions.")]
 LabelsKey = Annotated[str | None, typer.Option(help="Column of obs with the cell types.")]
 Layer = Annotated[str | None, typer.Option(help="Layer with the counts; X if not given.")]
 LibraryKey = Annotated[
     str | None, typer.Option(help="Column of obs with library sizes over all genes.")
 ]
+Modality = Annotated[str, typer.Option(help="Modality with the expression, of an h5mu.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
 MaxEpochs = Annotated[int | None, typer.Option(help="Passes over the data.", min=1)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing model.")]
@@ -143,6 +148,7 @@ def train(
     labels_key: LabelsKey = None,
     layer: Layer = None,
     library_key: LibraryKey = None,
+    modality: Modality = DEFAULT_MODALITY,
     gene_likelihood: LikelihoodOption = "nb",
     max_epochs: MaxEpochs = None,
     seed: Seed = 0,
@@ -154,15 +160,17 @@ def train(
     Example: trvae train pbmc.h5ad --condition-key condition --labels-key cell_type --out model
     """
     _check_new(out, overwrite)
-    adata = _read(data)
-    TRVAE.setup_anndata(
-        adata,
-        condition_key=condition_key,
-        labels_key=labels_key,
-        layer=layer,
-        library_key=library_key,
-    )
-    model = TRVAE(adata, gene_likelihood=gene_likelihood, seed=seed)
+    cells = _read(data)
+    keys: dict[str, Any] = {
+        "condition_key": condition_key,
+        "labels_key": labels_key,
+        "library_key": library_key,
+    }
+    if isinstance(cells, MuData):
+        TRVAE.setup_mudata(cells, rna_layer=layer, **keys, **places_of(cells, modality, keys))
+    else:
+        TRVAE.setup_anndata(cells, layer=layer, **keys)
+    model = TRVAE(cells, gene_likelihood=gene_likelihood, seed=seed)
     model.train(max_epochs)
     return _save_model(model, out, overwrite)
 
@@ -172,8 +180,8 @@ def train(
 def transfer(
     model: Annotated[Path, typer.Argument(help="Folder of a saved model.", exists=True)],
     data: Data,
-    to: Annotated[str, typer.Option(help="Condition to predict.")],
-    out: Annotated[Path, typer.Option(help="h5ad or zarr for the prediction.")],
+    to: Annotated[list[str], typer.Option(help="Condition to predict; may be given repeatedly.")],
+    out: Annotated[Path, typer.Option(help="h5ad, h5mu or zarr for the prediction.")],
     source: Annotated[
         str | None, typer.Option("--from", help="Transfer only cells of this condition.")
     ] = None,
@@ -181,6 +189,7 @@ def transfer(
         Estimate,
         typer.Option(help="Of these very cells, or the decoder's average cells."),
     ] = "counterfactual",
+    modality: Modality = DEFAULT_MODALITY,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> dict:
@@ -189,11 +198,16 @@ def transfer(
     After an interruption, the same command goes on where it stopped. Tells for each cell type
     whether the prediction is close to what the model has seen.
 
+    Of an h5mu, the other modalities are kept, unless the model is of an h5ad: it takes the modality
+    and writes an h5ad.
+
     Example: trvae transfer model nk.h5ad --from control --to stimulated --out predicted.h5ad
     """
     loaded = TRVAE.load(str(model), adata=False)
     out.parent.mkdir(parents=True, exist_ok=True)
-    cells, target = _read(data, lazily=True), _named(to, loaded.conditions)
+    cells = _read_for(loaded, data, modality, lazily=True)
+    targets = [_named(name, loaded.conditions) for name in to]
+    target = targets[0] if len(targets) == 1 else targets
     from_ = None if source is None else _named(source, loaded.conditions)
     loaded.transfer(cells, target, source_condition=from_, estimate=estimate, seed=seed, out=out)
     console.print(f"Wrote the predicted cells to {out}.", soft_wrap=True)
@@ -204,8 +218,11 @@ def transfer(
     return {"out": str(out), "seed": seed, "groups": groups, "versions": _versions()}
 
 
-def _assess(model: TRVAE, cells: AnnData, target: Any, source: Any, seed: int) -> pd.DataFrame:
+def _assess(
+    model: TRVAE, data: AnnData | MuData, target: Any, source: Any, seed: int
+) -> pd.DataFrame:
     """Assess the transfer of a sample of the cells."""
+    cells = model._cells_of(data)
     positions, _ = model._chosen_cells(in_memory(cells.obs), source, None)
     if len(positions) > _MAX_CELLS_TO_ASSESS:
         rng = np.random.default_rng(seed)
@@ -226,6 +243,7 @@ def map_query(
     match_reference: Annotated[
         bool, typer.Option("--match-reference", help="Match the cells to the reference by MMD.")
     ] = False,
+    modality: Modality = DEFAULT_MODALITY,
     max_epochs: MaxEpochs = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -238,7 +256,9 @@ def map_query(
     Example: trvae map model new_study.h5ad --out mapped --latent latent.csv
     """
     _check_new(out, overwrite)
-    mapped = TRVAE.load_query_data(_read(data), model, match_reference=match_reference)
+    reference = TRVAE.load(str(model), adata=False)
+    query = _read_for(reference, data, modality)
+    mapped = TRVAE.load_query_data(query, reference, match_reference=match_reference)
     if not mapped.is_trained_:
         mapped.train(max_epochs, plan_kwargs={"weight_decay": 0.0})
     if latent is not None:
@@ -259,6 +279,7 @@ def evaluate(
     to: Annotated[str, typer.Option(help="Condition to hold out and predict.")],
     layer: Layer = None,
     library_key: LibraryKey = None,
+    modality: Modality = DEFAULT_MODALITY,
     gene_likelihood: LikelihoodOption = "nb",
     max_epochs: MaxEpochs = None,
     seed: Seed = 0,
@@ -272,7 +293,12 @@ def evaluate(
     """
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    adata = _read(data)
+    keys: dict[str, Any] = {
+        "condition_key": condition_key,
+        "labels_key": labels_key,
+        "library_key": library_key,
+    }
+    adata = _as_anndata(_read(data), modality, layer=layer, **keys)
     conditions, labels = adata.obs.get(condition_key, []), adata.obs.get(labels_key, [])
     target = _named(to, conditions)
     split = hold_out(
@@ -280,10 +306,8 @@ def evaluate(
         label=_named(label, labels),
         source_condition=_named(source, conditions),
         target_condition=target,
-        condition_key=condition_key,
-        labels_key=labels_key,
         layer=layer,
-        library_key=library_key,
+        **keys,
     )
     method = TRVAEMethod({"gene_likelihood": gene_likelihood}, {"max_epochs": max_epochs})
     result = _predict(split, method, target, seed)
@@ -389,13 +413,35 @@ def _check_new(out: Path, overwrite: bool) -> None:
         raise ValueError(f"{out} exists already. Name another folder, or give --overwrite.")
 
 
-def _read(path: Path, *, lazily: bool = False) -> AnnData:
-    """Read an h5ad file or a zarr store, or open it to be read bit by bit."""
+def _read(path: Path, *, lazily: bool = False) -> AnnData | MuData:
+    """Read a file or a zarr store, or open it to be read bit by bit."""
     if path.suffix == ".zarr":
+        if zarr.open_group(path, mode="r").attrs.get("encoding-type") == "MuData":
+            return read_zarr_of_mudata(path)
         return read_lazy(path) if lazily else read_zarr(path)
-    if path.suffix != ".h5ad":
-        raise ValueError(f"{path} is neither .h5ad nor .zarr.")
-    return read_h5ad(path, backed="r" if lazily else None)
+    if path.suffix not in (".h5ad", ".h5mu"):
+        raise ValueError(f"{path} is neither .h5ad nor .h5mu nor .zarr.")
+    read = read_h5ad if path.suffix == ".h5ad" else read_h5mu
+    return read(path, backed="r" if lazily else None)
+
+
+def _read_for(
+    model: TRVAE, path: Path, modality: str, *, lazily: bool = False
+) -> AnnData | MuData:
+    """Read cells as a model takes them: one modality if it is no model of MuData."""
+    data = _read(path, lazily=lazily)
+    if model._modality is not None:
+        return data
+    return _as_anndata(data, modality, **model.registry["setup_args"])
+
+
+def _as_anndata(
+    data: AnnData | MuData, modality: str, *, layer: str | None, **keys: Any
+) -> AnnData:
+    """Return an AnnData as it is, and of a MuData the modality."""
+    if not isinstance(data, MuData):
+        return data
+    return cells_of(data, {"rna_layer": layer} | keys | places_of(data, modality, keys))
 
 
 def _print_metrics(metrics: pd.DataFrame, title: str) -> None:

@@ -12,6 +12,7 @@ from scvi import REGISTRY_KEYS
 from trvae._data import check_obs_column, check_positive_integer, is_number
 from trvae._linear_response import log_share
 from trvae._support import support_of_cells
+from trvae._transfer import for_each_target
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +28,7 @@ else:
 class ConfidenceMixin(_Model):
     """Tell how far predictions are from what the model has seen."""
 
+    @for_each_target
     def get_transfer_support(
         self,
         adata: AnnData | None = None,
@@ -54,7 +56,8 @@ class ConfidenceMixin(_Model):
         One row a cell, with the columns ``distance`` from the nearest training cells of the target
         condition, in units of the median distance of such cells from each other; and ``support``,
         the share of the target condition's training cells that lie at least as far from the
-        others. Cells like those seen have a support spread evenly between 0 and 1.
+        others. Cells like those seen have a support spread evenly between 0 and 1. Under a list of
+        conditions, the condition is in the index before the cell.
 
         Raises
         ------
@@ -86,6 +89,7 @@ class ConfidenceMixin(_Model):
             index=selection.registered.obs_names[selection.indices],
         )
 
+    @for_each_target
     def assess_transfer(
         self,
         adata: AnnData | None = None,
@@ -127,6 +131,8 @@ class ConfidenceMixin(_Model):
           group's mean and of the standard deviation of that mean over the draws, for counts as
           :math:`\log(1 + \text{counts per ten thousand})`;
         * ``summary``, one sentence.
+
+        Under a list of conditions, the condition is in the index before the group.
 
         Raises
         ------

@@ -316,9 +316,14 @@ def private_copy(adata: AnnData, var_names: np.ndarray, layer: str | None) -> An
     elif isinstance(matrix, np.ndarray):
         # The matrix of a view is of a class that torch takes no tensor from.
         matrix = np.asarray(matrix)
-    copy = AnnData(obs=adata.obs.copy(), var=adata.var.iloc[position].copy())
+    return with_matrix(adata.obs.copy(), adata.var.iloc[position].copy(), layer, matrix)
+
+
+def with_matrix(obs: pd.DataFrame, var: pd.DataFrame, layer: str | None, matrix: Any) -> AnnData:
+    """Return an AnnData that has a matrix, which is not copied, in ``X`` or in a layer."""
+    adata = AnnData(obs=obs, var=var)
     if layer is None:
-        copy.X = matrix
-    else:
-        copy.layers[layer] = matrix
-    return copy
+        adata.X = matrix
+    elif matrix is not None:
+        adata.layers[layer] = matrix
+    return adata

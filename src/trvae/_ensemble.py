@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     import torch
     from anndata import AnnData
 
-    from trvae._transfer import _Minibatch, _Selection
+    from trvae._transfer import Minibatch, Selection
 
 # What all models of an ensemble have in common, so that the first one's is the ensemble's.
 _IN_COMMON = {
     "adata", "conditions", "data_is_sparse_", "expression_is_nonnegative_",
     "get_anndata_manager", "linear_weight", "mean_profiles_", "modelled_shares_", "module",
-    "registry", "summary_stats", "_condition_key", "_gene_order", "_layer", "_validate_anndata",
-    "_var_names",
+    "registry", "summary_stats", "_cells_of", "_condition_key", "_gene_order", "_layer",
+    "_modality", "_validate_anndata", "_var_names",
 }  # fmt: skip
 
 
@@ -154,11 +154,11 @@ class TRVAEEnsemble(TransferMixin, ConfidenceMixin, RankingMixin):
     def _without_cells(self) -> TRVAEEnsemble:
         return self._of([model._without_cells() for model in self.models])
 
-    def _for(self, model: TRVAE, selection: _Selection) -> _Selection:
+    def _for(self, model: TRVAE, selection: Selection) -> Selection:
         """The same cells, as another model reads them."""
         return replace(selection, registered=model._validate_anndata(selection.registered))
 
-    def _decode_both(self, selection, target, batch_size, draw=None) -> Iterator[_Minibatch]:
+    def _decode_both(self, selection, target, batch_size, draw=None) -> Iterator[Minibatch]:
         models = self.models if draw is None else [self.models[draw[1] % len(self.models)]]
         decoded = [
             model._decode_both(self._for(model, selection), target, batch_size, draw)
@@ -174,7 +174,7 @@ class TRVAEEnsemble(TransferMixin, ConfidenceMixin, RankingMixin):
         return sum(tables[1:], tables[0]) / len(tables)
 
 
-def _average(minibatches: tuple[_Minibatch, ...]) -> _Minibatch:
+def _average(minibatches: tuple[Minibatch, ...]) -> Minibatch:
     """Average what the models differ in."""
 
     def mean(name: str):

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 from anndata import AnnData
+from mudata import MuData
 from tqdm import tqdm
 
 from trvae._data import (
@@ -295,10 +296,14 @@ def evaluate(
     Raises
     ------
     ValueError
-        If a column, label or condition is not in ``adata``, a prediction could not be compared as
+        If ``adata`` is a MuData, a column, label or condition is not in it, a prediction could not be compared as
         in :func:`trvae.metrics.transfer_metrics`, a method has the name of a baseline, or ``out``
         has the results of other data or settings.
     """
+    if isinstance(adata, MuData):
+        raise ValueError(
+            "evaluate takes an AnnData. Pass one modality, with all columns in its obs."
+        )
     if methods is None:
         # One progress bar is enough.
         quiet = functools.partial(TRVAEMethod, train_kwargs={"enable_progress_bar": False})

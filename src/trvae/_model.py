@@ -15,12 +15,15 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from mudata import MuData
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
+from scvi.data._constants import ADATA_MINIFY_TYPE
 from scvi.data._utils import _get_adata_minify_type
 from scvi.data.fields import (
     CategoricalJointObsField,
     LayerField,
+    MuDataWrapper,
     NumericalJointObsField,
     NumericalObsField,
 )
@@ -62,6 +65,13 @@ from trvae._from_scarches import read_scarches
 from trvae._linear_response import group_means, group_means_of_blocks
 from trvae._mmd import BANDWIDTHS
 from trvae._module import DecoderName, Dispersion, GeneLikelihood, TRVAEModule
+from trvae._mudata import (
+    DEFAULT_MODALITY,
+    as_of_anndata,
+    cells_of,
+    expression_modality,
+    with_genes,
+)
 from trvae._nn import Normalization
 from trvae._ranking import RankingMixin
 from trvae._seed import overriding, seeded, with_seed
@@ -71,6 +81,8 @@ from trvae._transfer import TransferMixin
 
 if TYPE_CHECKING:
     from typing import Any
+
+    from scvi._types import MinifiedDataType
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +115,8 @@ class TRVAE(
     Parameters
     ----------
     adata
-        AnnData registered with :meth:`setup_anndata`.
+        AnnData registered with :meth:`setup_anndata`, or MuData registered with
+        :meth:`setup_mudata`.
     registry
         Registry of a data module to train on in place of ``adata``.
     n_latent
@@ -187,7 +200,7 @@ class TRVAE(
 
     def __init__(
         self,
-        adata: AnnData | None = None,
+        adata: AnnData | MuData | None = None,
         registry: dict | None = None,
         *,
         n_latent: int = 10,
@@ -327,27 +340,83 @@ class TRVAE(
             was.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
-        _check_columns(adata, setup_method_args["setup_args"])
-        if "source_registry" in kwargs:
-            _check_same_genes(adata, kwargs["source_registry"])
-        else:
-            _check_at_least_two_conditions(adata, condition_key)
-            if library_key is not None:
-                check_numbers(adata, "library_key", library_key, positive=True)
+        if isinstance(adata, MuData):
+            raise ValueError("adata is a MuData, which setup_mudata registers.")
+        _check_cells(adata, setup_method_args["setup_args"], kwargs.get("source_registry"))
         fields = [
-            # Whether values suit the likelihood is checked once that is known.
-            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
-            UsedCategoricalObsField(REGISTRY_KEYS.BATCH_KEY, condition_key),
-            UsedCategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
-            NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
-            CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
-            NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
+            field(*args, **options)
+            for _, field, args, options in _fields(**setup_method_args["setup_args"])
         ]
         minify_type = _get_adata_minify_type(adata)
         if minify_type is not None:
             fields += cls._get_fields_for_adata_minification(minify_type)
         manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
+
+    @classmethod
+    @setup_anndata_dsp.dedent
+    def setup_mudata(
+        cls,
+        mdata: MuData,
+        *,
+        condition_key: str,
+        rna_layer: str | None = None,
+        labels_key: str | None = None,
+        size_factor_key: str | None = None,
+        categorical_covariate_keys: list[str] | None = None,
+        continuous_covariate_keys: list[str] | None = None,
+        library_key: str | None = None,
+        modalities: dict[str, str] | None = None,
+        **kwargs,
+    ) -> None:
+        """%(summary_mdata)s.
+
+        The model is of one modality. A transfer keeps the others as they are.
+
+        Parameters
+        ----------
+        %(param_mdata)s
+        condition_key, labels_key, size_factor_key, library_key
+            As in :meth:`setup_anndata`, in ``mdata.obs`` unless ``modalities`` has them.
+        rna_layer
+            Layer of the modality with the expression, by default its ``X``.
+        categorical_covariate_keys, continuous_covariate_keys
+            As in :meth:`setup_anndata`, likewise.
+        modalities
+            The modality of each argument that is not to be taken from ``mdata.obs``. That with
+            the expression is ``"rna"`` unless there is another ``"rna_layer"``.
+
+        Raises
+        ------
+        ValueError
+            As in :meth:`setup_anndata`, if a modality is missing or has other cells, or a column
+            is not where it is to be taken from. ``mdata`` is then as it was.
+
+        Examples
+        --------
+        >>> trvae.TRVAE.setup_mudata(
+        ...     mdata,
+        ...     condition_key="condition",
+        ...     rna_layer="counts",
+        ...     modalities={"rna_layer": "rna", "condition_key": "rna"},
+        ... )
+        >>> model = trvae.TRVAE(mdata)
+        """
+        modalities = {"rna_layer": DEFAULT_MODALITY} | (modalities or {})
+        setup_method_args = cls._get_setup_method_args(**locals())
+        if not isinstance(mdata, MuData):
+            raise ValueError(f"mdata is a {type(mdata).__name__}, but no MuData.")
+        modality_of = cls._create_modalities_attr_dict(modalities, setup_method_args)
+        setup_args = setup_method_args["setup_args"]
+        cells = cells_of(mdata, setup_args)
+        _check_cells(cells, as_of_anndata(setup_args), kwargs.get("source_registry"))
+        fields = [
+            MuDataWrapper(field)(*args, mod_key=modality_of[argument], **options)
+            for argument, field, args, options in _fields(**as_of_anndata(setup_args))
+        ]
+        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        manager.register_fields(mdata, **kwargs)
         cls.register_manager(manager)
 
     @property
@@ -361,7 +430,11 @@ class TRVAE(
 
     @property
     def _layer(self) -> str | None:
-        return self.registry["setup_args"].get("layer")
+        return as_of_anndata(self.registry["setup_args"]).get("layer")
+
+    @property
+    def _modality(self) -> str | None:
+        return expression_modality(self.registry["setup_args"])
 
     @property
     def _var_names(self) -> np.ndarray:
@@ -370,8 +443,32 @@ class TRVAE(
     def _field_state(self, registry_key: str) -> dict:
         return self.registry["field_registries"].get(registry_key, {}).get("state_registry", {})
 
+    def get_var_names(
+        self, legacy_mudata_format: bool = False
+    ) -> np.ndarray | dict[str, np.ndarray]:
+        """Genes of the model; if it is of MuData, by the name of their modality.
+
+        Parameters
+        ----------
+        legacy_mudata_format
+            Whether to leave that name out.
+        """
+        names = self._var_names.astype(str)
+        return names if legacy_mudata_format or self._modality is None else {self._modality: names}
+
+    def _cells_of(self, data: AnnData | MuData) -> AnnData:
+        """Return an AnnData as it is, and of a MuData what the model reads."""
+        if not isinstance(data, MuData):
+            return data
+        if self._modality is None:
+            raise ValueError(
+                "The model was set up with an AnnData, so that it takes one modality, such as "
+                f"mdata[{next(iter(data.mod))!r}], and no MuData."
+            )
+        return cells_of(data, self.registry["setup_args"])
+
     def _check_own_data(self, gene_likelihood: str) -> None:
-        matrix = get_matrix(self.adata, self._layer)
+        matrix = get_matrix(self._cells_of(self.adata), self._layer)
         check_expression(matrix, gene_likelihood, _where(self._layer))
         self.data_is_sparse_ = not isinstance(matrix, np.ndarray)
         self.expression_is_nonnegative_ = is_nonnegative(matrix)
@@ -386,14 +483,14 @@ class TRVAE(
 
     def _validate_anndata(
         self,
-        adata: AnnData | None = None,
+        adata: AnnData | MuData | None = None,
         copy_if_view: bool = True,
         obs: pd.DataFrame | None = None,
     ) -> AnnData:
         """Return an AnnData registered with the model that has the cells of ``adata``.
 
         Cells that the model doesn't know yet are registered as a private copy, so that the
-        user's AnnData is never written to.
+        user's AnnData is never written to. Of a MuData, it has what the model reads.
 
         Parameters
         ----------
@@ -404,20 +501,59 @@ class TRVAE(
         obs
             Taken in place of ``adata.obs``.
         """
+        known = self._per_instance_manager_store.get(self.id, {}).values()
         # scvi-tools' own minification registers the minified AnnData here.
         if adata is None or adata is self._adata or _get_adata_minify_type(adata) is not None:
-            return super()._validate_anndata(adata, copy_if_view=copy_if_view)
-        known = self._per_instance_manager_store.get(self.id, {}).values()
-        if any(manager.adata is adata for manager in known):
+            adata = super()._validate_anndata(adata, copy_if_view=copy_if_view)
+            if not isinstance(adata, MuData):
+                return adata
+        elif any(manager.adata is adata for manager in known):
             return adata
-        return self._register_private_copy(adata, obs)
+        return self._register_private_copy(self._cells_of(adata), obs)
+
+    def minify_adata(
+        self,
+        minified_data_type: MinifiedDataType = ADATA_MINIFY_TYPE.LATENT_POSTERIOR,
+        use_latent_qzm_key: str = "X_latent_qzm",
+        use_latent_qzv_key: str = "X_latent_qzv",
+    ) -> None:
+        """Keep of the model's cells no more than their latent representation.
+
+        The model then has a copy of its AnnData without expression. What is decoded from the
+        latent representation stays the same; what needs expression takes other cells, or raises
+        an error. The model can't be trained further.
+
+        Parameters
+        ----------
+        minified_data_type
+            ``"latent_posterior_parameters"``, or ``"latent_posterior_parameters_with_counts"`` to
+            keep the expression, too.
+        use_latent_qzm_key, use_latent_qzv_key
+            Keys in ``adata.obsm`` of the mean and the variance of ``z``, as
+            ``get_latent_representation(return_dist=True)`` returns them.
+
+        Raises
+        ------
+        ValueError
+            If the model has no AnnData but a MuData or none, or a key is missing.
+        """
+        if not isinstance(self.adata, AnnData):
+            raise ValueError("Only an AnnData can be minified, and the model has none.")
+        keys = {"use_latent_qzm_key": use_latent_qzm_key, "use_latent_qzv_key": use_latent_qzv_key}
+        for argument, key in keys.items():
+            if key not in self.adata.obsm:
+                raise ValueError(
+                    f"{argument} {key!r} is not in model.adata.obsm. Keep there what "
+                    "model.get_latent_representation(return_dist=True) returns."
+                )
+        super().minify_adata(minified_data_type, use_latent_qzm_key, use_latent_qzv_key)
 
     def _make_data_loader(self, adata: AnnData, indices: Any = None, **kwargs) -> Any:
         """As scvi-tools', with a clear error if no cells are chosen or those that aren't there."""
         return super()._make_data_loader(adata, cell_positions(indices, adata.n_obs), **kwargs)
 
     def _register_private_copy(self, adata: AnnData, obs: pd.DataFrame | None) -> AnnData:
-        setup_args = self.registry["setup_args"]
+        setup_args = as_of_anndata(self.registry["setup_args"])
         copy = private_copy(adata, self._var_names, self._layer)
         if obs is not None:
             copy.obs = obs
@@ -518,8 +654,8 @@ class TRVAE(
         Raises
         ------
         ValueError
-            If there are fewer than two cells to train on, ``batch_size`` is below 2, all weights
-            are frozen, or several processes train a model that has no seed.
+            If there are fewer than two cells to train on, ``batch_size`` is below 2, the cells are
+            minified, all weights are frozen, or several processes train a model that has no seed.
 
         Notes
         -----
@@ -544,6 +680,8 @@ class TRVAE(
                 "condition_balanced": condition_balanced,
                 **(datasplitter_kwargs or {}),
             }
+        if self.minified_data_type is not None:
+            raise ValueError("A model can't be trained on the cells of a minified AnnData.")
         if not any(parameter.requires_grad for parameter in self.module.parameters()):
             raise ValueError(
                 "There is nothing to train: the query has no new condition or category. "
@@ -602,8 +740,6 @@ class TRVAE(
 
         So what the model has seen is known where its cells are not.
         """
-        if self.minified_data_type is not None:
-            return
         known = self.reference_cells_ if self._is_frozen else None
         codes = [REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.LABELS_KEY]
         if datamodule is None:
@@ -667,7 +803,9 @@ class TRVAE(
                 np.asarray(manager.get_from_registry(key)).ravel()
                 for key in (REGISTRY_KEYS.LABELS_KEY, REGISTRY_KEYS.BATCH_KEY)
             )
-            library = self.adata.obs.get(self.registry["setup_args"].get("library_key"))
+            library = self._cells_of(self.adata).obs.get(
+                self.registry["setup_args"].get("library_key")
+            )
             means = group_means(
                 manager.get_from_registry(REGISTRY_KEYS.X_KEY),
                 label,
@@ -697,7 +835,7 @@ class TRVAE(
 
     @classmethod
     def load(
-        cls, dir_path: str | Path, adata: AnnData | bool | None = None, *args, **kwargs
+        cls, dir_path: str | Path, adata: AnnData | MuData | bool | None = None, *args, **kwargs
     ) -> TRVAE:
         """Load a saved model.
 
@@ -722,9 +860,10 @@ class TRVAE(
             If nothing is saved there, or a column or a gene is missing.
         """
         # Before a download there is no registry.
-        if isinstance(adata, AnnData) and "backup_url" not in kwargs:
+        if isinstance(adata, AnnData | MuData) and "backup_url" not in kwargs:
             registry = cls.load_registry(str(dir_path), prefix=kwargs.get("prefix"))
-            adata = _with_genes(adata, _registered_genes(registry))
+            modality = expression_modality(registry["setup_args"])
+            adata = _with_genes(adata, _registered_genes(registry), modality)
         return super().load(str(dir_path), adata, *args, **kwargs)
 
     @classmethod
@@ -807,7 +946,7 @@ class TRVAE(
     @classmethod
     def load_query_data(
         cls,
-        adata: AnnData | None = None,
+        adata: AnnData | MuData | None = None,
         reference_model: str | Path | TRVAE | None = None,
         *,
         unfrozen: bool = False,
@@ -820,7 +959,8 @@ class TRVAE(
         ----------
         adata
             Cells with the columns that the reference was set up with; new conditions and new
-            categories of covariates are allowed. It is registered as by :meth:`setup_anndata`.
+            categories of covariates are allowed. It is registered as by :meth:`setup_anndata` or
+            :meth:`setup_mudata`.
             Genes are matched by name: unless they are the reference's in its order, the model
             has a copy of the cells in which they are.
         reference_model
@@ -843,7 +983,7 @@ class TRVAE(
         Raises
         ------
         ValueError
-            If there is no reference model, or a column or a gene is missing, or
+            If there is no reference model, a column, a gene or a modality is missing, or
             ``match_reference`` and no cells are kept with the reference.
             ``TRVAE.prepare_query_anndata`` fills up missing genes with zeros.
 
@@ -862,8 +1002,11 @@ class TRVAE(
         )
         reference_cells = reference._kept_reference_cells() if match_reference else None
         if adata is not None and not kwargs.get("inplace_subset_query_vars"):
-            adata = _with_genes(adata, reference._var_names)
-        model = super().load_query_data(adata, reference, unfrozen=True, **kwargs)
+            adata = _with_genes(adata, reference._var_names, reference._modality)
+        if isinstance(adata, MuData):
+            model = cls._load_query_mudata(adata, reference, **kwargs)
+        else:
+            model = super().load_query_data(adata, reference, unfrozen=True, **kwargs)
         model._take_mean_profiles(reference)
         model.reference_cells_ = reference.reference_cells_
         if not unfrozen:
@@ -872,6 +1015,29 @@ class TRVAE(
             model.is_trained_ = not any(p.requires_grad for p in model.module.parameters())
         if reference_cells is not None:
             model.module.compare_with(reference_cells)
+        return model
+
+    @classmethod
+    def _load_query_mudata(
+        cls, mdata: MuData, reference: TRVAE, inplace_subset_query_vars: bool = False, **kwargs
+    ) -> TRVAE:
+        """As scvi-tools does, which takes no MuData with modalities that the model is not of."""
+        if inplace_subset_query_vars:
+            raise ValueError("inplace_subset_query_vars=True is of AnnData, not of MuData.")
+        cells, layer = reference._cells_of(mdata), reference._layer
+        check_expression(get_matrix(cells, layer), reference.module.gene_likelihood, _where(layer))
+        cls.setup_mudata(
+            mdata,
+            source_registry=reference.registry,
+            extend_categories=True,
+            **reference.registry["setup_args"],
+        )
+        manager = cls._get_most_recent_anndata_manager(mdata, required=True)
+        model = super().load_query_data(
+            None, reference, registry=manager.registry, unfrozen=True, **kwargs
+        )
+        model._register_manager_for_instance(manager)
+        model._adata, model._adata_manager, model.registry_ = mdata, manager, manager.registry
         return model
 
     def _take_mean_profiles(self, reference: TRVAE) -> None:
@@ -1008,6 +1174,13 @@ class TRVAE(
         self._check_if_trained(warn=False)
         given = inspect.signature(super().differential_expression).bind(*args, **kwargs)
         self._check_groups(**given.arguments)
+        cells = given.arguments.get("adata")
+        cells = self.adata if cells is None else cells
+        if _get_adata_minify_type(cells) == ADATA_MINIFY_TYPE.LATENT_POSTERIOR:
+            raise ValueError(
+                "differential_expression needs the cells' own expression, which is not kept in "
+                "this minified AnnData. Pass the full AnnData."
+            )
         if not self.module.is_count_model:
             kwargs.setdefault("change_fn", _log2_fold_change_of_log_values)
             kwargs.setdefault("pseudocounts", 0.0)
@@ -1017,7 +1190,7 @@ class TRVAE(
         self, adata=None, groupby=None, group1=None, group2=None, idx1=None, idx2=None, **_
     ) -> None:
         """Check which cells are to be compared; strings of ``idx`` are left to pandas."""
-        adata = self.adata if adata is None else adata
+        adata = self._cells_of(self.adata if adata is None else adata)
         for argument, idx in {"idx1": idx1, "idx2": idx2}.items():
             if idx is not None and not isinstance(idx, str):
                 cell_positions(idx, adata.n_obs, argument)
@@ -1039,12 +1212,14 @@ class TRVAE(
                 f"{self.module.gene_likelihood!r}."
             )
 
-    def _gene_order(self, adata: AnnData, gene_list: Sequence[str] | None = None) -> np.ndarray:
+    def _gene_order(
+        self, adata: AnnData | MuData, gene_list: Sequence[str] | None = None
+    ) -> np.ndarray:
         """Where among the model's genes (of the list) are those of ``adata``, in its order."""
         genes = pd.Index(self._var_names)
         if gene_list is not None:
             genes = genes[genes.isin(gene_list)]
-        order = genes.get_indexer(adata.var_names)
+        order = genes.get_indexer(self._cells_of(adata).var_names)
         return order[order >= 0]
 
 
@@ -1057,8 +1232,51 @@ def _where(layer: str | None) -> str:
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
 
 
+def _fields(
+    *, layer, condition_key, labels_key, size_factor_key, categorical_covariate_keys,
+    continuous_covariate_keys, **_,
+) -> list[tuple[str, type, tuple, dict]]:  # fmt: skip
+    """What is registered: argument of the setup method, field, its arguments and options."""
+    key = REGISTRY_KEYS
+    return [
+        # Whether values suit the likelihood is checked once that is known.
+        ("rna_layer", LayerField, (key.X_KEY, layer), {"is_count_data": False}),
+        ("condition_key", UsedCategoricalObsField, (key.BATCH_KEY, condition_key), {}),
+        ("labels_key", UsedCategoricalObsField, (key.LABELS_KEY, labels_key), {}),
+        (
+            "size_factor_key",
+            NumericalObsField,
+            (key.SIZE_FACTOR_KEY, size_factor_key),
+            {"required": False},
+        ),
+        (
+            "categorical_covariate_keys",
+            CategoricalJointObsField,
+            (key.CAT_COVS_KEY, categorical_covariate_keys),
+            {},
+        ),
+        (
+            "continuous_covariate_keys",
+            NumericalJointObsField,
+            (key.CONT_COVS_KEY, continuous_covariate_keys),
+            {},
+        ),
+    ]
+
+
+def _check_cells(adata: AnnData, setup_args: dict, source_registry: dict | None) -> None:
+    """Check what a setup method is given before it changes anything."""
+    _check_columns(adata, setup_args)
+    if source_registry is not None:
+        _check_same_genes(adata, source_registry)
+        return
+    _check_at_least_two_conditions(adata, setup_args["condition_key"])
+    if setup_args["library_key"] is not None:
+        check_numbers(adata, "library_key", setup_args["library_key"], positive=True)
+
+
 def _check_columns(adata: AnnData, setup_args: dict) -> None:
-    """Check what ``setup_anndata`` is given before it changes anything."""
+    """Check that what is to be registered is there and complete."""
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise ValueError(f"The AnnData is empty: {adata.n_obs} cells x {adata.n_vars} genes.")
     get_matrix(adata, setup_args["layer"])
@@ -1124,8 +1342,22 @@ def _registered_genes(registry: dict) -> np.ndarray:
     return np.asarray(field["state_registry"]["column_names"])
 
 
-def _with_genes(adata: AnnData, var_names: np.ndarray) -> AnnData:
+def _with_genes(
+    adata: AnnData | MuData, var_names: np.ndarray, modality: str | None
+) -> AnnData | MuData:
     """Return the cells with the model's genes in its order: a copy unless they are so already."""
+    if isinstance(adata, MuData):
+        if modality is None:
+            raise ValueError("The model was set up with an AnnData, so that it takes no MuData.")
+        # That the modality is missing is told by what registers the MuData.
+        cells = adata.mod.get(modality)
+        if cells is None or (of_model := _with_genes(cells, var_names, None)) is cells:
+            return adata
+        return with_genes(adata, modality, of_model)
+    if modality is not None:
+        raise ValueError(
+            f"The model was set up with a MuData, so that it takes no {type(adata).__name__}."
+        )
     if np.array_equal(adata.var_names, var_names):
         return adata
     return adata[:, positions_of_genes(adata, var_names)].copy()

@@ -43,7 +43,7 @@ class RankingMixin(_Model):
         Parameters
         ----------
         adata, target_condition, source_condition, indices, seed, batch_size
-            As in :meth:`transfer`.
+            As in :meth:`transfer`, with one target condition.
         reference
             Measured cells to compare with, on the same scale. By default the cells before their
             transfer, so that genes are ranked by their predicted response. With cells measured
@@ -76,8 +76,10 @@ class RankingMixin(_Model):
         that real cells respond: every prediction is of the same model, and more cells make it
         smaller.
         """
+        self._condition_code(target_condition, "target_condition")
+        cells = self._cells_of(self._own_cells() if adata is None else adata)
         transferred = self.transfer(
-            adata,
+            cells,
             target_condition,
             source_condition=source_condition,
             indices=indices,
@@ -85,8 +87,8 @@ class RankingMixin(_Model):
             batch_size=batch_size,
         )
         if reference is None:
-            given = self._own_cells() if adata is None else adata
-            reference = given[self._chosen_cells(given.obs, source_condition, indices)[0]]
+            reference = cells[self._chosen_cells(cells.obs, source_condition, indices)[0]]
+        reference = self._cells_of(reference)
         missing = transferred.var_names.difference(reference.var_names)
         if len(missing) > 0:
             raise ValueError(

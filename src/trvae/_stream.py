@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ import pandas as pd
 import zarr
 from anndata import AnnData
 from anndata.io import sparse_dataset, write_elem
+from mudata import MuData
 from scipy import sparse
 from tqdm import tqdm
 
@@ -23,12 +24,18 @@ from trvae._data import computed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-FORMATS = (".h5ad", ".zarr")
 _TASK = "task.json"
 
 
-def check_output(out: str | Path) -> Path:
+def check_output(out: str | Path, is_mudata: bool) -> Path:
     """Return the path if it can be written to.
+
+    Parameters
+    ----------
+    out
+        The file or folder to write.
+    is_mudata
+        Whether a MuData is to be written, not an AnnData.
 
     Raises
     ------
@@ -40,8 +47,9 @@ def check_output(out: str | Path) -> Path:
         If its folder is not there.
     """
     out = Path(out)
-    if out.suffix not in FORMATS:
-        raise ValueError(f"out={str(out)!r} ends neither with {' nor with '.join(FORMATS)}.")
+    formats = (".h5mu" if is_mudata else ".h5ad", ".zarr")
+    if out.suffix not in formats:
+        raise ValueError(f"out={str(out)!r} ends neither with {' nor with '.join(formats)}.")
     if out.exists():
         raise FileExistsError(f"{out} is there already. Remove it or name another.")
     if not out.absolute().parent.is_dir():
@@ -71,7 +79,8 @@ def read_rows(matrix: Any, rows: np.ndarray) -> Any:
 
 def write_in_chunks(
     out: Path,
-    skeleton: AnnData,
+    skeleton: AnnData | MuData,
+    modality: str | None,
     layers: list[str],
     n_chunks: int,
     predict: Callable[[list[int]], Iterator[tuple[int, Any]]],
@@ -86,9 +95,11 @@ def write_in_chunks(
     Parameters
     ----------
     out
-        The ``.h5ad`` or ``.zarr`` to write.
+        The ``.h5ad``, ``.h5mu`` or ``.zarr`` to write.
     skeleton
         The result without its matrix.
+    modality
+        Whose matrix it is, if the result is a MuData.
     layers
         Layers to hold a copy of the matrix.
     n_chunks
@@ -119,10 +130,8 @@ def write_in_chunks(
         for chunk, matrix in predict(missing):
             _save(files[chunk], matrix)
             bar.update()
-    # As AnnData itself does before it writes.
-    skeleton.strings_to_categoricals()
-    with complete_or_absent(out) as unfinished, _open_for_writing(unfinished) as group:
-        write_elem(group, "/", skeleton)
+    with complete_or_absent(out) as unfinished, _written(unfinished, skeleton) as root:
+        group = root if modality is None else root["mod"][modality]
         _write_matrix([(group, "X"), *((group["layers"], layer) for layer in layers)], files)
     shutil.rmtree(parts)
 
@@ -214,12 +223,18 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def _open_for_writing(path: Path) -> Iterator[Any]:
-    if path.suffix == ".zarr":
-        yield zarr.open_group(path, mode="w")
+def _written(path: Path, skeleton: AnnData | MuData) -> Iterator[Any]:
+    """Write the result without its matrix, and yield it open for more."""
+    is_zarr = path.suffix == ".zarr"
+    if isinstance(skeleton, MuData):
+        skeleton.write_zarr(path) if is_zarr else skeleton.write_h5mu(path)
     else:
-        with h5py.File(path, "w") as file:
-            yield file
+        # As AnnData itself does before it writes.
+        skeleton.strings_to_categoricals()
+    with nullcontext(zarr.open_group(path)) if is_zarr else h5py.File(path, "a") as root:
+        if isinstance(skeleton, AnnData):
+            write_elem(root, "/", skeleton)
+        yield root
 
 
 def _write_matrix(places: list[tuple[Any, str]], files: list[Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import pickle
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from mudata import MuData
 from scipy import sparse
 from scvi import REGISTRY_KEYS, settings
 from scvi.data._utils import _get_adata_minify_type
@@ -32,12 +34,14 @@ from trvae._data import (
     get_matrix,
     is_number,
     join_names,
+    with_matrix,
 )
 from trvae._linear_response import MIN_LABELS, ResponseOfLabels
+from trvae._mudata import with_prediction
 from trvae._stream import check_output, in_memory, on_cluster, read_rows, write_in_chunks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     # For type checkers, the model that it is mixed into has everything.
@@ -51,7 +55,7 @@ _DRAW_EXPRESSION, _DRAW_LATENT = 0, 1
 
 
 @dataclass(frozen=True)
-class _Selection:
+class Selection:
     """The cells to transfer."""
 
     adata: AnnData
@@ -69,7 +73,7 @@ class _Selection:
     """What each selected cell's random numbers are drawn from, beside the seed."""
 
 
-class _Minibatch(NamedTuple):
+class Minibatch(NamedTuple):
     """A minibatch decoded under both conditions. Arrays are ``n_cells x n_genes``."""
 
     cells: np.ndarray
@@ -90,6 +94,33 @@ class _Minibatch(NamedTuple):
     """The same under the target condition, ``1 x n_genes``."""
 
 
+def for_each_target(method: Callable) -> Callable:
+    """Let a method take several target conditions, of which the answers are put together.
+
+    Parameters
+    ----------
+    method
+        Method of a model, whose second argument is ``target_condition``. It returns a table, or an
+        array of which the second last axis is that of the cells.
+    """
+
+    @functools.wraps(method)
+    def wrapped(self, adata=None, target_condition=None, **kwargs):
+        if not _are_several(target_condition):
+            return method(self, adata, target_condition, **kwargs)
+        targets = self._targets(target_condition)
+        answers = [method(self, adata, target, **kwargs) for target in targets]
+        if isinstance(answers[0], np.ndarray):
+            return np.concatenate(answers, axis=-2)
+        return pd.concat(answers, keys=targets, names=["target_condition"])
+
+    return wrapped
+
+
+def _are_several(target_condition: Any) -> bool:
+    return pd.api.types.is_list_like(target_condition)
+
+
 def _predict_on_worker(model: bytes, *arguments: Any) -> Any:
     # A copy for each task: those of one worker run side by side.
     return pickle.loads(model)._predict_chunk(*arguments)
@@ -100,7 +131,7 @@ class TransferMixin(_Model):
 
     def transfer(
         self,
-        adata: AnnData | None = None,
+        adata: AnnData | MuData | None = None,
         target_condition: Any = None,
         *,
         source_condition: Any = None,
@@ -112,7 +143,7 @@ class TransferMixin(_Model):
         chunk_size: int = 10_000,
         progress_bar: bool = True,
         client: Any | None = None,
-    ) -> AnnData | Path:
+    ) -> AnnData | MuData | Path:
         r"""Predict cells as they would be under another condition.
 
         The cells are encoded under their own condition and decoded under both; :math:`r_0, r_1`
@@ -129,9 +160,10 @@ class TransferMixin(_Model):
         adata
             Cells to transfer, by default those that the model was trained on. Genes are matched
             by name. It is not changed. With ``out`` it may be backed, lazy or of dask arrays, and
-            no more than a chunk of it is read at once.
+            no more than a chunk of it is read at once (of a MuData, of the modality with the
+            expression). A model of MuData takes an AnnData, too, that has all columns.
         target_condition
-            The condition to predict.
+            The condition to predict, or a list of conditions.
         source_condition
             Transfer only cells measured under this condition. If ``adata.obs`` has no column of
             conditions, all cells count as measured under it. By default every cell is
@@ -149,8 +181,8 @@ class TransferMixin(_Model):
         batch_size
             Cells decoded at once, by default ``scvi.settings.batch_size``.
         out
-            ``.h5ad`` or ``.zarr`` to write the result to, in place of returning it. Chunks are
-            kept beside it until all are done: after an interruption, the same call goes on where
+            ``.h5ad`` (of a MuData ``.h5mu``) or ``.zarr`` to write the result to, in place of
+            returning it. Chunks are kept beside it until all are done: after an interruption, the same call goes on where
             it stopped.
         chunk_size
             Cells read and written at once if there is ``out``.
@@ -166,7 +198,11 @@ class TransferMixin(_Model):
         was registered: integer counts, or log-normalised values, in ``X`` (and in the registered
         layer, if any). Names, order, ``obs`` and ``var`` are those of ``adata``, with the target
         in the column of conditions and without genes that the model doesn't know; ``uns["trvae"]``
-        tells where the prediction comes from.
+        tells where the prediction comes from. Of a MuData, this takes the place of the modality
+        with the expression; other modalities, and ``obs``, are those of the MuData.
+
+        Under a list of conditions, all cells are predicted under the first, then all under the
+        next, and so on; a cell's name is followed by ``-`` and the condition.
 
         Raises
         ------
@@ -184,21 +220,24 @@ class TransferMixin(_Model):
         Transferring between conditions goes back to Lotfollahi et al., *Bioinformatics* 36, i610
         (2020), section 2, who take the decoded mean.
         """
+        data = self._own_cells() if adata is None else adata
         if out is not None:
             return self._transfer_to_disk(
-                check_output(out), adata, target_condition, source_condition, indices, estimate,
+                check_output(out, isinstance(data, MuData)), data, target_condition, source_condition, indices, estimate,
                 seed, batch_size, chunk_size, progress_bar, client,
             )  # fmt: skip
         if client is not None:
             raise ValueError("A cluster is used to write to disk only: client needs out.")
-        selection = self._select(
-            adata, target_condition, source_condition, indices, estimate, seed
-        )
-        matrix = self._predict(selection, target_condition, estimate, seed, batch_size)
-        return self._as_anndata(matrix, selection, target_condition, estimate, seed)
+        matrices = []
+        for target in self._targets(target_condition):
+            selection = self._select(adata, target, source_condition, indices, estimate, seed)
+            matrices.append(self._predict(selection, target, estimate, seed, batch_size))
+        matrix = _stacked(matrices)
+        predicted = self._as_anndata(matrix, selection, target_condition, estimate, seed)
+        return self._in_place_of(data, selection, predicted)
 
     def _predict(
-        self, selection: _Selection, target: Any, estimate: Estimate, seed: int, batch_size
+        self, selection: Selection, target: Any, estimate: Estimate, seed: int, batch_size
     ) -> np.ndarray | sparse.csr_matrix:
         """Predict the selected cells, ``n_cells x n_genes``."""
         blocks = []
@@ -210,14 +249,14 @@ class TransferMixin(_Model):
                 predicted = self._draw_values(minibatch, estimate, keys, seed)
             predicted = predicted.take(selection.gene_order, axis=1).astype(np.float32)
             blocks.append(_to_csr(predicted) if self.data_is_sparse_ else predicted)
-        return sparse.vstack(blocks, "csr") if self.data_is_sparse_ else np.concatenate(blocks)
+        return _stacked(blocks)
 
     def _transfer_to_disk(
-        self, out, adata, target, source, indices, estimate, seed, batch_size, chunk_size,
+        self, out, data, target, source, indices, estimate, seed, batch_size, chunk_size,
         progress_bar, client,
     ) -> Path:  # fmt: skip
         check_positive_integer("chunk_size", chunk_size)
-        adata = self._own_cells() if adata is None else adata
+        adata = self._cells_of(data)
         if _get_adata_minify_type(adata) is not None:
             raise ValueError("Cells of a minified AnnData can't be written to out.")
         obs, var, matrix = (
@@ -230,16 +269,18 @@ class TransferMixin(_Model):
 
         def read(chunk: slice) -> AnnData:
             rows = positions[chunk]
-            cells = AnnData(obs=obs.iloc[rows], var=var)
-            if self._layer is None:
-                cells.X = read_rows(matrix, rows)
-            else:
-                cells.layers[self._layer] = read_rows(matrix, rows)
-            return cells
+            return with_matrix(obs.iloc[rows], var, self._layer, read_rows(matrix, rows))
+
+        targets = self._targets(target)
+        chunks = [
+            (one, slice(start, start + chunk_size))
+            for one in targets
+            for start in range(0, len(positions), chunk_size)
+        ]
 
         def arguments(number: int) -> tuple:
-            chunk = slice(number * chunk_size, (number + 1) * chunk_size)
-            return read(chunk), keys[chunk], target, source, estimate, seed, batch_size
+            one, chunk = chunks[number]
+            return read(chunk), keys[chunk], one, source, estimate, seed, batch_size
 
         def predict(numbers: list[int]) -> Iterator[tuple[int, Any]]:
             if client is None:
@@ -252,16 +293,18 @@ class TransferMixin(_Model):
             )
 
         # What can be wrong with arguments and genes is known before anything is written.
-        one = self._select(read(slice(0, 1)), target, source, None, estimate, seed)
+        one = self._select(read(slice(0, 1)), targets[0], source, None, estimate, seed)
         everything = replace(one, adata=AnnData(obs=obs), indices=positions, source=conditions)
+        skeleton = self._as_anndata(None, everything, target, estimate, seed)
         write_in_chunks(
             out,
-            self._as_anndata(None, everything, target, estimate, seed),
+            self._in_place_of(data, everything, skeleton),
+            self._modality if isinstance(data, MuData) else None,
             [] if self._layer is None else [self._layer],
-            -(-len(positions) // chunk_size),
+            len(chunks),
             predict,
             {
-                "target_condition": str(target),
+                "target_condition": _as_text(target),
                 "estimate": estimate,
                 "seed": seed,
                 "chunk_size": chunk_size,
@@ -281,10 +324,11 @@ class TransferMixin(_Model):
         selection = self._select(cells, target, source, None, estimate, seed)
         return self._predict(replace(selection, keys=keys), target, estimate, seed, batch_size)
 
+    @for_each_target
     @torch.inference_mode()
     def get_transferred_expression(
         self,
-        adata: AnnData | None = None,
+        adata: AnnData | MuData | None = None,
         target_condition: Any = None,
         *,
         source_condition: Any = None,
@@ -332,6 +376,8 @@ class TransferMixin(_Model):
         -------
         DataFrame, ``n_cells x n_genes``, with names; or an array of that shape, or
         ``n_samples x n_cells x n_genes`` if there are several draws and ``return_mean=False``.
+        Under a list of conditions, all cells under the first come first, and so on; a DataFrame
+        then has the condition, as ``target_condition``, in its index before the cell.
 
         Raises
         ------
@@ -365,10 +411,11 @@ class TransferMixin(_Model):
             columns=selection.registered.var_names[columns],
         )
 
+    @for_each_target
     @torch.inference_mode()
     def get_transferred_means(
         self,
-        adata: AnnData | None = None,
+        adata: AnnData | MuData | None = None,
         target_condition: Any = None,
         *,
         source_condition: Any = None,
@@ -402,7 +449,8 @@ class TransferMixin(_Model):
         Returns
         -------
         One row a gene, with the columns ``transferred``, the mean that
-        :meth:`get_transferred_expression` expects, ``low`` and ``high``.
+        :meth:`get_transferred_expression` expects, ``low`` and ``high``. Under a list of
+        conditions, the condition is in the index before the gene.
 
         Raises
         ------
@@ -444,7 +492,7 @@ class TransferMixin(_Model):
             index=selection.registered.var_names[columns],
         )
 
-    def _columns(self, selection: _Selection, gene_list: Sequence[str] | None) -> np.ndarray:
+    def _columns(self, selection: Selection, gene_list: Sequence[str] | None) -> np.ndarray:
         """Positions, among the model's genes, of those to return."""
         return selection.gene_order if gene_list is None else self._known_genes(gene_list)
 
@@ -465,7 +513,21 @@ class TransferMixin(_Model):
 
     # ------------------------------------------------------------------- selection
 
-    def _select(self, adata, target, source, indices, estimate, seed) -> _Selection:
+    def _targets(self, target_condition: Any) -> list[Any]:
+        """The target conditions, all of them the model's."""
+        if not _are_several(target_condition):
+            self._condition_code(target_condition, "target_condition")
+            return [target_condition]
+        targets = list(target_condition)
+        if len(targets) == 0:
+            raise ValueError("target_condition is an empty list.")
+        for target in targets:
+            self._condition_code(target, "target_condition")
+        if len(set(targets)) < len(targets):
+            raise ValueError(f"target_condition names one twice: {join_names(targets)}.")
+        return targets
+
+    def _select(self, adata, target, source, indices, estimate, seed) -> Selection:
         """Check what was asked for and find the cells."""
         self._check_if_trained(warn=False)
         check_choice("estimate", estimate, get_args(Estimate))
@@ -487,7 +549,7 @@ class TransferMixin(_Model):
             if estimate == "counterfactual" and source_code != code
             if (response := self._response_of_labels(source_code, code)) is not None
         }
-        return _Selection(
+        return Selection(
             adata,
             registered,
             positions,
@@ -519,7 +581,7 @@ class TransferMixin(_Model):
             )
         return positions, conditions
 
-    def _own_cells(self) -> AnnData:
+    def _own_cells(self) -> AnnData | MuData:
         if self.adata is None:
             raise ValueError("The model has no AnnData of its own. Pass the cells: adata=...")
         return self.adata
@@ -527,7 +589,8 @@ class TransferMixin(_Model):
     def _read(self, adata, source) -> tuple[AnnData, AnnData]:
         """Return the user's AnnData, and the one that the model reads in its place."""
         if adata is None:
-            return self._own_cells(), self._validate_anndata(None)
+            return self._cells_of(self._own_cells()), self._validate_anndata(None)
+        adata = self._cells_of(adata)
         if source is not None and self._condition_key not in adata.obs:
             obs = adata.obs.assign(**{self._condition_key: source})
             return adata, self._validate_anndata(adata, obs=obs)
@@ -565,11 +628,11 @@ class TransferMixin(_Model):
     @torch.inference_mode()
     def _decode_both(
         self,
-        selection: _Selection,
+        selection: Selection,
         target: Any,
         batch_size: int | None,
         draw: tuple[int, int] | None = None,
-    ) -> Iterator[_Minibatch]:
+    ) -> Iterator[Minibatch]:
         """Encode under the source and decode under both conditions, minibatch by minibatch.
 
         ``draw`` is the seed and the number of a draw of ``z`` and of the labels' response;
@@ -615,7 +678,7 @@ class TransferMixin(_Model):
                     target_mean[rows] = response(
                         source_mean[rows], target_mean[rows], deviations.get(one)
                     )
-            yield _Minibatch(
+            yield Minibatch(
                 cells,
                 x.numpy(),
                 _to_numpy(size),
@@ -643,7 +706,7 @@ class TransferMixin(_Model):
             is_counts=self.module.is_count_model,
         )
 
-    def _expect(self, minibatch: _Minibatch, estimate: Estimate) -> np.ndarray:
+    def _expect(self, minibatch: Minibatch, estimate: Estimate) -> np.ndarray:
         if estimate == "decoded":
             return minibatch.target
         if self.module.is_count_model:
@@ -658,7 +721,7 @@ class TransferMixin(_Model):
         )
 
     def _draw_values(
-        self, minibatch: _Minibatch, estimate: Estimate, keys: np.ndarray, seed: int
+        self, minibatch: Minibatch, estimate: Estimate, keys: np.ndarray, seed: int
     ) -> np.ndarray:
         if estimate == "decoded":
             return minibatch.target
@@ -673,7 +736,7 @@ class TransferMixin(_Model):
         )
 
     def _draw_counts(
-        self, minibatch: _Minibatch, estimate: Estimate, keys: np.ndarray, seed: int
+        self, minibatch: Minibatch, estimate: Estimate, keys: np.ndarray, seed: int
     ) -> np.ndarray:
         uniform = _uniform(keys, seed, minibatch.x.shape[1])
         if estimate == "counterfactual":
@@ -692,19 +755,23 @@ class TransferMixin(_Model):
             uniform = np.maximum(1 - (1 - uniform) / np.maximum(share, 1e-12), 0)
         return count_quantile(uniform, mean, minibatch.inverse_dispersion)
 
-    def _as_anndata(self, matrix, selection: _Selection, target, estimate, seed) -> AnnData:
-        registered = selection.registered
-        obs = selection.adata.obs.iloc[selection.indices].copy()
+    def _as_anndata(self, matrix, selection: Selection, target, estimate, seed) -> AnnData:
+        registered, targets = selection.registered, self._targets(target)
+        obs = selection.adata.obs.iloc[np.tile(selection.indices, len(targets))].copy()
         obs = obs.drop(columns=[column for column in obs if str(column).startswith("_scvi_")])
-        key = self._condition_key
-        conditions = pd.Index(self.conditions)
-        obs[key] = pd.Categorical([target] * len(obs), categories=conditions)
+        codes = [self.conditions.index(one) for one in targets]
+        obs[self._condition_key] = pd.Categorical.from_codes(
+            np.repeat(codes, len(selection.indices)), pd.Index(self.conditions)
+        )
+        if _are_several(target):
+            obs.index = obs.index.astype(str) + "-" + obs[self._condition_key].astype(str)
+            obs.index.name = selection.adata.obs.index.name
         result = AnnData(matrix, obs=obs, var=registered.var.iloc[selection.gene_order].copy())
         layer = self._layer
         if layer is not None and matrix is not None:
             result.layers[layer] = result.X.copy()
         result.uns["trvae"] = {
-            "target_condition": str(target),
+            "target_condition": _as_text(target),
             "source_conditions": np.unique(selection.source.astype(str)),
             "estimate": estimate,
             "gene_likelihood": self.module.gene_likelihood,
@@ -712,9 +779,27 @@ class TransferMixin(_Model):
         }
         return result
 
+    def _in_place_of(self, data, selection: Selection, predicted: AnnData) -> AnnData | MuData:
+        """Return the prediction; if cells of a MuData were predicted, within one."""
+        if not isinstance(data, MuData):
+            return predicted
+        positions = np.tile(selection.indices, predicted.n_obs // len(selection.indices))
+        return with_prediction(data, positions, predicted, self.registry["setup_args"])
+
 
 def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.cpu().numpy().astype(np.float64)
+
+
+def _as_text(target: Any) -> str | list[str]:
+    return list(map(str, target)) if _are_several(target) else str(target)
+
+
+def _stacked(blocks: list) -> np.ndarray | sparse.csr_matrix:
+    """Rows of all blocks."""
+    if len(blocks) == 1:
+        return blocks[0]
+    return sparse.vstack(blocks, "csr") if sparse.issparse(blocks[0]) else np.concatenate(blocks)
 
 
 def _to_csr(dense: np.ndarray) -> sparse.csr_matrix:
