@@ -1,0 +1,739 @@
+"""What models of expression and of images share: train, represent, save, load, map queries."""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from mudata import MuData
+from scvi import REGISTRY_KEYS
+from scvi.data._constants import ADATA_MINIFY_TYPE
+from scvi.data._utils import _get_adata_minify_type
+from scvi.model._utils import use_distributed_sampler
+from scvi.model.base import (
+    ArchesMixin,
+    BaseMinifiedModeModelClass,
+    UnsupervisedTrainingMixin,
+    VAEMixin,
+)
+from scvi.module._constants import MODULE_KEYS
+from scvi.utils._docstrings import devices_dsp
+
+from trvae._base_module import FIRST_LAYER_KEY, MMDLayer
+from trvae._confidence import ConfidenceMixin
+from trvae._data import (
+    cell_positions,
+    check_choice,
+    check_seed,
+    get_matrix,
+    is_list_of,
+    is_nonnegative,
+    is_number,
+    join_names,
+    private_copy,
+)
+from trvae._mudata import as_of_anndata, cells_of, expression_modality
+from trvae._registration import (
+    as_from_setup_anndata,
+    check_columns,
+    name_of_matrix,
+    registered_genes,
+    with_genes_of_model,
+)
+from trvae._seed import seeded, with_seed
+from trvae._support import balanced_sample
+from trvae._train import ConditionBalancedDataSplitter, TRVAETrainingPlan, minibatches_of
+from trvae._transfer import TransferMixin
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any
+
+    from scvi._types import MinifiedDataType
+
+# Minibatches that training takes by default, whatever the number of cells.
+_DEFAULT_STEPS = 4_500
+_MIN_EPOCHS, _MAX_EPOCHS = 10, 400
+_SHARE_OF_KL_WARMUP = 0.25
+_SHARE_OF_PATIENCE = 0.2
+_N_REFERENCE_CELLS = 5_000
+# What is kept of them: the posterior mean of z, a draw of z, what the draw is decoded to, codes.
+_REFERENCE_CELLS = ("z_mean", "z", FIRST_LAYER_KEY, "condition", "label")
+
+
+class BaseTRVAE(
+    TransferMixin,
+    ConfidenceMixin,
+    VAEMixin,
+    ArchesMixin,
+    UnsupervisedTrainingMixin,
+    BaseMinifiedModeModelClass,
+):
+    """A transfer VAE of whatever is in the columns of an AnnData.
+
+    Parameters
+    ----------
+    adata, registry, mmd_weight, mmd_layer, mmd_within_labels, mmd_bandwidths, seed
+        See :class:`~trvae.TRVAE`.
+    """
+
+    is_trained_: bool
+    _data_splitter_cls = ConditionBalancedDataSplitter
+    _training_plan_cls = TRVAETrainingPlan
+    _LATENT_QZM_KEY = "trvae_latent_qzm"
+    _LATENT_QZV_KEY = "trvae_latent_qzv"
+
+    def __init__(
+        self,
+        adata: AnnData | MuData | None,
+        registry: dict | None,
+        *,
+        mmd_weight: float,
+        mmd_layer: MMDLayer,
+        mmd_within_labels: bool | None,
+        mmd_bandwidths: Sequence[float],
+        seed: int | None,
+    ):
+        name = type(self).__name__
+        if adata is None and registry is None:
+            raise ValueError(f"Give adata, registered with {name}.setup_anndata, or a registry.")
+        check_choice("mmd_layer", mmd_layer, get_args(MMDLayer))
+        if not is_number(mmd_weight) or mmd_weight < 0:
+            raise ValueError(f"mmd_weight={mmd_weight!r} is not a number from 0 on.")
+        if not is_list_of(mmd_bandwidths, lambda s: is_number(s) and s > 0):
+            raise ValueError(f"mmd_bandwidths={mmd_bandwidths!r} are not positive numbers.")
+        if seed is not None:
+            check_seed(seed)
+        if registry is not None and registry.get("setup_method_name") == "setup_datamodule":
+            registry = as_from_setup_anndata(registry, name)
+        super().__init__(adata, registry)
+
+        has_labels = self._setup_args.get("labels_key") is not None
+        if mmd_within_labels and not has_labels:
+            raise ValueError("mmd_within_labels=True needs labels: setup_anndata(labels_key=...).")
+        self.seed = seed
+        # scvi-tools saves attributes that end with an underscore.
+        self.mean_profiles_: np.ndarray | None = None
+        self.modelled_shares_: np.ndarray | None = None
+        self.reference_cells_: dict[str, np.ndarray] | None = None
+        self.expression_is_nonnegative_ = False
+        self.data_is_sparse_ = True
+        self._mmd_kwargs = {
+            "mmd_weight": mmd_weight,
+            "mmd_layer": mmd_layer,
+            "mmd_within_labels": has_labels if mmd_within_labels is None else mmd_within_labels,
+            "mmd_bandwidths": tuple(mmd_bandwidths),
+        }
+
+    def _make_module(self, **kwargs) -> Any:
+        """Make the network for what is registered, with these arguments of its class."""
+        with seeded(self.seed):
+            module = self._module_cls(
+                n_batch=self.summary_stats.n_batch,
+                n_labels=self.summary_stats.n_labels,
+                n_continuous_cov=self.summary_stats.get("n_extra_continuous_covs", 0),
+                n_cats_per_cov=self._field_state(REGISTRY_KEYS.CAT_COVS_KEY).get("n_cats_per_key"),
+                **kwargs,
+                **self._mmd_kwargs,
+            )
+        module.minified_data_type = self.minified_data_type
+        return module
+
+    def _summary(self, **settings) -> str:
+        """What is shown of the model."""
+        settings = {"conditions": join_names(self.conditions)} | settings | self._mmd_kwargs
+        del settings["mmd_bandwidths"]
+        listed = ", ".join(f"{name}: {value}" for name, value in settings.items())
+        return f"{type(self).__name__} model with the following parameters: \n{listed}."
+
+    # -------------------------------------------------------------- data registration
+
+    @property
+    def _setup_args(self) -> dict[str, Any]:
+        return self.registry["setup_args"]
+
+    @property
+    def conditions(self) -> list[Any]:
+        """The conditions that the model knows, in the order of their codes."""
+        return list(self._field_state(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"])
+
+    @property
+    def _condition_key(self) -> str:
+        return self._field_state(REGISTRY_KEYS.BATCH_KEY)["original_key"]
+
+    @property
+    def _layer(self) -> str | None:
+        return as_of_anndata(self.registry["setup_args"]).get("layer")
+
+    @property
+    def _modality(self) -> str | None:
+        return expression_modality(self.registry["setup_args"])
+
+    @property
+    def _var_names(self) -> np.ndarray:
+        return registered_genes(self.registry)
+
+    def _field_state(self, registry_key: str) -> dict:
+        return self.registry["field_registries"].get(registry_key, {}).get("state_registry", {})
+
+    def get_var_names(
+        self, legacy_mudata_format: bool = False
+    ) -> np.ndarray | dict[str, np.ndarray]:
+        """Genes of the model; if it is of MuData, by the name of their modality.
+
+        Parameters
+        ----------
+        legacy_mudata_format
+            Whether to leave that name out.
+        """
+        names = self._var_names.astype(str)
+        return names if legacy_mudata_format or self._modality is None else {self._modality: names}
+
+    def _cells_of(self, data: AnnData | MuData) -> AnnData:
+        """Return an AnnData as it is, and of a MuData what the model reads."""
+        if not isinstance(data, MuData):
+            return data
+        if self._modality is None:
+            raise ValueError(
+                "The model was set up with an AnnData, so that it takes one modality, such as "
+                f"mdata[{next(iter(data.mod))!r}], and no MuData."
+            )
+        return cells_of(data, self.registry["setup_args"])
+
+    def _check_values(self, values: Any, where: str) -> None:
+        """Raise a ``ValueError`` unless the values suit the likelihood."""
+        raise NotImplementedError
+
+    def _check_own_data(self) -> None:
+        matrix = get_matrix(self._cells_of(self.adata), self._layer)
+        self._check_values(matrix, name_of_matrix(self._layer))
+        self.data_is_sparse_ = not isinstance(matrix, np.ndarray)
+        self.expression_is_nonnegative_ = is_nonnegative(matrix)
+
+    def _check_data_of(self, datamodule: Any) -> None:
+        """Look at the first minibatch, as all of them would take an epoch."""
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+        values = next(minibatches_of(datamodule))[REGISTRY_KEYS.X_KEY].numpy()
+        self._check_values(values, "The data module's X")
+        self.expression_is_nonnegative_ = is_nonnegative(values)
+
+    def _validate_anndata(
+        self,
+        adata: AnnData | MuData | None = None,
+        copy_if_view: bool = True,
+        obs: pd.DataFrame | None = None,
+    ) -> AnnData:
+        """Return an AnnData registered with the model that has the cells of ``adata``.
+
+        Cells that the model doesn't know yet are registered as a private copy, so that the
+        user's AnnData is never written to. Of a MuData, it has what the model reads.
+
+        Parameters
+        ----------
+        adata
+            By default the model's own.
+        copy_if_view
+            Kept for scvi-tools.
+        obs
+            Taken in place of ``adata.obs``.
+        """
+        known = self._per_instance_manager_store.get(self.id, {}).values()
+        # scvi-tools' own minification registers the minified AnnData here.
+        if adata is None or adata is self._adata or _get_adata_minify_type(adata) is not None:
+            adata = super()._validate_anndata(adata, copy_if_view=copy_if_view)
+            if not isinstance(adata, MuData):
+                return adata
+        elif any(manager.adata is adata for manager in known):
+            return adata
+        return self._register_private_copy(self._cells_of(adata), obs)
+
+    def minify_adata(
+        self,
+        minified_data_type: MinifiedDataType = ADATA_MINIFY_TYPE.LATENT_POSTERIOR,
+        use_latent_qzm_key: str = "X_latent_qzm",
+        use_latent_qzv_key: str = "X_latent_qzv",
+    ) -> None:
+        """Keep of the model's cells no more than their latent representation.
+
+        The model then has a copy of its AnnData without expression. What is decoded from the
+        latent representation stays the same; what needs expression takes other cells, or raises
+        an error. The model can't be trained further.
+
+        Parameters
+        ----------
+        minified_data_type
+            ``"latent_posterior_parameters"``, or ``"latent_posterior_parameters_with_counts"`` to
+            keep the expression, too.
+        use_latent_qzm_key, use_latent_qzv_key
+            Keys in ``adata.obsm`` of the mean and the variance of ``z``, as
+            ``get_latent_representation(return_dist=True)`` returns them.
+
+        Raises
+        ------
+        ValueError
+            If the model has no AnnData but a MuData or none, or a key is missing.
+        """
+        if not isinstance(self.adata, AnnData):
+            raise ValueError("Only an AnnData can be minified, and the model has none.")
+        keys = {"use_latent_qzm_key": use_latent_qzm_key, "use_latent_qzv_key": use_latent_qzv_key}
+        for argument, key in keys.items():
+            if key not in self.adata.obsm:
+                raise ValueError(
+                    f"{argument} {key!r} is not in model.adata.obsm. Keep there what "
+                    "model.get_latent_representation(return_dist=True) returns."
+                )
+        super().minify_adata(minified_data_type, use_latent_qzm_key, use_latent_qzv_key)
+
+    def _make_data_loader(self, adata: AnnData, indices: Any = None, **kwargs) -> Any:
+        """As scvi-tools', with a clear error if no cells are chosen or those that aren't there."""
+        return super()._make_data_loader(adata, cell_positions(indices, adata.n_obs), **kwargs)
+
+    def _register_private_copy(self, adata: AnnData, obs: pd.DataFrame | None) -> AnnData:
+        setup_args = as_of_anndata(self.registry["setup_args"])
+        copy = private_copy(adata, self._var_names, self._layer)
+        if obs is not None:
+            copy.obs = obs
+        labels_key = setup_args["labels_key"]
+        if labels_key is not None and labels_key not in copy.obs:
+            # Labels only steer the training.
+            copy.obs[labels_key] = self._field_state(REGISTRY_KEYS.LABELS_KEY)[
+                "categorical_mapping"
+            ][0]
+        check_columns(copy, setup_args)
+        self._check_known_categories(copy)
+        matrix = get_matrix(copy, self._layer)
+        self._check_values(matrix, name_of_matrix(self._layer))
+
+        type(self).setup_anndata(
+            copy, source_registry=self.registry, extend_categories=True, **setup_args
+        )
+        manager = self._get_most_recent_anndata_manager(copy, required=True)
+        del self._setup_adata_manager_store[manager.adata_uuid]
+        # Only the last copy is kept, or each would hold on to its user's matrix for good.
+        managers = self._per_instance_manager_store.setdefault(self.id, {})
+        managers.pop(getattr(self, "_private_copy_uuid", None), None)
+        self._private_copy_uuid = manager.adata_uuid
+        managers[manager.adata_uuid] = manager
+        return copy
+
+    def _check_known_categories(self, adata: AnnData) -> None:
+        known = {self._condition_key: self.conditions}
+        known |= self._field_state(REGISTRY_KEYS.CAT_COVS_KEY).get("mappings", {})
+        for key, categories in known.items():
+            unknown = set(adata.obs[key].unique()) - set(categories)
+            if unknown:
+                raise ValueError(
+                    f"adata.obs[{key!r}] has values that the model was not trained on: "
+                    f"{join_names(sorted(map(str, unknown)))}. It knows {join_names(categories)}."
+                )
+
+    # ------------------------------------------------------------------------ training
+
+    @devices_dsp.dedent
+    def train(
+        self,
+        max_epochs: int | None = None,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        train_size: float | None = None,
+        validation_size: float | None = None,
+        shuffle_set_split: bool = True,
+        load_sparse_tensor: bool = False,
+        batch_size: int = 128,
+        early_stopping: bool = False,
+        condition_balanced: bool | None = None,
+        check_val_every_n_epoch: int | None = 1,
+        datasplitter_kwargs: dict | None = None,
+        plan_kwargs: dict | None = None,
+        datamodule: Any | None = None,
+        **trainer_kwargs,
+    ) -> None:
+        """Train the model.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the data. By default as many as make 4,500 minibatches of all cells,
+            between 10 and 400.
+        %(param_accelerator)s
+        %(param_devices)s
+        train_size
+            Share of the cells to train on, by default 0.9.
+        validation_size
+            Share of the cells to validate on, by default the rest.
+        shuffle_set_split
+            Whether to split at random rather than in the order of the cells.
+        load_sparse_tensor
+            Whether to move minibatches to the device as sparse tensors.
+        batch_size
+            Cells in a minibatch, in each of the processes if there are several.
+        early_stopping
+            Whether to stop when ``objective_validation`` has not fallen for a fifth of
+            ``max_epochs``: the loss with the final KL weight, the MMD included.
+        condition_balanced
+            Whether every minibatch has cells of every condition, those of rare conditions
+            repeatedly (the training terms in :attr:`history` then count them repeatedly, too).
+            By default if a minibatch would have fewer than 8 of the rarest by chance. Not used
+            with a ``datamodule``.
+        check_val_every_n_epoch
+            How often the validation cells are looked at.
+        datasplitter_kwargs
+            Passed to :class:`~scvi.dataloaders.DataSplitter`.
+        plan_kwargs
+            Passed to :class:`~scvi.train.TrainingPlan`. The KL weight rises over the first
+            quarter of the epochs unless ``n_epochs_kl_warmup`` or ``n_steps_kl_warmup`` is given.
+        datamodule
+            Data to train on if the model was made from a ``registry``.
+        **trainer_kwargs
+            Passed to :class:`~scvi.train.Trainer`.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer than two cells to train on, ``batch_size`` is below 2, the cells are
+            minified, all weights are frozen, or several processes train a model that has no seed.
+
+        Notes
+        -----
+        :attr:`history` has, for ``train`` and ``validation``, ``elbo``, ``reconstruction_loss``,
+        ``kl_local``, ``mmd`` and ``objective``, beside ``train_loss`` and ``validation_loss``.
+        """
+        if max_epochs is None:
+            n_cells = (self.adata if datamodule is None else datamodule).n_obs
+            epochs = round(_DEFAULT_STEPS * batch_size / max(n_cells, 1))
+            max_epochs = min(max(epochs, _MIN_EPOCHS), _MAX_EPOCHS)
+        plan_kwargs = dict(plan_kwargs or {})
+        if plan_kwargs.get("n_steps_kl_warmup") is None:
+            plan_kwargs.setdefault(
+                "n_epochs_kl_warmup", max(1, round(_SHARE_OF_KL_WARMUP * max_epochs))
+            )
+        trainer_kwargs.setdefault("early_stopping_monitor", "objective_validation")
+        trainer_kwargs.setdefault(
+            "early_stopping_patience", max(3, round(_SHARE_OF_PATIENCE * max_epochs))
+        )
+        if datamodule is None:
+            datasplitter_kwargs = {
+                "condition_balanced": condition_balanced,
+                **(datasplitter_kwargs or {}),
+            }
+        if self.minified_data_type is not None:
+            raise ValueError("A model can't be trained on the cells of a minified AnnData.")
+        if not any(parameter.requires_grad for parameter in self.module.parameters()):
+            raise ValueError(
+                "There is nothing to train: the query has no new condition or category. "
+                "Use it as it is, or load it with unfrozen=True."
+            )
+        if use_distributed_sampler(trainer_kwargs.get("strategy")):
+            if self.seed is None:
+                raise ValueError(
+                    "Processes that train together need the same seed: give one to the model, "
+                    f"as in {type(self).__name__}(adata, seed=0)."
+                )
+            # Our sampler shares the cells out; Lightning would share them out once more.
+            trainer_kwargs.setdefault("use_distributed_sampler", False)
+        if datamodule is not None:
+            self._check_data_of(datamodule)
+        # A trained model is left in evaluation mode, in which further training would have neither
+        # dropout nor batch statistics.
+        self.module.train()
+        with seeded(self.seed), self._with_a_history():
+            super().train(
+                max_epochs=max_epochs,
+                accelerator=accelerator,
+                devices=devices,
+                train_size=train_size,
+                validation_size=validation_size,
+                shuffle_set_split=shuffle_set_split,
+                load_sparse_tensor=load_sparse_tensor,
+                batch_size=batch_size,
+                early_stopping=early_stopping,
+                check_val_every_n_epoch=check_val_every_n_epoch,
+                datasplitter_kwargs=datasplitter_kwargs,
+                plan_kwargs=plan_kwargs,
+                datamodule=datamodule,
+                **trainer_kwargs,
+            )
+            self._learn_from_cells(datamodule)
+
+    @contextmanager
+    def _with_a_history(self) -> Iterator[None]:
+        """Let scvi-tools start a history, which it does of models only that are not trained."""
+        was_trained = self.is_trained_
+        self.is_trained_ = was_trained and self.history_ is not None
+        try:
+            yield
+        finally:
+            self.is_trained_ = was_trained or self.is_trained_
+
+    def _learn_from_cells(self, datamodule: Any | None = None) -> None:
+        """Learn what a trained model knows of its cells beside the weights."""
+        self._keep_reference_cells(datamodule)
+
+    def _keep_reference_cells(self, datamodule: Any | None) -> None:
+        """Keep how a sample of the cells is represented, all labels and conditions alike.
+
+        So what the model has seen is known where its cells are not.
+        """
+        known = self.reference_cells_ if self._is_frozen else None
+        codes = [REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.LABELS_KEY]
+        if datamodule is None:
+            condition, label = (
+                np.asarray(self.adata_manager.get_from_registry(key)).ravel() for key in codes
+            )
+            candidates = np.arange(len(condition))
+            if known is not None:
+                candidates = candidates[~np.isin(condition, known["condition"])]
+            groups = condition[candidates].astype(np.int64) * (int(label.max()) + 1)
+            chosen = candidates[
+                balanced_sample(
+                    groups + label[candidates],
+                    _N_REFERENCE_CELLS,
+                    np.random.default_rng(self.seed or 0),
+                )
+            ]
+            if len(chosen) == 0:
+                return
+            minibatches = self._make_data_loader(self.adata, chosen)
+        else:
+            # Minibatches are random already.
+            minibatches = itertools.islice(
+                minibatches_of(datamodule), -(-_N_REFERENCE_CELLS // datamodule.batch_size)
+            )
+        kept: dict[str, list] = {name: [] for name in _REFERENCE_CELLS}
+        self.module.eval()
+        with torch.inference_mode(), self.module.latent_draws(self.seed or 0):
+            for tensors in minibatches:
+                inferred, generated = self.module(tensors, compute_loss=False)
+                values = (
+                    inferred[MODULE_KEYS.QZ_KEY].loc,
+                    inferred[MODULE_KEYS.Z_KEY],
+                    generated[FIRST_LAYER_KEY],
+                    *(tensors[key].flatten() for key in codes),
+                )
+                for blocks, block in zip(kept.values(), values, strict=True):
+                    blocks.append(block.cpu().numpy())
+        sample = {name: np.concatenate(blocks) for name, blocks in kept.items()}
+        if known is not None:
+            sample = {name: np.concatenate([known[name], sample[name]]) for name in sample}
+        self.reference_cells_ = sample
+
+    def _kept_reference_cells(self) -> dict[str, np.ndarray]:
+        if self.reference_cells_ is None:
+            raise ValueError("No training cells are kept with this model: it was not trained so.")
+        return self.reference_cells_
+
+    @property
+    def _is_frozen(self) -> bool:
+        """Whether only the weights of a query's new conditions and categories are trained."""
+        return not all(parameter.requires_grad for parameter in self.module.parameters())
+
+    @classmethod
+    def load(
+        cls, dir_path: str | Path, adata: AnnData | MuData | bool | None = None, *args, **kwargs
+    ) -> Any:
+        """Load a saved model.
+
+        Parameters
+        ----------
+        dir_path
+            Folder that the model was saved in.
+        adata
+            Cells with the columns that the model was set up with. Genes are matched by name:
+            unless they are the model's in its order, the model has a copy of the cells in which
+            they are. ``None`` takes the cells saved with the model, ``False`` none.
+        *args, **kwargs
+            Passed to :meth:`scvi.model.base.BaseModelClass.load`.
+
+        Returns
+        -------
+        The model as it was saved.
+
+        Raises
+        ------
+        ValueError
+            If nothing is saved there, or a column or a gene is missing.
+        """
+        # Before a download there is no registry.
+        if isinstance(adata, AnnData | MuData) and "backup_url" not in kwargs:
+            registry = cls.load_registry(str(dir_path), prefix=kwargs.get("prefix"))
+            modality = expression_modality(registry["setup_args"])
+            adata = with_genes_of_model(adata, registered_genes(registry), modality)
+        return super().load(str(dir_path), adata, *args, **kwargs)
+
+    def _without_cells(self) -> Any:
+        """The model as it would come from disk, on the CPU and without an AnnData."""
+        with TemporaryDirectory() as folder:
+            self.save(folder, overwrite=True)
+            return self.load(folder, adata=False, accelerator="cpu")
+
+    @classmethod
+    def load_query_data(
+        cls,
+        adata: AnnData | MuData | None = None,
+        reference_model: str | Path | Any | None = None,
+        *,
+        unfrozen: bool = False,
+        match_reference: bool = False,
+        **kwargs,
+    ) -> Any:
+        """Map cells of new conditions onto a trained reference.
+
+        Parameters
+        ----------
+        adata
+            Cells with the columns that the reference was set up with; new conditions and new
+            categories of covariates are allowed. It is registered as by :meth:`setup_anndata` or
+            :meth:`setup_mudata`.
+            Genes are matched by name: unless they are the reference's in its order, the model
+            has a copy of the cells in which they are.
+        reference_model
+            The trained model, or the folder it is saved in.
+        unfrozen
+            Whether :meth:`train` changes all weights. By default only those of new conditions
+            and categories: what the reference predicts stays the same.
+        match_reference
+            Whether the MMD compares the query with the reference, too, of which a sample of at
+            most 5,000 cells is kept with the model. By default only the query's own conditions
+            are compared.
+        **kwargs
+            Passed to :meth:`scvi.model.base.ArchesMixin.load_query_data`.
+
+        Returns
+        -------
+        A model of old and new conditions, yet to be trained on ``adata`` if that has any new
+        ones.
+
+        Raises
+        ------
+        ValueError
+            If there is no reference model, a column, a gene or a modality is missing, or
+            ``match_reference`` and no cells are kept with the reference.
+            ``TRVAE.prepare_query_anndata`` fills up missing genes with zeros.
+
+        References
+        ----------
+        Lotfollahi et al., *Nature Biotechnology* 40, 121 (2022).
+        """
+        if reference_model is None:
+            raise ValueError(
+                "Give reference_model: a trained model, or the folder it is saved in."
+            )
+        reference = (
+            cls.load(str(reference_model), adata=False)
+            if isinstance(reference_model, str | Path)
+            else reference_model
+        )
+        reference_cells = reference._kept_reference_cells() if match_reference else None
+        if adata is not None and not kwargs.get("inplace_subset_query_vars"):
+            adata = with_genes_of_model(adata, reference._var_names, reference._modality)
+        if isinstance(adata, MuData):
+            model = cls._load_query_mudata(adata, reference, **kwargs)
+        else:
+            model = super().load_query_data(adata, reference, unfrozen=True, **kwargs)
+        model._take_from_reference(reference)
+        if not unfrozen:
+            model.module.train_new_categories_only(reference.module.state_dict())
+            # A query without anything new is mapped already.
+            model.is_trained_ = not any(p.requires_grad for p in model.module.parameters())
+        if reference_cells is not None:
+            model.module.compare_with(reference_cells)
+        return model
+
+    @classmethod
+    def _load_query_mudata(
+        cls, mdata: MuData, reference: Any, inplace_subset_query_vars: bool = False, **kwargs
+    ) -> Any:
+        """As scvi-tools does, which takes no MuData with modalities that the model is not of."""
+        if inplace_subset_query_vars:
+            raise ValueError("inplace_subset_query_vars=True is of AnnData, not of MuData.")
+        cells, layer = reference._cells_of(mdata), reference._layer
+        reference._check_values(get_matrix(cells, layer), name_of_matrix(layer))
+        cls.setup_mudata(
+            mdata,
+            source_registry=reference.registry,
+            extend_categories=True,
+            **reference.registry["setup_args"],
+        )
+        manager = cls._get_most_recent_anndata_manager(mdata, required=True)
+        model = super().load_query_data(
+            None, reference, registry=manager.registry, unfrozen=True, **kwargs
+        )
+        model._register_manager_for_instance(manager)
+        model._adata, model._adata_manager, model.registry_ = mdata, manager, manager.registry
+        return model
+
+    def _take_from_reference(self, reference: Any) -> None:
+        """Take what a reference has learnt from its cells beside the weights."""
+        self.reference_cells_ = reference.reference_cells_
+
+    # ----------------------------------------------------------------- representations
+
+    @torch.inference_mode()
+    def get_mmd_representation(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | Sequence[bool] | None = None,
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        """Activations of the first decoder layer (of the base, if the decoder is additive).
+
+        There the MMD matches the conditions, unless the model has ``mmd_layer="latent"``.
+
+        Parameters
+        ----------
+        adata
+            Cells, by default those that the model was trained on. Genes are matched by name.
+        indices
+            Positions of the cells to use, or a mask of them. By default all.
+        batch_size
+            Cells in a minibatch, by default ``scvi.settings.batch_size``.
+
+        Returns
+        -------
+        ``n_cells x n_features`` with as many features as the last of ``hidden_sizes``, at the
+        posterior mean of ``z``.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        ValueError
+            If the cells don't fit the model.
+
+        Notes
+        -----
+        Lotfollahi et al., *Bioinformatics* 36, i610 (2020), section 2.
+        """
+        self._check_if_trained(warn=False)
+        adata = self._validate_anndata(adata)
+        loader = self._make_data_loader(adata=adata, indices=indices, batch_size=batch_size)
+        with self.module.posterior_mean():
+            return np.concatenate(
+                [
+                    self.module(tensors, compute_loss=False)[1][FIRST_LAYER_KEY].cpu().numpy()
+                    for tensors in loader
+                ]
+            )
+
+    get_latent_representation = with_seed(VAEMixin.get_latent_representation)
+    get_elbo = with_seed(VAEMixin.get_elbo)
+    get_marginal_ll = with_seed(VAEMixin.get_marginal_ll)
+    get_reconstruction_error = with_seed(VAEMixin.get_reconstruction_error)
+
+    def _gene_order(
+        self, adata: AnnData | MuData, gene_list: Sequence[str] | None = None
+    ) -> np.ndarray:
+        """Where among the model's genes (of the list) are those of ``adata``, in its order."""
+        genes = pd.Index(self._var_names)
+        if gene_list is not None:
+            genes = genes[genes.isin(gene_list)]
+        order = genes.get_indexer(self._cells_of(adata).var_names)
+        return order[order >= 0]
