@@ -112,6 +112,11 @@ class BaseTRVAEModule(BaseMinifiedModeModuleClass):
         """Whether the likelihood is one of counts."""
         return False
 
+    @property
+    def likelihood_setting(self) -> dict[str, str]:
+        """Name and value of the setting that a model of this network has."""
+        raise NotImplementedError
+
     def _encode(self, x: torch.Tensor, covariates: Covariates) -> Encoded:
         """Encode a minibatch as it was registered."""
         raise NotImplementedError

@@ -194,11 +194,7 @@ def check_expression(matrix: Any, gene_likelihood: str, where: str) -> None:
     for values in _blocks_of_values(matrix):
         if values.size == 0:
             continue
-        n_bad = int(values.size - np.isfinite(values).sum())
-        if n_bad:
-            raise ValueError(
-                f"{where} has {n_bad} values that are NaN or infinite. Remove or replace them."
-            )
+        _check_finite(values, where)
         fractional = values[values % 1 != 0]
         only_integers = only_integers and fractional.size == 0
         largest = max(largest, float(values.max()))
@@ -226,6 +222,30 @@ def check_expression(matrix: Any, gene_likelihood: str, where: str) -> None:
 def is_nonnegative(matrix: Any) -> bool:
     """Whether no value is below 0."""
     return all((values >= 0).all() for values in _blocks_of_values(matrix))
+
+
+def value_range(matrix: Any, where: str) -> tuple[float, float]:
+    """The smallest and the largest of 0 and all values, or a ``ValueError`` if any isn't finite.
+
+    Parameters
+    ----------
+    matrix, where
+        As in :func:`check_expression`.
+    """
+    low = high = 0.0
+    for values in _blocks_of_values(matrix):
+        _check_finite(values, where)
+        low = min(low, float(values.min(initial=0)))
+        high = max(high, float(values.max(initial=0)))
+    return low, high
+
+
+def _check_finite(values: np.ndarray, where: str) -> None:
+    n_bad = int(values.size - np.isfinite(values).sum())
+    if n_bad:
+        raise ValueError(
+            f"{where} has {n_bad} values that are NaN or infinite. Remove or replace them."
+        )
 
 
 def _blocks_of_values(matrix: Any) -> Iterator[np.ndarray]:

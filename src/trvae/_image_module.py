@@ -36,10 +36,10 @@ class GreyBernoulli(torch.distributions.Bernoulli):
     logits
         ``... x n_pixels``.
     white
-        The value of a white pixel.
+        The value of a white pixel, a scalar.
     """
 
-    def __init__(self, logits: torch.Tensor, white: float):
+    def __init__(self, logits: torch.Tensor, white: torch.Tensor):
         super().__init__(logits=logits, validate_args=False)
         self.white = white
 
@@ -75,13 +75,13 @@ class ImageTRVAEModule(BaseTRVAEModule):
         Number of continuous covariates.
     n_cats_per_cov
         Number of categories of each categorical covariate.
-    white
-        The largest value of a pixel.
     n_latent, channels, pixel_likelihood
         See :class:`~trvae.ImageTRVAE`.
     mmd_weight, mmd_layer, mmd_within_labels, mmd_bandwidths
         See :class:`~trvae.ImageTRVAE`.
     """
+
+    white: torch.Tensor
 
     def __init__(
         self,
@@ -91,7 +91,6 @@ class ImageTRVAEModule(BaseTRVAEModule):
         n_continuous_cov: int = 0,
         n_cats_per_cov: Sequence[int] | None = None,
         *,
-        white: float,
         n_latent: int,
         channels: Sequence[int],
         pixel_likelihood: PixelLikelihood,
@@ -113,13 +112,29 @@ class ImageTRVAEModule(BaseTRVAEModule):
             mmd_bandwidths=mmd_bandwidths,
         )
         self.image_shape = image_shape
-        self.white = white
+        # With the weights, it is known without the images.
+        self.register_buffer("white", torch.tensor(1.0))
         self.pixel_likelihood = pixel_likelihood
         sizes = CovariateSizes(n_batch, tuple(n_cats_per_cov or ()), n_continuous_cov)
         self.encoder = ImageEncoder(image_shape, n_latent, channels, sizes)
         self.decoder = ImageDecoder(image_shape, n_latent, channels, sizes)
         if pixel_likelihood == "normal":
             self.log_sd = nn.Parameter(torch.full((1, 1), _LOG_SD))
+
+    def set_white(self, white: float) -> None:
+        """Set the value of a white pixel, which is the largest.
+
+        Parameters
+        ----------
+        white
+            The value.
+        """
+        self.white.fill_(white)
+
+    @property
+    def likelihood_setting(self) -> dict[str, str]:
+        """Name and value of the setting."""
+        return {"pixel_likelihood": self.pixel_likelihood}
 
     def _encode(self, x: torch.Tensor, covariates: Covariates) -> Encoded:
         images = (x / self.white).view(-1, *self.image_shape).movedim(-1, 1)

@@ -122,6 +122,11 @@ class TRVAEModule(BaseTRVAEModule):
         """Whether the likelihood is one of counts."""
         return self.gene_likelihood != "normal"
 
+    @property
+    def likelihood_setting(self) -> dict[str, str]:
+        """Name and value of the setting."""
+        return {"gene_likelihood": self.gene_likelihood}
+
     def _encode(self, x: torch.Tensor, covariates: Covariates) -> Encoded:
         sparse = sparse_where_faster(x)
         values = x if sparse is None else sparse.values

@@ -35,8 +35,8 @@ def name_of_matrix(layer: str | None) -> str:
 
 
 def fields_of(
-    *, layer, condition_key, labels_key, size_factor_key, categorical_covariate_keys,
-    continuous_covariate_keys, **_,
+    *, layer, condition_key, labels_key, categorical_covariate_keys, continuous_covariate_keys,
+    size_factor_key=None, **_,
 ) -> list[tuple[str, type, tuple, dict]]:  # fmt: skip
     """What is registered: argument of the setup method, field, its arguments and options."""
     key = REGISTRY_KEYS
@@ -73,8 +73,8 @@ def check_cells(adata: AnnData, setup_args: dict, source_registry: dict | None) 
         _check_same_genes(adata, source_registry)
         return
     _check_at_least_two_conditions(adata, setup_args["condition_key"])
-    if setup_args["library_key"] is not None:
-        check_numbers(adata, "library_key", setup_args["library_key"], positive=True)
+    if (library_key := setup_args.get("library_key")) is not None:
+        check_numbers(adata, "library_key", library_key, positive=True)
 
 
 def check_columns(adata: AnnData, setup_args: dict) -> None:
@@ -95,8 +95,8 @@ def check_columns(adata: AnnData, setup_args: dict) -> None:
             raise ValueError(f"{argument}={keys!r} is not a list of columns.")
         for key in keys:
             check(adata, argument, key)
-    if setup_args["size_factor_key"] is not None:
-        check_numbers(adata, "size_factor_key", setup_args["size_factor_key"], positive=True)
+    if (size_factor_key := setup_args.get("size_factor_key")) is not None:
+        check_numbers(adata, "size_factor_key", size_factor_key, positive=True)
 
 
 def as_from_setup_anndata(registry: dict, model_name: str) -> dict:

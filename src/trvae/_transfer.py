@@ -106,7 +106,7 @@ def for_each_target(method: Callable) -> Callable:
 
     @functools.wraps(method)
     def wrapped(self, adata=None, target_condition=None, **kwargs):
-        if not _are_several(target_condition):
+        if not are_several(target_condition):
             return method(self, adata, target_condition, **kwargs)
         targets = self._targets(target_condition)
         answers = [method(self, adata, target, **kwargs) for target in targets]
@@ -117,7 +117,8 @@ def for_each_target(method: Callable) -> Callable:
     return wrapped
 
 
-def _are_several(target_condition: Any) -> bool:
+def are_several(target_condition: Any) -> bool:
+    """Whether it is a list of conditions, not one of them."""
     return pd.api.types.is_list_like(target_condition)
 
 
@@ -247,9 +248,13 @@ class TransferMixin(_Model):
                 predicted = self._draw_counts(minibatch, estimate, keys, seed)
             else:
                 predicted = self._draw_values(minibatch, estimate, keys, seed)
-            predicted = predicted.take(selection.gene_order, axis=1).astype(np.float32)
+            predicted = self._as_registered(predicted.take(selection.gene_order, axis=1))
             blocks.append(_to_csr(predicted) if self.data_is_sparse_ else predicted)
         return _stacked(blocks)
+
+    def _as_registered(self, predicted: np.ndarray) -> np.ndarray:
+        """Predicted values, of the type that is returned."""
+        return predicted.astype(np.float32)
 
     def _transfer_to_disk(
         self, out, data, target, source, indices, estimate, seed, batch_size, chunk_size,
@@ -515,7 +520,7 @@ class TransferMixin(_Model):
 
     def _targets(self, target_condition: Any) -> list[Any]:
         """The target conditions, all of them the model's."""
-        if not _are_several(target_condition):
+        if not are_several(target_condition):
             self._condition_code(target_condition, "target_condition")
             return [target_condition]
         targets = list(target_condition)
@@ -763,7 +768,7 @@ class TransferMixin(_Model):
         obs[self._condition_key] = pd.Categorical.from_codes(
             np.repeat(codes, len(selection.indices)), pd.Index(self.conditions)
         )
-        if _are_several(target):
+        if are_several(target):
             obs.index = obs.index.astype(str) + "-" + obs[self._condition_key].astype(str)
             obs.index.name = selection.adata.obs.index.name
         result = AnnData(matrix, obs=obs, var=registered.var.iloc[selection.gene_order].copy())
@@ -774,7 +779,7 @@ class TransferMixin(_Model):
             "target_condition": _as_text(target),
             "source_conditions": np.unique(selection.source.astype(str)),
             "estimate": estimate,
-            "gene_likelihood": self.module.gene_likelihood,
+            **self.module.likelihood_setting,
             "seed": seed,
         }
         return result
@@ -792,7 +797,7 @@ def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
 
 
 def _as_text(target: Any) -> str | list[str]:
-    return list(map(str, target)) if _are_several(target) else str(target)
+    return list(map(str, target)) if are_several(target) else str(target)
 
 
 def _stacked(blocks: list) -> np.ndarray | sparse.csr_matrix:

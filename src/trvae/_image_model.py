@@ -1,0 +1,297 @@
+"""The model of images as people use it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, get_args
+
+import numpy as np
+from scipy import sparse
+from scvi.data import AnnDataManager
+from scvi.data._utils import _get_adata_minify_type
+from scvi.utils import setup_anndata_dsp
+
+from trvae._base_model import BaseTRVAE
+from trvae._data import (
+    check_choice,
+    check_positive_integer,
+    check_positive_integers,
+    get_matrix,
+    value_range,
+)
+from trvae._image_module import ImageTRVAEModule, PixelLikelihood
+from trvae._mmd import BANDWIDTHS
+from trvae._registration import check_cells, fields_of
+from trvae._transfer import are_several
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+    from typing import Any
+
+    from anndata import AnnData
+
+    from trvae._base_module import MMDLayer
+    from trvae._transfer import Estimate
+
+# White, of pixels that are integers and of those that are not.
+_WHITE_OF_INTEGERS, _WHITE_OF_FLOATS = 255.0, 1.0
+
+
+class ImageTRVAE(BaseTRVAE):
+    """Convolutional transfer variational autoencoder of images.
+
+    A row of the AnnData is an image. Everything else is as in :class:`~trvae.TRVAE`: train on
+    images of several conditions, such as strokes thin and thick, and see how an image would look
+    under another one, also where that kind of image was never seen so.
+
+    Parameters
+    ----------
+    adata
+        AnnData registered with :meth:`setup_anndata`.
+    registry
+        Registry of a saved model in place of ``adata``.
+    n_latent
+        Channels of the latent representation, a map that is smaller than the image by a factor of
+        two for each of ``channels``. So a place of the image is represented in its own place, and
+        what was learnt of strokes holds wherever they are.
+    channels
+        Channels of the encoder's convolutions; the decoder has them in reverse. The default suits
+        28 x 28 pixels; for 64 x 64, take ``(32, 64, 128)``.
+    pixel_likelihood
+        One of:
+
+        * ``"bernoulli"`` - a grey value is the probability of a pixel to be white
+        * ``"normal"`` - around the decoded value, with one standard deviation for all pixels
+    mmd_weight, mmd_layer, mmd_within_labels, mmd_bandwidths
+        As in :class:`~trvae.TRVAE`. The decoder is the paper's: the condition enters its first
+        layer, whose activations are matched.
+    seed
+        As in :class:`~trvae.TRVAE`.
+
+    Raises
+    ------
+    ValueError
+        If an argument is not one of those allowed, or pixels are neither integers from 0 to 255
+        nor numbers from 0 to 1.
+
+    Examples
+    --------
+    >>> adata = trvae.datasets.stroke_digits()
+    >>> held_out = (adata.obs["digit"] == "3") & (adata.obs["condition"] == "thick")
+    >>> train = adata[~held_out].copy()
+    >>> trvae.ImageTRVAE.setup_anndata(
+    ...     train,
+    ...     condition_key="condition",
+    ...     labels_key="digit",
+    ...     image_shape=adata.uns["image_shape"],
+    ... )
+    >>> model = trvae.ImageTRVAE(train)
+    >>> model.train()
+    >>> threes = train[(train.obs["digit"] == "3") & (train.obs["condition"] == "normal")]
+    >>> thick = model.get_transferred_images(threes, target_condition="thick")
+
+    References
+    ----------
+    Lotfollahi, Naghipourfar, Theis & Wolf, *Bioinformatics* 36, i610 (2020), section 3.1.
+    """
+
+    _module_cls = ImageTRVAEModule
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        registry: dict | None = None,
+        *,
+        n_latent: int = 4,
+        channels: Sequence[int] = (16, 32),
+        pixel_likelihood: PixelLikelihood = "bernoulli",
+        mmd_weight: float = 50.0,
+        mmd_layer: MMDLayer = "decoder",
+        mmd_within_labels: bool | None = None,
+        mmd_bandwidths: Sequence[float] = BANDWIDTHS,
+        seed: int | None = None,
+    ):
+        check_choice("pixel_likelihood", pixel_likelihood, get_args(PixelLikelihood))
+        check_positive_integer("n_latent", n_latent)
+        check_positive_integers("channels", channels)
+        super().__init__(
+            adata,
+            registry,
+            mmd_weight=mmd_weight,
+            mmd_layer=mmd_layer,
+            mmd_within_labels=mmd_within_labels,
+            mmd_bandwidths=mmd_bandwidths,
+            seed=seed,
+        )
+        self.module = self._make_module(
+            image_shape=self.image_shape,
+            n_latent=n_latent,
+            channels=tuple(channels),
+            pixel_likelihood=pixel_likelihood,
+        )
+        if adata is not None and self.minified_data_type is None:
+            is_integer = get_matrix(adata, self._layer).dtype.kind in "iu"
+            self.module.set_white(_WHITE_OF_INTEGERS if is_integer else _WHITE_OF_FLOATS)
+            self._check_own_data()
+        self._model_summary_string = self._summary(
+            image_shape=self.image_shape,
+            pixel_likelihood=pixel_likelihood,
+            n_latent=n_latent,
+            channels=tuple(channels),
+        )
+        self.init_params_ = self._get_init_params(locals())
+
+    @classmethod
+    @setup_anndata_dsp.dedent
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        *,
+        condition_key: str,
+        image_shape: Sequence[int],
+        layer: str | None = None,
+        labels_key: str | None = None,
+        categorical_covariate_keys: list[str] | None = None,
+        continuous_covariate_keys: list[str] | None = None,
+        **kwargs,
+    ) -> None:
+        """%(summary)s.
+
+        Parameters
+        ----------
+        %(param_adata)s
+        condition_key
+            Key in ``adata.obs`` of the conditions between which images are transferred.
+        image_shape
+            Height, width and number of channels (1 if left out): each row of the matrix is such
+            an image, its pixels row by row, with a pixel's channels side by side.
+        %(param_layer)s
+        %(param_labels_key)s
+        %(param_cat_cov_keys)s
+        %(param_cont_cov_keys)s
+
+        Raises
+        ------
+        ValueError
+            As in :meth:`trvae.TRVAE.setup_anndata`, or if the rows are not of that shape.
+        """
+        image_shape = _checked_shape(image_shape, adata.n_vars)
+        setup_method_args = cls._get_setup_method_args(**locals())
+        setup_args = setup_method_args["setup_args"]
+        check_cells(adata, setup_args, kwargs.get("source_registry"))
+        fields = [field(*args, **options) for _, field, args, options in fields_of(**setup_args)]
+        minify_type = _get_adata_minify_type(adata)
+        if minify_type is not None:
+            fields += cls._get_fields_for_adata_minification(minify_type)
+        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and number of channels."""
+        return self._setup_args["image_shape"]
+
+    def _check_values(self, values: Any, where: str) -> None:
+        low, high = value_range(values, where)
+        white = self.module.white.item()
+        # Integers can all be 0 and 1.
+        scale_differs = white == _WHITE_OF_INTEGERS and values.dtype.kind == "f" and high <= 1
+        if low < 0 or high > white or scale_differs:
+            raise ValueError(
+                f"{where} has pixels from {low:g} to {high:g}, but the model is of pixels from 0 to "
+                f"{white:g}. Give integers from 0 to 255, or other numbers from 0 to 1, as they "
+                "were in training."
+            )
+
+    # -------------------------------------------------------------------- transfer
+
+    def transfer(
+        self,
+        adata: AnnData | None = None,
+        target_condition: Any = None,
+        *,
+        estimate: Estimate = "decoded",
+        **kwargs,
+    ) -> AnnData | Path:
+        """Predict images as they would be under another condition.
+
+        Parameters
+        ----------
+        adata, target_condition, **kwargs
+            As in :meth:`trvae.TRVAE.transfer`.
+        estimate
+            * ``"decoded"``: what the decoder gives for the target condition (the paper's).
+            * ``"counterfactual"``: the image, changed by as much as what is decoded changes. So
+              details are kept that the decoder misses, and traces of what should have vanished.
+
+        Returns
+        -------
+        As :meth:`trvae.TRVAE.transfer`, of the registered kind: integers from 0 to 255, or
+        numbers from 0 to 1.
+
+        Raises
+        ------
+        As :meth:`trvae.TRVAE.transfer`.
+        """
+        return super().transfer(adata, target_condition, estimate=estimate, **kwargs)
+
+    def get_transferred_images(
+        self,
+        adata: AnnData | None = None,
+        target_condition: Any = None,
+        *,
+        source_condition: Any = None,
+        indices: Sequence[int] | Sequence[bool] | None = None,
+        estimate: Estimate = "decoded",
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        """Images as they would be under another condition.
+
+        Parameters
+        ----------
+        adata, target_condition, source_condition, indices, estimate, batch_size
+            As in :meth:`transfer`.
+
+        Returns
+        -------
+        ``n_images x height x width x n_channels``, of the registered kind. Under a list of
+        conditions, ``n_conditions x n_images x height x width x n_channels``.
+
+        Raises
+        ------
+        As :meth:`transfer`.
+        """
+        predicted = self.transfer(
+            adata,
+            target_condition,
+            source_condition=source_condition,
+            indices=indices,
+            estimate=estimate,
+            batch_size=batch_size,
+        )
+        pixels = get_matrix(predicted, self._layer)
+        pixels = pixels.toarray() if sparse.issparse(pixels) else np.asarray(pixels)
+        shape = (len(target_condition), -1) if are_several(target_condition) else (-1,)
+        return pixels.reshape(*shape, *self.image_shape)
+
+    def _expect(self, minibatch: Any, estimate: Estimate) -> np.ndarray:
+        return super()._expect(minibatch, estimate).clip(0, self.module.white.item())
+
+    def _as_registered(self, predicted: np.ndarray) -> np.ndarray:
+        white = self.module.white.item()
+        pixels = predicted.clip(0, white)
+        if white == _WHITE_OF_INTEGERS:
+            return pixels.round().astype(np.uint8)
+        return pixels.astype(np.float32)
+
+
+def _checked_shape(image_shape: Sequence[int], n_vars: int) -> tuple[int, ...]:
+    shape = tuple(int(size) for size in np.asarray(image_shape).ravel())
+    shape = (*shape, 1) if len(shape) == 2 else shape
+    if len(shape) != 3 or min(shape) < 1 or np.prod(shape) != n_vars:
+        raise ValueError(
+            f"image_shape={tuple(image_shape)} is not (height, width, channels) of images with "
+            f"{n_vars} values, which is how many columns the AnnData has."
+        )
+    return shape
