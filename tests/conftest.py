@@ -1,7 +1,10 @@
 """Small data and a small trained model that the tests share."""
 
+import os
+
 import pytest
 import scvi
+import torch
 
 import trvae
 
@@ -9,6 +12,11 @@ import trvae
 SMALL = {"hidden_sizes": (32, 16), "n_latent": 4, "effect_sizes": (16,), "mmd_weight": 10.0}
 LONG = {"max_epochs": 100, "batch_size": 64, "plan_kwargs": {"lr": 3e-3}}
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Tests that run side by side share the cores; what they start finds it in the environment.
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(autouse=True)

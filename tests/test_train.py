@@ -197,3 +197,9 @@ def test_training_on_files_is_training_in_memory(adata, tmp_path, source):
     np.testing.assert_allclose(models[1].mean_profiles_, models[0].mean_profiles_)
     means = [model.get_transferred_expression(adata[:80], "treated").mean() for model in models]
     assert np.corrcoef(*means)[0, 1] > 0.98
+
+
+def test_a_collection_of_files_needs_a_layer(adata, tmp_path):
+    cells = CollectionAdapter(AnnCollection(_saved_in_two_files(adata, tmp_path)))
+    with pytest.raises(ValueError, match="Name the layer"):
+        trvae.TRVAE.setup_anndata(cells, condition_key="condition")

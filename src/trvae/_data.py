@@ -56,7 +56,8 @@ def check_choice(argument: str, given: Any, allowed: Sequence[Any]) -> None:
 def get_matrix(adata: AnnData, layer: str | None) -> Any:
     """Return ``adata.X`` or the layer, or raise a ``ValueError`` if there is none."""
     if layer is None:
-        if adata.X is None:
+        # A collection of files has layers only.
+        if getattr(adata, "X", None) is None:
             raise ValueError("adata.X is empty. Name the layer that holds the data: layer=...")
         return adata.X
     layers = [name for name in adata.layers.keys() if name is not None]
