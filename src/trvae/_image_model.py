@@ -62,9 +62,13 @@ class ImageTRVAE(BaseTRVAE):
 
         * ``"bernoulli"`` - a grey value is the probability of a pixel to be white
         * ``"normal"`` - around the decoded value, with one standard deviation for all pixels
-    mmd_weight, mmd_layer, mmd_within_labels, mmd_bandwidths
-        As in :class:`~trvae.TRVAE`. The decoder is the paper's: the condition enters its first
-        layer, whose activations are matched.
+    mmd_weight, mmd_within_labels, mmd_bandwidths
+        As in :class:`~trvae.TRVAE`.
+    mmd_layer
+        As in :class:`~trvae.TRVAE`. The condition enters the first layer of the decoder, as in the
+        paper. By default what is matched is what comes before, the latent representation:
+        activations that were the same under all conditions could not tell the later layers which
+        one to draw.
     seed
         As in :class:`~trvae.TRVAE`.
 
@@ -105,8 +109,8 @@ class ImageTRVAE(BaseTRVAE):
         n_latent: int = 4,
         channels: Sequence[int] = (16, 32),
         pixel_likelihood: PixelLikelihood = "bernoulli",
-        mmd_weight: float = 50.0,
-        mmd_layer: MMDLayer = "decoder",
+        mmd_weight: float = 100.0,
+        mmd_layer: MMDLayer = "latent",
         mmd_within_labels: bool | None = None,
         mmd_bandwidths: Sequence[float] = BANDWIDTHS,
         seed: int | None = None,
