@@ -83,3 +83,11 @@ def test_models_without_a_sample_say_so(reference_and_query):
             reference.get_transfer_support(None, "treated")
     finally:
         reference.reference_cells_ = kept
+
+
+def test_without_a_label_in_common_there_is_nothing_to_match(reference_and_query):
+    reference, query = reference_and_query
+    unknown = query.copy()
+    unknown.obs["cell_type"] = "unknown"
+    with pytest.raises(ValueError, match=r"labels \('unknown'\) are not among .*: 'type_0'"):
+        trvae.TRVAE.load_query_data(unknown, reference, match_reference=True)

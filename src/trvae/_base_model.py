@@ -644,8 +644,21 @@ class BaseTRVAE(
             # A query without anything new is mapped already.
             model.is_trained_ = not any(p.requires_grad for p in model.module.parameters())
         if reference_cells is not None:
+            if model.module.mmd_within_labels and adata is not None:
+                model._check_shares_labels(reference_cells)
             model.module.compare_with(reference_cells)
         return model
+
+    def _check_shares_labels(self, reference_cells: dict[str, np.ndarray]) -> None:
+        labels = self._field_state(REGISTRY_KEYS.LABELS_KEY)["categorical_mapping"]
+        own = np.unique(self.adata_manager.get_from_registry(REGISTRY_KEYS.LABELS_KEY))
+        known = np.unique(reference_cells["label"])
+        if not np.isin(own, known).any():
+            raise ValueError(
+                "match_reference=True compares cells of the same label, but the query's labels "
+                f"({join_names(labels[own])}) are not among the reference's: "
+                f"{join_names(labels[known])}."
+            )
 
     @classmethod
     def _load_query_mudata(

@@ -260,7 +260,7 @@ def map_query(
     query = _read_for(reference, data, modality)
     mapped = TRVAE.load_query_data(query, reference, match_reference=match_reference)
     if not mapped.is_trained_:
-        mapped.train(max_epochs, plan_kwargs={"weight_decay": 0.0})
+        mapped.train(max_epochs)
     if latent is not None:
         z = pd.DataFrame(mapped.get_latent_representation(), index=mapped.adata.obs_names)
         with complete_or_absent(latent) as unfinished:
