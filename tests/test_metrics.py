@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from anndata import AnnData
+from scipy import linalg
 from scipy.stats import energy_distance as energy_distance_1d
 
 import trvae
@@ -59,6 +60,26 @@ def test_change_is_measured_from_control():
 def test_rmse():
     observed = RNG.random((20, 10))
     assert metrics.rmse_of_means(observed + 0.3, observed) == pytest.approx(0.3)
+
+
+def test_frechet_distance():
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(200, 4)) @ rng.normal(size=(4, 4))
+    assert metrics.frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    # Moved, the covariance is the same; in one dimension, standard deviations are compared.
+    assert metrics.frechet_distance(a, a + 2.0) == pytest.approx(16)
+    x, y = a[:, :1], 3 * a[:, 1:2] + 1
+    difference = (x.mean() - y.mean()) ** 2 + (x.std(ddof=1) - y.std(ddof=1)) ** 2
+    assert metrics.frechet_distance(x, y) == pytest.approx(difference)
+    b = rng.normal(size=(150, 4)) * [1, 2, 3, 4]
+    assert metrics.frechet_distance(a, b) == pytest.approx(metrics.frechet_distance(b, a))
+    product = linalg.sqrtm(np.cov(a.T) @ np.cov(b.T)).real
+    expected = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(
+        np.cov(a.T) + np.cov(b.T) - 2 * product
+    )
+    assert metrics.frechet_distance(a, b) == pytest.approx(expected)
+    # Fewer images than features are no obstacle.
+    assert metrics.frechet_distance(a[:3], b) > 0
 
 
 def test_energy_distance():

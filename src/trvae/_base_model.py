@@ -58,8 +58,6 @@ if TYPE_CHECKING:
 
     from scvi._types import MinifiedDataType
 
-# Minibatches that training takes by default, whatever the number of cells.
-_DEFAULT_STEPS = 4_500
 _MIN_EPOCHS, _MAX_EPOCHS = 10, 400
 _SHARE_OF_KL_WARMUP = 0.25
 _SHARE_OF_PATIENCE = 0.2
@@ -85,6 +83,9 @@ class BaseTRVAE(
     """
 
     is_trained_: bool
+    # Minibatches that training takes by default, whatever the number of cells.
+    _default_steps = 4_500
+    _default_lr = 1e-3
     _data_splitter_cls = ConditionBalancedDataSplitter
     _training_plan_cls = TRVAETrainingPlan
     _LATENT_QZM_KEY = "trvae_latent_qzm"
@@ -361,8 +362,8 @@ class BaseTRVAE(
         Parameters
         ----------
         max_epochs
-            Passes over the data. By default as many as make 4,500 minibatches of all cells,
-            between 10 and 400.
+            Passes over the data. By default as many as make 4,500 minibatches of all cells (of
+            images, 1,500), between 10 and 400.
         %(param_accelerator)s
         %(param_devices)s
         train_size
@@ -388,7 +389,8 @@ class BaseTRVAE(
         datasplitter_kwargs
             Passed to :class:`~scvi.dataloaders.DataSplitter`.
         plan_kwargs
-            Passed to :class:`~scvi.train.TrainingPlan`. The KL weight rises over the first
+            Passed to :class:`~scvi.train.TrainingPlan`. The learning rate ``lr`` is 1e-3 (of
+            images, 2e-3) by default. The KL weight rises over the first
             quarter of the epochs unless ``n_epochs_kl_warmup`` or ``n_steps_kl_warmup`` is given.
         datamodule
             Data to train on if the model was made from a ``registry``.
@@ -408,9 +410,9 @@ class BaseTRVAE(
         """
         if max_epochs is None:
             n_cells = (self.adata if datamodule is None else datamodule).n_obs
-            epochs = round(_DEFAULT_STEPS * batch_size / max(n_cells, 1))
+            epochs = round(self._default_steps * batch_size / max(n_cells, 1))
             max_epochs = min(max(epochs, _MIN_EPOCHS), _MAX_EPOCHS)
-        plan_kwargs = dict(plan_kwargs or {})
+        plan_kwargs = {"lr": self._default_lr, **(plan_kwargs or {})}
         if plan_kwargs.get("n_steps_kl_warmup") is None:
             plan_kwargs.setdefault(
                 "n_epochs_kl_warmup", max(1, round(_SHARE_OF_KL_WARMUP * max_epochs))

@@ -100,6 +100,8 @@ class ImageTRVAE(BaseTRVAE):
     """
 
     _module_cls = ImageTRVAEModule
+    _default_steps = 1_500
+    _default_lr = 2e-3
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from trvae.metrics._differential_expression import (
 from trvae.metrics._measures import (
     coverage,
     energy_distance,
+    frechet_distance,
     maximum_mean_discrepancy,
     pearson_of_change,
     r2_of_means,
@@ -26,6 +27,7 @@ __all__ = [
     "de_overlap",
     "de_rank_correlation",
     "energy_distance",
+    "frechet_distance",
     "log_normalized",
     "maximum_mean_discrepancy",
     "median_library_size",

@@ -1,0 +1,195 @@
+"""How well images are drawn under conditions in which their kind was never seen.
+
+Thin and thick images of four digits are held out of training and drawn from the normal ones, by
+``ImageTRVAE``, by the same network without MMD, and by baselines. Results are kept in
+``benchmarks/results/images``; what is there already is not computed again. Run from the root of the
+repository; needs scikit-image::
+
+    python benchmarks/images.py
+    python benchmarks/images.py --tuning  # other digits and seeds, by which settings were chosen
+    python benchmarks/images.py --report > benchmarks/images.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from accuracy import QUIET, RESULTS, how, quiet, record_environment, use_threads
+from sklearn.neural_network import MLPClassifier
+
+import trvae
+from trvae._strokes import thicker, thinner
+
+SOURCE, TARGETS = "normal", ["thin", "thick"]
+DIGITS, SEEDS = ["1", "3", "6", "7"], [0, 1, 2]
+TUNING_DIGITS, TUNING_SEEDS = ["0", "2", "5", "8"], [10, 11]
+METHODS: dict[str, dict] = {
+    "trVAE": {},
+    "trVAE, counterfactual": {},
+    "without MMD": {"mmd_weight": 0.0},
+    "MMD of the first decoder layer (paper)": {"mmd_layer": "decoder", "mmd_weight": 10.0},
+}
+MEASURES = ["thickness", "recognised", "energy_distance", "frechet_distance"]
+
+
+class Judge:
+    """Tells digits, and how far images are from each other in what it looks at.
+
+    Parameters
+    ----------
+    adata
+        Real images of all conditions.
+    """
+
+    def __init__(self, adata: ad.AnnData):
+        classifier = MLPClassifier((256, 64), early_stopping=True, random_state=0)
+        self.classifier = classifier.fit(adata.X / 255.0, adata.obs["digit"])
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """Activations of the last hidden layer, ``n_images x 64``."""
+        hidden = images.reshape(len(images), -1) / 255.0
+        for weight, bias in zip(
+            self.classifier.coefs_[:-1], self.classifier.intercepts_[:-1], strict=True
+        ):
+            hidden = np.maximum(hidden @ weight + bias, 0)
+        return hidden
+
+    def measure(self, images: np.ndarray, real: np.ndarray, digit: str) -> dict[str, float]:
+        """Compare images of one digit with real ones, both ``n_images x 28 x 28``."""
+        drawn, held_out = self.features(images), self.features(real)
+        recognised = self.classifier.predict(images.reshape(len(images), -1) / 255.0) == digit
+        return {
+            "thickness": float(np.nanmean(trvae.metrics.stroke_thickness(images))),
+            "real thickness": float(np.nanmean(trvae.metrics.stroke_thickness(real))),
+            "recognised": float(recognised.mean()),
+            "energy_distance": trvae.metrics.energy_distance(drawn, held_out),
+            "frechet_distance": trvae.metrics.frechet_distance(drawn, held_out),
+        }
+
+
+def images_of(adata: ad.AnnData, digit: str, condition: str) -> ad.AnnData:
+    """Images of one digit under one condition."""
+    chosen = (adata.obs["digit"] == digit) & (adata.obs["condition"] == condition)
+    return adata[chosen].copy()
+
+
+def baselines(adata: ad.AnnData, train: ad.AnnData, digit: str, target: str) -> dict:
+    """What can be drawn without a network, and what real images would give."""
+    source = images_of(adata, digit, SOURCE).X.reshape(-1, 28, 28)
+    both = [
+        other for other in train.obs["digit"].unique() if images_of(train, other, target).n_obs > 0
+    ]
+    shift = np.mean(
+        [
+            images_of(train, other, target).X.mean(0) - images_of(train, other, SOURCE).X.mean(0)
+            for other in both
+        ],
+        axis=0,
+    )
+    moved = (source + shift.reshape(28, 28)).clip(0, 255).round().astype(np.uint8)
+    change = thinner if target == "thin" else thicker
+    return {
+        "no change": source,
+        "mean shift": moved,
+        "erosion or dilation (ceiling)": np.stack([change(image) for image in source]),
+    }
+
+
+def run(adata: ad.AnnData, judge: Judge, digits: list[str], method: str, seed: int) -> list[dict]:
+    """Train once, and measure every held-out digit and condition."""
+    held_out = adata.obs["digit"].isin(digits) & adata.obs["condition"].isin(TARGETS)
+    train = adata[~held_out].copy()
+    model, seconds = None, 0.0
+    if method in METHODS:
+        trvae.ImageTRVAE.setup_anndata(
+            train,
+            condition_key="condition",
+            labels_key="digit",
+            image_shape=adata.uns["image_shape"],
+        )
+        model = trvae.ImageTRVAE(train, seed=seed, **METHODS[method])
+        start = time.perf_counter()
+        model.train(**QUIET)
+        seconds = time.perf_counter() - start
+    rows = []
+    for digit in digits:
+        source = images_of(adata, digit, SOURCE)
+        for target in TARGETS:
+            if model is None:
+                drawn = baselines(adata, train, digit, target)
+            else:
+                estimate = "counterfactual" if "counterfactual" in method else "decoded"
+                images = model.get_transferred_images(source, target, estimate=estimate)
+                drawn = {method: images[..., 0]}
+            real = images_of(adata, digit, target).X.reshape(-1, 28, 28)
+            rows += [
+                {"digit": digit, "target": target, "method": name, "seed": seed}
+                | {"seconds": round(seconds, 1)}
+                | judge.measure(images, real, digit)
+                for name, images in drawn.items()
+            ]
+    return rows
+
+
+def report(folder: Path, tuning: bool) -> None:
+    """Print what is there as Markdown."""
+    lines = (folder / "results.jsonl").read_text().splitlines()
+    table = pd.DataFrame(map(json.loads, lines))
+    print("# Digits drawn with strokes of which the digit was never seen\n")
+    if tuning:
+        print("Digits and seeds by which settings were chosen.\n")
+    table["thickness / real"] = table["thickness"] / table["real thickness"]
+    shown = ["thickness / real", "recognised", "energy_distance", "frechet_distance"]
+    for title, by in {
+        "Mean over digits and seeds": ["target", "method"],
+        "Each digit": ["digit", "target", "method"],
+        "Each seed": ["seed", "target", "method"],
+    }.items():
+        print(f"## {title}\n")
+        print(table.groupby(by, sort=False)[shown].mean().round(3).to_markdown(), "\n")
+    seconds = table[table["seconds"] > 0].groupby("method", sort=False)["seconds"].mean()
+    print("Seconds of training: " + ", ".join(f"{m} {s:.0f}" for m, s in seconds.items()) + "\n")
+    print(f"## How\n\n{how(folder)}")
+
+
+def main() -> None:
+    """Run what is not there yet, or report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tuning", action="store_true", help="digits and seeds to choose by")
+    parser.add_argument("--methods", nargs="*", default=[*METHODS], choices=[*METHODS])
+    parser.add_argument("--report", action="store_true", help="print the tables")
+    parser.add_argument("--threads", type=int, help="by default all")
+    arguments = parser.parse_args()
+    folder = RESULTS / ("images_tuning" if arguments.tuning else "images")
+    if arguments.report:
+        report(folder, arguments.tuning)
+        return
+    use_threads(arguments.threads)
+    quiet()
+    digits, seeds = (TUNING_DIGITS, TUNING_SEEDS) if arguments.tuning else (DIGITS, SEEDS)
+    folder.mkdir(parents=True, exist_ok=True)
+    results = folder / "results.jsonl"
+    known = map(json.loads, results.read_text().splitlines()) if results.exists() else []
+    done = {(row["method"], row["seed"]) for row in known}
+    adata = trvae.datasets.stroke_digits()
+    judge = Judge(adata)
+    record_environment(folder, arguments.methods, seeds)
+    runs = [("no change", seeds[0])] + [(m, s) for s in seeds for m in arguments.methods]
+    for method, seed in runs:
+        if (method, seed) in done:
+            continue
+        rows = run(adata, judge, digits, method, seed)
+        with results.open("a") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+        means = pd.DataFrame(rows).groupby(["target", "method"])[MEASURES].mean().round(3)
+        print(seed, means.to_string(), sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
