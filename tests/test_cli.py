@@ -182,7 +182,7 @@ def test_errors_come_before_training_on_one_line(run, data, arguments, message, 
     given = dict(zip(KEYS[::2], KEYS[1::2], strict=True))
     given |= {"--label": "type_0", "--from": "control", "--to": "treated"}
     given[arguments[0]] = arguments[1]
-    monkeypatch.delattr(trvae.TRVAE, "train")
+    monkeypatch.setattr(trvae.TRVAE, "train", None)
     result = run("evaluate", data, *(word for pair in given.items() for word in pair))
     assert result.exit_code == 1
     assert message in " ".join(result.stderr.split())

@@ -238,7 +238,8 @@ class ImageTRVAE(BaseTRVAE):
 
         Raises
         ------
-        As :meth:`trvae.TRVAE.transfer`.
+        ValueError, FileExistsError, FileNotFoundError, RuntimeError
+            As :meth:`trvae.TRVAE.transfer`.
         """
         return super().transfer(adata, target_condition, estimate=estimate, **kwargs)
 
@@ -266,7 +267,8 @@ class ImageTRVAE(BaseTRVAE):
 
         Raises
         ------
-        As :meth:`transfer`.
+        ValueError, RuntimeError
+            As :meth:`transfer`.
         """
         predicted = self.transfer(
             adata,
