@@ -31,7 +31,6 @@ DIGITS, SEEDS = ["1", "3", "6", "7"], [0, 1, 2]
 TUNING_DIGITS, TUNING_SEEDS = ["0", "2", "5", "8"], [10, 11]
 METHODS: dict[str, dict] = {
     "trVAE": {},
-    "trVAE, counterfactual": {},
     "without MMD": {"mmd_weight": 0.0},
     "MMD of the first decoder layer (paper)": {"mmd_layer": "decoder", "mmd_weight": 10.0},
 }
@@ -124,9 +123,13 @@ def run(adata: ad.AnnData, judge: Judge, digits: list[str], method: str, seed: i
             if model is None:
                 drawn = baselines(adata, train, digit, target)
             else:
-                estimate = "counterfactual" if "counterfactual" in method else "decoded"
-                images = model.get_transferred_images(source, target, estimate=estimate)
-                drawn = {method: images[..., 0]}
+                drawn = {
+                    name: model.get_transferred_images(source, target, estimate=estimate)[..., 0]
+                    for name, estimate in {
+                        method: "decoded",
+                        f"{method}, counterfactual": "counterfactual",
+                    }.items()
+                }
             real = images_of(adata, digit, target).X.reshape(-1, 28, 28)
             rows += [
                 {"digit": digit, "target": target, "method": name, "seed": seed}

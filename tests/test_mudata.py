@@ -354,20 +354,15 @@ def test_the_wrong_kind_of_data_is_named(model, of_anndata, mdata, adata, tmp_pa
         trvae.TRVAE.setup_anndata(mdata, **KEYS)
     with pytest.raises(ValueError, match=r"takes one modality, such as mdata\['rna'\]"):
         of_anndata.transfer(mdata, "treated")
-    of_anndata.save(str(tmp_path / "model"))
-    for load in (
-        lambda: trvae.TRVAE.load(str(tmp_path / "model"), adata=mdata),
-        lambda: trvae.TRVAE.load_query_data(mdata, of_anndata),
+    for known, other, message in (
+        (of_anndata, mdata, "with an AnnData, so that it takes no MuData"),
+        (model, adata, "with a MuData, so that it takes no AnnData"),
     ):
-        with pytest.raises(ValueError, match="with an AnnData, so that it takes no MuData"):
-            load()
-    model.save(str(tmp_path / "of_mudata"))
-    for load in (
-        lambda: trvae.TRVAE.load(str(tmp_path / "of_mudata"), adata=adata),
-        lambda: trvae.TRVAE.load_query_data(adata, model),
-    ):
-        with pytest.raises(ValueError, match="with a MuData, so that it takes no AnnData"):
-            load()
+        known.save(str(tmp_path / "model"), overwrite=True)
+        with pytest.raises(ValueError, match=message):
+            trvae.TRVAE.load(str(tmp_path / "model"), adata=other)
+        with pytest.raises(ValueError, match=message):
+            trvae.TRVAE.load_query_data(other, known)
     with pytest.raises(ValueError, match="'rna' is not in the MuData: 'prot'"):
         model.transfer(MuData({"prot": mdata["prot"]}), "treated")
     with pytest.raises(ValueError, match="evaluate takes an AnnData"):

@@ -14,6 +14,7 @@ import torch
 from anndata import AnnData
 from mudata import MuData
 from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager
 from scvi.data._constants import ADATA_MINIFY_TYPE
 from scvi.data._utils import _get_adata_minify_type
 from scvi.model._utils import use_distributed_sampler
@@ -42,7 +43,9 @@ from trvae._data import (
 from trvae._mudata import as_of_anndata, cells_of, expression_modality
 from trvae._registration import (
     as_from_setup_anndata,
+    check_cells,
     check_columns,
+    fields_of,
     name_of_matrix,
     registered_genes,
     with_genes_of_model,
@@ -85,7 +88,7 @@ class BaseTRVAE(
     is_trained_: bool
     # Minibatches that training takes by default, whatever the number of cells.
     _default_steps = 4_500
-    _default_lr = 1e-3
+    _default_plan_kwargs: dict[str, Any] = {}
     _data_splitter_cls = ConditionBalancedDataSplitter
     _training_plan_cls = TRVAETrainingPlan
     _LATENT_QZM_KEY = "trvae_latent_qzm"
@@ -133,10 +136,10 @@ class BaseTRVAE(
             "mmd_bandwidths": tuple(mmd_bandwidths),
         }
 
-    def _make_module(self, **kwargs) -> Any:
+    def _make_module(self, **kwargs) -> None:
         """Make the network for what is registered, with these arguments of its class."""
         with seeded(self.seed):
-            module = self._module_cls(
+            self.module = self._module_cls(
                 n_batch=self.summary_stats.n_batch,
                 n_labels=self.summary_stats.n_labels,
                 n_continuous_cov=self.summary_stats.get("n_extra_continuous_covs", 0),
@@ -144,8 +147,9 @@ class BaseTRVAE(
                 **kwargs,
                 **self._mmd_kwargs,
             )
-        module.minified_data_type = self.minified_data_type
-        return module
+        self.module.minified_data_type = self.minified_data_type
+        if self.adata is not None and self.minified_data_type is None:
+            self._check_own_data()
 
     def _summary(self, **settings) -> str:
         """What is shown of the model."""
@@ -160,6 +164,19 @@ class BaseTRVAE(
     def _setup_args(self) -> dict[str, Any]:
         return self.registry["setup_args"]
 
+    @classmethod
+    def _register(cls, adata: AnnData, setup_method_args: dict, **kwargs) -> None:
+        """Check an AnnData and register it, as ``setup_anndata`` does."""
+        setup_args = setup_method_args["setup_args"]
+        check_cells(adata, setup_args, kwargs.get("source_registry"))
+        fields = [field(*args, **options) for _, field, args, options in fields_of(**setup_args)]
+        minify_type = _get_adata_minify_type(adata)
+        if minify_type is not None:
+            fields += cls._get_fields_for_adata_minification(minify_type)
+        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
+
     @property
     def conditions(self) -> list[Any]:
         """The conditions that the model knows, in the order of their codes."""
@@ -171,11 +188,11 @@ class BaseTRVAE(
 
     @property
     def _layer(self) -> str | None:
-        return as_of_anndata(self.registry["setup_args"]).get("layer")
+        return as_of_anndata(self._setup_args).get("layer")
 
     @property
     def _modality(self) -> str | None:
-        return expression_modality(self.registry["setup_args"])
+        return expression_modality(self._setup_args)
 
     @property
     def _var_names(self) -> np.ndarray:
@@ -206,7 +223,7 @@ class BaseTRVAE(
                 "The model was set up with an AnnData, so that it takes one modality, such as "
                 f"mdata[{next(iter(data.mod))!r}], and no MuData."
             )
-        return cells_of(data, self.registry["setup_args"])
+        return cells_of(data, self._setup_args)
 
     def _check_values(self, values: Any, where: str) -> None:
         """Raise a ``ValueError`` unless the values suit the likelihood."""
@@ -298,7 +315,7 @@ class BaseTRVAE(
         return super()._make_data_loader(adata, cell_positions(indices, adata.n_obs), **kwargs)
 
     def _register_private_copy(self, adata: AnnData, obs: pd.DataFrame | None) -> AnnData:
-        setup_args = as_of_anndata(self.registry["setup_args"])
+        setup_args = as_of_anndata(self._setup_args)
         copy = private_copy(adata, self._var_names, self._layer)
         if obs is not None:
             copy.obs = obs
@@ -412,7 +429,7 @@ class BaseTRVAE(
             n_cells = (self.adata if datamodule is None else datamodule).n_obs
             epochs = round(self._default_steps * batch_size / max(n_cells, 1))
             max_epochs = min(max(epochs, _MIN_EPOCHS), _MAX_EPOCHS)
-        plan_kwargs = {"lr": self._default_lr, **(plan_kwargs or {})}
+        plan_kwargs = {**self._default_plan_kwargs, **(plan_kwargs or {})}
         if plan_kwargs.get("n_steps_kl_warmup") is None:
             plan_kwargs.setdefault(
                 "n_epochs_kl_warmup", max(1, round(_SHARE_OF_KL_WARMUP * max_epochs))

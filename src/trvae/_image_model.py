@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 from scipy import sparse
-from scvi.data import AnnDataManager
-from scvi.data._utils import _get_adata_minify_type
 from scvi.utils import setup_anndata_dsp
 
 from trvae._base_model import BaseTRVAE
@@ -20,7 +18,6 @@ from trvae._data import (
 )
 from trvae._image_module import ImageTRVAEModule, PixelLikelihood
 from trvae._mmd import BANDWIDTHS
-from trvae._registration import check_cells, fields_of
 from trvae._transfer import are_several
 
 if TYPE_CHECKING:
@@ -101,7 +98,7 @@ class ImageTRVAE(BaseTRVAE):
 
     _module_cls = ImageTRVAEModule
     _default_steps = 1_500
-    _default_lr = 2e-3
+    _default_plan_kwargs = {"lr": 2e-3}
 
     def __init__(
         self,
@@ -129,16 +126,12 @@ class ImageTRVAE(BaseTRVAE):
             mmd_bandwidths=mmd_bandwidths,
             seed=seed,
         )
-        self.module = self._make_module(
+        self._make_module(
             image_shape=self.image_shape,
             n_latent=n_latent,
             channels=tuple(channels),
             pixel_likelihood=pixel_likelihood,
         )
-        if adata is not None and self.minified_data_type is None:
-            is_integer = get_matrix(adata, self._layer).dtype.kind in "iu"
-            self.module.set_white(_WHITE_OF_INTEGERS if is_integer else _WHITE_OF_FLOATS)
-            self._check_own_data()
         self._model_summary_string = self._summary(
             image_shape=self.image_shape,
             pixel_likelihood=pixel_likelihood,
@@ -182,21 +175,17 @@ class ImageTRVAE(BaseTRVAE):
             As in :meth:`trvae.TRVAE.setup_anndata`, or if the rows are not of that shape.
         """
         image_shape = _checked_shape(image_shape, adata.n_vars)
-        setup_method_args = cls._get_setup_method_args(**locals())
-        setup_args = setup_method_args["setup_args"]
-        check_cells(adata, setup_args, kwargs.get("source_registry"))
-        fields = [field(*args, **options) for _, field, args, options in fields_of(**setup_args)]
-        minify_type = _get_adata_minify_type(adata)
-        if minify_type is not None:
-            fields += cls._get_fields_for_adata_minification(minify_type)
-        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
-        manager.register_fields(adata, **kwargs)
-        cls.register_manager(manager)
+        cls._register(adata, cls._get_setup_method_args(**locals()), **kwargs)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and number of channels."""
         return self._setup_args["image_shape"]
+
+    def _check_own_data(self) -> None:
+        is_integer = get_matrix(self.adata, self._layer).dtype.kind in "iu"
+        self.module.white.fill_(_WHITE_OF_INTEGERS if is_integer else _WHITE_OF_FLOATS)
+        super()._check_own_data()
 
     def _check_values(self, values: Any, where: str) -> None:
         low, high = value_range(values, where)
@@ -286,12 +275,16 @@ class ImageTRVAE(BaseTRVAE):
     def _expect(self, minibatch: Any, estimate: Estimate) -> np.ndarray:
         return super()._expect(minibatch, estimate).clip(0, self.module.white.item())
 
+    def _draw_values(
+        self, minibatch: Any, estimate: Estimate, keys: np.ndarray, seed: int
+    ) -> np.ndarray:
+        # There is no noise to add, as all pixels have the same spread.
+        return self._expect(minibatch, estimate)
+
     def _as_registered(self, predicted: np.ndarray) -> np.ndarray:
-        white = self.module.white.item()
-        pixels = predicted.clip(0, white)
-        if white == _WHITE_OF_INTEGERS:
-            return pixels.round().astype(np.uint8)
-        return pixels.astype(np.float32)
+        if self.module.white.item() == _WHITE_OF_INTEGERS:
+            return predicted.round().astype(np.uint8)
+        return super()._as_registered(predicted)
 
 
 def _checked_shape(image_shape: Sequence[int], n_vars: int) -> tuple[int, ...]:

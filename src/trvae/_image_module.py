@@ -82,6 +82,7 @@ class ImageTRVAEModule(BaseTRVAEModule):
     """
 
     white: torch.Tensor
+    """The value of a white pixel, which is the largest: a scalar."""
 
     def __init__(
         self,
@@ -120,16 +121,6 @@ class ImageTRVAEModule(BaseTRVAEModule):
         self.decoder = ImageDecoder(image_shape, n_latent, channels, sizes)
         if pixel_likelihood == "normal":
             self.log_sd = nn.Parameter(torch.full((1, 1), _LOG_SD))
-
-    def set_white(self, white: float) -> None:
-        """Set the value of a white pixel, which is the largest.
-
-        Parameters
-        ----------
-        white
-            The value.
-        """
-        self.white.fill_(white)
 
     @property
     def likelihood_setting(self) -> dict[str, str]:

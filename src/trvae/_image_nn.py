@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from trvae._nn import CovariateOffset, DecoderOutput
+from trvae._nn import CovariateOffset, DecoderOutput, posterior_scale
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,8 +76,7 @@ class ImageEncoder(nn.Module):
         empty = images.new_zeros(len(images), self.height * self.width)
         plane = self.plane.added_to(empty, covariates).view(-1, 1, self.height, self.width)
         hidden = self.convolutions(torch.cat([images, plane], 1))
-        scale = torch.exp(0.5 * self.log_variance(hidden).flatten(1)).clamp(min=1e-4)
-        return self.mean(hidden).flatten(1), scale
+        return self.mean(hidden).flatten(1), posterior_scale(self.log_variance(hidden).flatten(1))
 
 
 class ImageDecoder(nn.Module):

@@ -185,7 +185,7 @@ class TRVAE(RankingMixin, RNASeqMixin, BaseTRVAE):
         if gene_likelihood == "normal" and uses_size_factors:
             raise ValueError("gene_likelihood='normal' takes no size factors.")
         self.linear_weight = linear_weight
-        self.module = self._make_module(
+        self._make_module(
             n_input=self.summary_stats.n_vars,
             use_size_factor_key=uses_size_factors,
             n_latent=n_latent,
@@ -198,8 +198,6 @@ class TRVAE(RankingMixin, RNASeqMixin, BaseTRVAE):
             effect_sizes=tuple(effect_sizes),
             normalization=normalization,
         )
-        if adata is not None and self.minified_data_type is None:
-            self._check_own_data()
         self._model_summary_string = self._summary(
             gene_likelihood=gene_likelihood,
             decoder=decoder,
@@ -256,17 +254,7 @@ class TRVAE(RankingMixin, RNASeqMixin, BaseTRVAE):
         setup_method_args = cls._get_setup_method_args(**locals())
         if isinstance(adata, MuData):
             raise ValueError("adata is a MuData, which setup_mudata registers.")
-        check_cells(adata, setup_method_args["setup_args"], kwargs.get("source_registry"))
-        fields = [
-            field(*args, **options)
-            for _, field, args, options in fields_of(**setup_method_args["setup_args"])
-        ]
-        minify_type = _get_adata_minify_type(adata)
-        if minify_type is not None:
-            fields += cls._get_fields_for_adata_minification(minify_type)
-        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
-        manager.register_fields(adata, **kwargs)
-        cls.register_manager(manager)
+        cls._register(adata, setup_method_args, **kwargs)
 
     @classmethod
     @setup_anndata_dsp.dedent
@@ -408,7 +396,7 @@ class TRVAE(RankingMixin, RNASeqMixin, BaseTRVAE):
 
     def _learn_from_cells(self, datamodule: Any | None = None) -> None:
         super()._learn_from_cells(datamodule)
-        if self.registry["setup_args"].get("labels_key") is not None:
+        if self._setup_args.get("labels_key") is not None:
             self._learn_mean_profiles(datamodule)
 
     def _learn_mean_profiles(self, datamodule: Any | None) -> None:
@@ -421,9 +409,7 @@ class TRVAE(RankingMixin, RNASeqMixin, BaseTRVAE):
                 np.asarray(manager.get_from_registry(key)).ravel()
                 for key in (REGISTRY_KEYS.LABELS_KEY, REGISTRY_KEYS.BATCH_KEY)
             )
-            library = self._cells_of(self.adata).obs.get(
-                self.registry["setup_args"].get("library_key")
-            )
+            library = self._cells_of(self.adata).obs.get(self._setup_args.get("library_key"))
             means = group_means(
                 manager.get_from_registry(REGISTRY_KEYS.X_KEY),
                 label,

@@ -198,6 +198,12 @@ class HiddenStack(nn.Module):
         return first, hidden
 
 
+def posterior_scale(log_variance: torch.Tensor) -> torch.Tensor:
+    """Standard deviation of ``q(z | x)``, of the shape of its log variance."""
+    # The floor keeps the KL divergence finite should a dimension collapse.
+    return torch.exp(0.5 * log_variance).clamp(min=1e-4)
+
+
 class Encoder(nn.Module):
     """``[x, condition, covariates]`` to the mean and standard deviation of ``q(z | x)``."""
 
@@ -222,9 +228,7 @@ class Encoder(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Map ``n_cells x n_input`` to two tensors of ``n_cells x n_latent``."""
         _, hidden = self.hidden(x, covariates)
-        # The floor keeps the KL divergence finite should a dimension collapse.
-        scale = torch.exp(0.5 * self.log_variance(hidden)).clamp(min=1e-4)
-        return self.mean(hidden), scale
+        return self.mean(hidden), posterior_scale(self.log_variance(hidden))
 
 
 class DecoderOutput(NamedTuple):

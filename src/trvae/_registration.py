@@ -140,6 +140,7 @@ def as_from_setup_anndata(registry: dict, model_name: str) -> dict:
 
 
 def registered_genes(registry: dict) -> np.ndarray:
+    """Names of the columns that were registered, in order."""
     field = registry["field_registries"][REGISTRY_KEYS.X_KEY]
     return np.asarray(field["state_registry"]["column_names"])
 

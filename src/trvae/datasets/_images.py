@@ -11,6 +11,8 @@ from anndata import AnnData
 from PIL import Image, UnidentifiedImageError
 from tqdm.auto import tqdm
 
+from trvae._data import check_positive_integer
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -129,8 +131,8 @@ def read_images(
     ValueError
         See :func:`image_folder`.
     """
-    if size is not None and (not isinstance(size, int) or size < 1):
-        raise ValueError(f"size={size!r} is not a positive number of pixels.")
+    if size is not None:
+        check_positive_integer("size", size)
     images: list[np.ndarray] = []
     for path in tqdm(paths, desc="Reading images", disable=not progress_bar):
         image = _read_image(path, size)
