@@ -4,7 +4,6 @@ import os
 
 import pytest
 import scvi
-import torch
 
 import trvae
 
@@ -13,10 +12,10 @@ SMALL = {"hidden_sizes": (32, 16), "n_latent": 4, "effect_sizes": (16,), "mmd_we
 LONG = {"max_epochs": 100, "batch_size": 64, "plan_kwargs": {"lr": 3e-3}}
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # Tests that run side by side share the cores; what they start finds it in the environment.
-    torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
+
+def pytest_xdist_setupnodes():
+    """Give each process that runs tests one core; set here, its libraries find it when they load."""
+    os.environ.update(OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="1")
 
 
 @pytest.fixture(autouse=True)
