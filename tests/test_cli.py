@@ -169,6 +169,21 @@ def test_demo(run, tmp_path):
         assert (tmp_path / "demo" / name).exists()
 
 
+def test_demo_of_images(run, tmp_path):
+    out = tmp_path / "demo"
+    result = run("demo", "--images", "--out", out, "--max-epochs", 1)
+    assert result.exit_code == 0, result.output
+    for name in ("figure.png", "predicted.h5ad", "model"):
+        assert (out / name).exists()
+    metrics = json.loads((out / "metrics.json").read_text())["metrics"]
+    assert set(metrics) == {"thin", "thick"}
+    for table in metrics.values():
+        assert table["measured"]["energy_distance"] == 0
+        assert table["mean shift"]["energy_distance"] < table["no change"]["energy_distance"]
+    thickness = [metrics[one]["measured"]["stroke_thickness"] for one in ("thin", "thick")]
+    assert thickness[0] < metrics["thin"]["no change"]["stroke_thickness"] < thickness[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -176,6 +176,37 @@ def test_several_conditions_are_one_after_the_other(trained):
         np.testing.assert_array_equal(images, trained.get_transferred_images(source, target))
 
 
+def test_the_order_of_columns_is_of_no_consequence(trained):
+    source = dark_upright(bars(60))
+    expected = trained.get_transferred_images(source, "bright")
+    turned = source[:, ::-1].copy()
+    np.testing.assert_array_equal(trained.get_transferred_images(turned, "bright"), expected)
+    np.testing.assert_array_equal(
+        trained.transfer(turned, "bright").X[:, ::-1].reshape(expected.shape), expected
+    )
+
+
+def test_interpolation_goes_from_one_condition_to_the_other(trained):
+    source = dark_upright(bars(60))
+    steps = trained.get_interpolated_images(source, "bright", n_steps=5, batch_size=17)
+    assert steps.shape == (5, 60, 10, 10, 1)
+    assert steps.dtype == np.uint8
+    for images, condition in ((steps[0], "dark"), (steps[-1], "bright")):
+        decoded = trained.get_transferred_images(source, condition)
+        assert np.abs(images.astype(int) - decoded).max() <= 1
+    drawn = source.X.reshape(steps.shape[1:]) > 40
+    brightness = [images[drawn].mean() for images in steps]
+    assert (np.diff(brightness) > 5).all()
+    turned = trained.get_interpolated_images(source[:, ::-1].copy(), "bright", n_steps=5)
+    assert np.abs(turned.astype(int) - steps).max() <= 1
+
+
+@pytest.mark.parametrize("n_steps", [1, 2.5, -1])
+def test_interpolation_needs_both_ends(trained, n_steps):
+    with pytest.raises(ValueError, match=f"n_steps={n_steps}"):
+        trained.get_interpolated_images(dark_upright(bars(5)), "bright", n_steps=n_steps)
+
+
 @pytest.mark.parametrize("kind", ["integers", "floats", "sparse"])
 def test_in_memory_and_on_disk_alike(tmp_path, kind):
     adata = bars(10, kind=kind)

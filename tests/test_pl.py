@@ -17,8 +17,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from anndata import AnnData
-from conftest import fit
+from conftest import QUIET, fit
 from matplotlib.colors import to_hex
 from matplotlib.testing.compare import compare_images
 
@@ -120,6 +121,39 @@ def by_label(change, **kwargs):
     )
 
 
+def given_image_model(change=0.0):
+    """What is asked of a model of images, which are squares on a slope."""
+    conditions = ["thin", "normal", "thick"]
+    row, column = np.indices((8, 8))
+    images = np.stack(
+        [(row + column) / 60 * (1 + ((row > i) & (column > i))) for i in range(6)]
+    ).reshape(6, 64)
+    images[:2] += change
+    obs = pd.DataFrame({"condition": ["normal"] * 6}, index=[f"image_{i}" for i in range(6)])
+    adata = AnnData(images, obs=obs)
+
+    def as_images(cells):
+        return cells.X.reshape(-1, 8, 8, 1)
+
+    return SimpleNamespace(
+        adata=adata,
+        conditions=conditions,
+        image_shape=(8, 8, 1),
+        module=SimpleNamespace(white=torch.tensor(1.0)),
+        _condition_key="condition",
+        _own_cells=lambda: adata,
+        _chosen_cells=lambda obs, *_: (np.arange(len(obs)), obs["condition"].to_numpy()),
+        _targets=lambda target: target,
+        _as_images=as_images,
+        get_transferred_images=lambda cells, targets, indices, **_: np.stack(
+            [as_images(cells[indices]) * scale for scale in (0.5, 0.9)]
+        ),
+        get_interpolated_images=lambda cells, target, indices, n_steps, **_: np.stack(
+            [as_images(cells[indices]) * scale for scale in np.linspace(0.2, 1, n_steps)]
+        ),
+    )
+
+
 # Each is given a change that a reader would have to see.
 DRAWINGS = {
     "mean_scatter": lambda change, **kwargs: trvae.pl.mean_scatter(
@@ -132,6 +166,12 @@ DRAWINGS = {
     "response_violins": lambda change, **kwargs: by_label(change, kind="violin", **kwargs),
     "umap": lambda change, **kwargs: trvae.pl.umap(given_model(change), **kwargs),
     "history": lambda change, **kwargs: trvae.pl.history(given_model(change), **kwargs),
+    "transferred_images": lambda change, **kwargs: trvae.pl.transferred_images(
+        given_image_model(change), n_images=4, title="Title", **kwargs
+    ),
+    "interpolated_images": lambda change, **kwargs: trvae.pl.interpolated_images(
+        given_image_model(change), target_condition="thick", title="Title", **kwargs
+    ),
 }
 drawings = pytest.mark.parametrize("name", DRAWINGS)
 
@@ -209,7 +249,7 @@ def test_texts_are_legible(draw, name):
         for text in texts_of(ax)
         if text.get_visible() and text.get_text().strip()
     ]
-    assert len(texts) > 10
+    assert len(texts) > 3
     assert min(text.get_fontsize() for text in texts) >= 7
     boxes = {text: mpl.text.Text.get_window_extent(text) for text in texts}
     overlapping = [
@@ -569,3 +609,73 @@ def test_models_without_history(adata):
         trvae.pl.history(trvae.TRVAE(adata, n_latent=2))
     with pytest.raises(ValueError, match=r"TRVAEEnsemble has no history .*model.models\[0\]"):
         trvae.pl.history(trvae.TRVAEEnsemble(adata, n_models=2, n_latent=2))
+
+
+# --------------------------------------------------------------------------------- images
+
+
+@pytest.fixture(scope="module")
+def image_model():
+    """Barely trained: what is drawn counts, not how well."""
+    adata = trvae.datasets.stroke_digits()[::100].copy()
+    shape = adata.uns["image_shape"]
+    trvae.ImageTRVAE.setup_anndata(
+        adata, condition_key="condition", labels_key="digit", image_shape=shape
+    )
+    model = trvae.ImageTRVAE(adata, seed=0)
+    model.train(max_epochs=1, **QUIET)
+    return model
+
+
+def image_at(ax, row, column):
+    """Grey values of one of the images of 28 x 28 pixels, which are 2 apart."""
+    sheet = ax.get_images()[0].get_array()
+    place = sheet[row * 30 : row * 30 + 28, column * 30 : column * 30 + 28]
+    assert (place[..., 3] == 1).all()
+    return place[..., 0]
+
+
+def test_images_are_where_they_belong(image_model):
+    adata = image_model.adata
+    ax = trvae.pl.transferred_images(
+        image_model, source_condition="normal", observed=adata, n_images=3, show=False
+    )
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    others = [one for one in image_model.conditions if one != "normal"]
+    kinds = [f"{one}, {kind}" for one in others for kind in ("predicted", "observed")]
+    assert names == ["normal", *kinds]
+    normal = np.flatnonzero(adata.obs["condition"] == "normal")
+    shown = normal[[0, (len(normal) - 1) // 2, -1]]
+    predicted = image_model.get_transferred_images(target_condition=others, indices=shown)
+    for column, position in enumerate(shown):
+        given = adata.X[position].reshape(28, 28) / 255
+        if column != 1:  # the middle one is rounded
+            np.testing.assert_allclose(image_at(ax, 0, column), given, atol=1e-6)
+            for row in (1, 3):
+                expected = predicted[row // 2, column, ..., 0] / 255
+                np.testing.assert_allclose(image_at(ax, row, column), expected, atol=1 / 255)
+    of_target = adata[adata.obs["condition"] == others[0]]
+    first = of_target.X[0].reshape(28, 28) / 255
+    np.testing.assert_allclose(image_at(ax, 2, 0), first, atol=1e-6)
+
+
+def test_steps_are_side_by_side(image_model):
+    ax = trvae.pl.interpolated_images(
+        image_model, target_condition="thick", source_condition="normal", n_images=2, n_steps=4,
+        show=False,
+    )  # fmt: skip
+    columns = [label.get_text() for label in ax.get_xticklabels()]
+    assert columns == ["given", "normal", "", "", "thick"]
+    normal = np.flatnonzero(image_model.adata.obs["condition"] == "normal")
+    thick = image_model.get_transferred_images(target_condition="thick", indices=normal[[0, -1]])
+    for row, image in enumerate(thick):
+        np.testing.assert_allclose(image_at(ax, row, 4), image[..., 0] / 255, atol=1 / 255)
+
+
+def test_wrong_arguments_of_images(image_model, model):
+    with pytest.raises(ValueError, match="n_images=0 is not a positive integer"):
+        trvae.pl.transferred_images(image_model, n_images=0)
+    with pytest.raises(ValueError, match="target_condition 'bold' is not one of the model's"):
+        trvae.pl.transferred_images(image_model, target_condition="bold")
+    with pytest.raises(ValueError, match="TRVAE is no model of images"):
+        trvae.pl.interpolated_images(model, target_condition="treated")

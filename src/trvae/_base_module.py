@@ -207,7 +207,7 @@ class BaseTRVAEModule(BaseMinifiedModeModuleClass):
         cat_covs: torch.Tensor | None = None,
         n_samples: int = 1,
     ) -> dict[str, torch.Tensor | Distribution | None]:
-        encoded = self._encode(x, _covariates(batch_index, cat_covs, cont_covs))
+        encoded = self._encode(x, covariates_of(batch_index, cat_covs, cont_covs))
         library = x.sum(-1, keepdim=True)
         outputs = self._inference_outputs(encoded.mean, encoded.scale, library, n_samples)
         return outputs | {_NONZERO_KEY: encoded.nonzero}
@@ -297,7 +297,7 @@ class BaseTRVAEModule(BaseMinifiedModeModuleClass):
         """
         if transform_batch is not None:
             batch_index = torch.full_like(batch_index, int(transform_batch))
-        covariates = _covariates(batch_index, cat_covs, cont_covs)
+        covariates = covariates_of(batch_index, cat_covs, cont_covs)
         decoded = self.decoder(z, covariates, base)
         log_size = library if size_factor is None else size_factor.log()
         return {
@@ -483,7 +483,10 @@ class BaseTRVAEModule(BaseMinifiedModeModuleClass):
         return log_marginal.mean().item() if return_mean else log_marginal.cpu()
 
 
-def _covariates(batch_index, cat_covs, cont_covs) -> Covariates:
+def covariates_of(
+    batch_index: torch.Tensor, cat_covs: torch.Tensor | None, cont_covs: torch.Tensor | None
+) -> Covariates:
+    """Covariates from the columns of a minibatch."""
     return Covariates(
         batch_index.flatten().long(),
         None if cat_covs is None else cat_covs.long(),

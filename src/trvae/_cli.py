@@ -10,6 +10,7 @@ import sys
 import warnings
 from contextlib import nullcontext, redirect_stdout
 from importlib.metadata import version
+from importlib.util import find_spec
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -28,7 +29,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from trvae import TRVAE, TRVAEMethod, datasets, pl
+from trvae import TRVAE, ImageTRVAE, TRVAEMethod, datasets, metrics, pl
 from trvae._evaluate import HeldOut, hold_out, predict_held_out
 from trvae._module import GeneLikelihood
 from trvae._mudata import DEFAULT_MODALITY, cells_of, places_of
@@ -76,6 +77,11 @@ _SHOWN_METRICS = {
     "rmse": "RMSE",
     "energy_distance": "energy\ndistance",
 }
+_IMAGE_METRICS = {
+    "stroke_thickness": "stroke thickness\n(pixels)",
+    "energy_distance": "energy\ndistance",
+}
+_CAN_MEASURE_STROKES = find_spec("skimage") is not None
 
 
 def reporting(command: Callable[..., dict]) -> Callable[..., None]:
@@ -110,18 +116,24 @@ def reporting(command: Callable[..., dict]) -> Callable[..., None]:
 @reporting
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("trvae-demo"),
+    images: Annotated[
+        bool, typer.Option("--images", help="Draw thin and thick digits in place of cells.")
+    ] = False,
     seed: Seed = 0,
     max_epochs: MaxEpochs = None,
     as_json: AsJson = False,
 ) -> dict:
     """Predict NK cells under interferon-beta that the model has never seen.
 
-    Uses the PBMCs of Kang et al. (2018) that ship with the package. Writes a figure, the
-    prediction, the model and the metrics into the folder --out.
+    Uses the PBMCs of Kang et al. (2018) that ship with the package. With --images, handwritten
+    digits: threes are drawn thin and thick, of which the model has seen none. Writes a figure,
+    the prediction, the model and the metrics into the folder --out.
 
     Example: trvae demo --out results
     """
     out.mkdir(parents=True, exist_ok=True)
+    if images:
+        return _demo_of_images(out, seed, max_epochs)
     console.print("Training on all cells but the stimulated NK cells ...")
     split = hold_out(
         datasets.kang18(),
@@ -137,6 +149,69 @@ def demo(
     _print_metrics(result.metrics, "Stimulated NK cells, never seen in training")
     _save(result, out, library_key="n_counts", seed=seed)
     return _record(result, seed) | {"out": str(out)}
+
+
+def _demo_of_images(out: Path, seed: int, max_epochs: int | None) -> dict:
+    console.print("Training on handwritten digits, without thin and thick threes ...")
+    adata = datasets.stroke_digits()
+    held_out = (adata.obs["digit"] == "3") & (adata.obs["condition"] != "normal")
+    train, observed = adata[~held_out].copy(), adata[held_out].copy()
+    ImageTRVAE.setup_anndata(
+        train, condition_key="condition", labels_key="digit", image_shape=adata.uns["image_shape"]
+    )
+    model = ImageTRVAE(train, seed=seed)
+    model.train(max_epochs)
+    given = train[(train.obs["digit"] == "3") & (train.obs["condition"] == "normal")].copy()
+    targets = list(observed.obs["condition"].unique())
+    predicted = model.transfer(given, targets)
+
+    tables = {one: _compare_images(train, given, predicted, observed, one) for one in targets}
+    for target, table in tables.items():
+        _print_table(table, f"Threes drawn {target}, never seen in training", _IMAGE_METRICS)
+    console.print("Energy distance is between pixels; lower is better.", style="dim")
+    if not _CAN_MEASURE_STROKES:
+        console.print("For stroke thickness: pip install 'trvae-tools[images]'.", style="dim")
+    figure = Figure(figsize=(13.5, 4.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    pl.transferred_images(model, given, targets, observed=observed, ax=left)
+    pl.interpolated_images(model, given, targets[-1], ax=right)
+    figure.savefig(out / "figure.png", dpi=150)
+    record = {
+        "metrics": {target: table.to_dict(orient="index") for target, table in tables.items()},
+        "seed": seed,
+        "n_images": {"predicted": predicted.n_obs, "observed": observed.n_obs},
+        "versions": _versions(),
+    }
+    _write_results(predicted, model, record, out)
+    return record | {"out": str(out)}
+
+
+def _compare_images(
+    train: AnnData, given: AnnData, predicted: AnnData, observed: AnnData, target: str
+) -> pd.DataFrame:
+    """Compare images drawn under a condition with real ones, beside what takes no network."""
+
+    def under(adata: AnnData, condition: str) -> np.ndarray:
+        return adata.X[adata.obs["condition"] == condition] / 255
+
+    seen = train[train.obs["digit"] != "3"]
+    shift = under(seen, target).mean(0) - under(seen, "normal").mean(0)
+    real = under(observed, target)
+    shape = (-1, *train.uns["image_shape"])
+    drawn = {
+        "prediction": under(predicted, target),
+        "no change": given.X / 255,
+        "mean shift": (given.X / 255 + shift).clip(0, 1),
+        "measured": real,
+    }
+    table = pd.DataFrame(index=[*drawn])
+    if _CAN_MEASURE_STROKES:
+        table["stroke_thickness"] = [
+            np.nanmean(metrics.stroke_thickness(images.reshape(shape)))
+            for images in drawn.values()
+        ]
+    table["energy_distance"] = [metrics.energy_distance(images, real) for images in drawn.values()]
+    return table
 
 
 @app.command()
@@ -327,8 +402,8 @@ class _Result(NamedTuple):
 
 
 def _predict(split: HeldOut, method: TRVAEMethod, target: Any, seed: int) -> _Result:
-    predicted, metrics = predict_held_out(split, method, target, seed)
-    return _Result(split, method.model, predicted, metrics)
+    predicted, table = predict_held_out(split, method, target, seed)
+    return _Result(split, method.model, predicted, table)
 
 
 def _named(name: str, values: Iterable[Any]) -> Any:
@@ -353,9 +428,14 @@ def _save(
     pl.response(*groups, ax=axes[2], title="Response", **scale)
     figure.savefig(out / "figure.png", dpi=150)
 
-    _write(result.predicted, out / "predicted.h5ad")
-    result.model.save(str(out / "model"), overwrite=True)
-    (out / "metrics.json").write_text(_to_json(_record(result, seed)) + "\n")
+    _write_results(result.predicted, result.model, _record(result, seed), out)
+
+
+def _write_results(predicted: AnnData, model: TRVAE | ImageTRVAE, record: dict, out: Path) -> None:
+    """Write all but the figure."""
+    _write(predicted, out / "predicted.h5ad")
+    model.save(str(out / "model"), overwrite=True)
+    (out / "metrics.json").write_text(_to_json(record) + "\n")
     console.print(
         f"Wrote figure.png, predicted.h5ad, model and metrics.json to {out}.", soft_wrap=True
     )
@@ -444,18 +524,24 @@ def _as_anndata(
     return cells_of(data, {"rna_layer": layer} | keys | places_of(data, modality, keys))
 
 
-def _print_metrics(metrics: pd.DataFrame, title: str) -> None:
-    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1))
-    table.add_column("", no_wrap=True)
-    for heading in _SHOWN_METRICS.values():
-        table.add_column(heading, justify="right", no_wrap=True)
-    for method, row in metrics.iterrows():
+def _print_table(table: pd.DataFrame, title: str, headings: dict[str, str]) -> None:
+    """Print those of the columns that have a heading."""
+    shown = [column for column in headings if column in table]
+    printed = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1))
+    printed.add_column("", no_wrap=True)
+    for column in shown:
+        printed.add_column(headings[column], justify="right", no_wrap=True)
+    for method, row in table.iterrows():
         style = "bold" if method == "prediction" else None
-        table.add_row(str(method), *(f"{row[m]:.3f}" for m in _SHOWN_METRICS), style=style)
-    console.print(table)
+        printed.add_row(str(method), *(f"{row[column]:.3f}" for column in shown), style=style)
+    console.print(printed)
+
+
+def _print_metrics(table: pd.DataFrame, title: str) -> None:
+    _print_table(table, title, _SHOWN_METRICS)
     console.print(
         "For RMSE and energy distance lower is better, for all others higher. "
-        f"Nearest: the shift of {escape(str(metrics.attrs['nearest']))}. "
+        f"Nearest: the shift of {escape(str(table.attrs['nearest']))}. "
         "Ceiling: one half of the measured cells against the other.",
         style="dim",
     )

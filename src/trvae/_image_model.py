@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
+import torch
 from scipy import sparse
 from scvi.utils import setup_anndata_dsp
 
@@ -267,10 +268,69 @@ class ImageTRVAE(BaseTRVAE):
             estimate=estimate,
             batch_size=batch_size,
         )
-        pixels = get_matrix(predicted, self._layer)
+        images = self._as_images(predicted)
+        if are_several(target_condition):
+            return images.reshape(len(target_condition), -1, *self.image_shape)
+        return images
+
+    def _as_images(self, adata: AnnData) -> np.ndarray:
+        """Images of an AnnData, whatever the order of its columns."""
+        pixels = get_matrix(adata[:, self._var_names], self._layer)
         pixels = pixels.toarray() if sparse.issparse(pixels) else np.asarray(pixels)
-        shape = (len(target_condition), -1) if are_several(target_condition) else (-1,)
-        return pixels.reshape(*shape, *self.image_shape)
+        return pixels.reshape(-1, *self.image_shape)
+
+    @torch.inference_mode()
+    def get_interpolated_images(
+        self,
+        adata: AnnData | None = None,
+        target_condition: Any = None,
+        *,
+        source_condition: Any = None,
+        indices: Sequence[int] | Sequence[bool] | None = None,
+        n_steps: int = 7,
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        """Images on the way from their own condition to another one.
+
+        What the condition adds to the first layer of the decoder goes from that of the one to that
+        of the other in equal steps.
+
+        Parameters
+        ----------
+        adata, target_condition, source_condition, indices, batch_size
+            As in :meth:`transfer`, with one target condition.
+        n_steps
+            Number of images on the way, at least 2: the first is decoded under its own condition,
+            the last under the target.
+
+        Returns
+        -------
+        ``n_steps x n_images x height x width x n_channels``, of the registered kind.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`transfer`, or if ``n_steps`` is below 2.
+        RuntimeError
+            If the model is not trained.
+        """
+        check_positive_integer("n_steps", n_steps)
+        if n_steps < 2:
+            raise ValueError("n_steps=1 leaves no way to go: take at least 2.")
+        selection = self._select(
+            adata, target_condition, source_condition, indices, "decoded", seed=0
+        )
+        code = self.conditions.index(target_condition)
+        minibatches = []
+        for tensors, inferred in self._encode(selection, batch_size):
+            inputs = self.module._get_generative_input(tensors, inferred)
+            steps = [
+                self.module.interpolate(**inputs, transform_batch=code, share=share).mean
+                for share in np.linspace(0, 1, n_steps).tolist()
+            ]
+            minibatches.append(self._as_registered(torch.stack(steps).cpu().numpy()))
+        images = np.concatenate(minibatches, axis=1)
+        return images.reshape(*images.shape[:2], *self.image_shape)
 
     def _expect(self, minibatch: Any, estimate: Estimate) -> np.ndarray:
         return super()._expect(minibatch, estimate).clip(0, self.module.white.item())

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from scvi.module.base import auto_move_data
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from trvae._base_module import BaseTRVAEModule, Encoded, MMDLayer
+from trvae._base_module import BaseTRVAEModule, Encoded, MMDLayer, covariates_of
 from trvae._image_nn import ImageDecoder, ImageEncoder, grids
 from trvae._likelihood import Normal
 from trvae._mmd import BANDWIDTHS
@@ -137,6 +138,34 @@ class ImageTRVAEModule(BaseTRVAEModule):
         if self.pixel_likelihood == "bernoulli":
             return GreyBernoulli(decoded.logits, self.white)
         return Normal(self.white * torch.sigmoid(decoded.logits), self.white * self.log_sd.exp())
+
+    @auto_move_data
+    def interpolate(
+        self,
+        z: torch.Tensor,
+        library: torch.Tensor,
+        batch_index: torch.Tensor,
+        transform_batch: int,
+        share: float,
+        cont_covs: torch.Tensor | None = None,
+        cat_covs: torch.Tensor | None = None,
+        size_factor: torch.Tensor | None = None,
+    ) -> Distribution:
+        """Likelihood of images decoded between two conditions.
+
+        Parameters
+        ----------
+        z, library, batch_index, cont_covs, cat_covs, size_factor
+            As :meth:`generative` takes them.
+        transform_batch
+            Code of the condition to go to.
+        share
+            How far, from 0 to 1.
+        """
+        source = covariates_of(batch_index, cat_covs, cont_covs)
+        target = source._replace(condition=torch.full_like(source.condition, transform_batch))
+        decoded = self.decoder.between(z, source, target, share)
+        return self._likelihood(decoded, library, source.condition)
 
     def residual_sd(self, px: Distribution) -> torch.Tensor:
         """The same for all pixels: what the decoder misses is carried over as it is."""

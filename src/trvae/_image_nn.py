@@ -117,12 +117,29 @@ class ImageDecoder(nn.Module):
         The first layer is flattened, and logits are in the order of the registered pixels: height,
         width, channels.
         """
-        *draws, n_images, _ = z.shape
+        return self._draw(self._enter(z, covariates))
+
+    def between(
+        self, z: torch.Tensor, source: Covariates, target: Covariates, share: float
+    ) -> DecoderOutput:
+        """As :meth:`forward`, with what enters the first layer between that of two conditions.
+
+        ``share`` is 0 for the source, and 1 for the target.
+        """
+        return self._draw(torch.lerp(self._enter(z, source), self._enter(z, target), share))
+
+    def _enter(self, z: torch.Tensor, covariates: Covariates) -> torch.Tensor:
+        """First layer before its activation, ``... x n_images x channels x height x width``."""
         maps = self.first(z.reshape(-1, self.n_latent, *self.latent_grid))
+        maps = maps.view(*z.shape[:-1], *maps.shape[1:])
         # Every position of an image gets the same.
-        positions_last = maps.view(*draws, n_images, *maps.shape[1:]).flatten(-2).movedim(-1, 0)
-        shifted = self.offset.added_to(positions_last, covariates).movedim(0, -1)
-        first = torch.relu(shifted).reshape(maps.shape)
+        positions_first = maps.flatten(-2).movedim(-1, 0)
+        shifted = self.offset.added_to(positions_first, covariates).movedim(0, -1)
+        return shifted.reshape(maps.shape)
+
+    def _draw(self, entered: torch.Tensor) -> DecoderOutput:
+        *draws, n_images = entered.shape[:-3]
+        first = torch.relu(entered).flatten(0, -4)
         hidden = torch.relu(self.second(first))
         for layer, (height, width) in zip(
             self.enlarging, reversed(self.larger_grids), strict=True

@@ -630,6 +630,21 @@ class TransferMixin(_Model):
 
     # -------------------------------------------------------------------- decoding
 
+    def _encode(
+        self, selection: Selection, batch_size: int | None
+    ) -> Iterator[tuple[dict[str, torch.Tensor], dict[str, Any]]]:
+        """Minibatches of the selected cells, each with what is inferred at its posterior mean."""
+        loader = self._make_data_loader(
+            selection.registered,
+            indices=selection.indices,
+            batch_size=batch_size or settings.batch_size,
+        )
+        self.module.eval()
+        for tensors in loader:
+            with self.module.posterior_mean():
+                inferred = self.module.inference(**self.module._get_inference_input(tensors))
+            yield tensors, inferred
+
     @torch.inference_mode()
     def _decode_both(
         self,
@@ -650,18 +665,11 @@ class TransferMixin(_Model):
             if draw is not None
         }
         is_counts = self.module.is_count_model
-        batch_size = batch_size or settings.batch_size
-        loader = self._make_data_loader(
-            selection.registered, indices=selection.indices, batch_size=batch_size
-        )
-        self.module.eval()
         start = 0
-        for tensors in loader:
+        for tensors, inferred in self._encode(selection, batch_size):
             x = tensors[REGISTRY_KEYS.X_KEY]
             cells = np.arange(start, start + len(x))
             start += len(x)
-            with self.module.posterior_mean():
-                inferred = self.module.inference(**self.module._get_inference_input(tensors))
             if draw is not None:
                 qz = inferred[MODULE_KEYS.QZ_KEY]
                 noise = _normal(selection.keys[cells], *draw, qz.loc.shape[-1])

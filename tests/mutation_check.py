@@ -1,0 +1,244 @@
+"""Deliberate bugs, each of which the suite has to find.
+
+Each is put into a copy of the package, and the tests that should find it are run on that. Prints
+``survived: 0`` if all are found, and otherwise ends with status 1. Run from the root of the
+repository; takes a quarter of an hour::
+
+    python tests/mutation_check.py
+    python tests/mutation_check.py "MMD pushes"  # those whose name contains this
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+
+
+class Mutation(NamedTuple):
+    """A bug: in a file of the package, ``right`` becomes ``wrong``."""
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+    tests: str
+    """What should find it, files below ``tests``."""
+
+
+MUTATIONS = [
+    Mutation(
+        "the MMD pushes conditions apart",
+        "_base_module.py",
+        ".mean() + self.mmd_weight * mmd",
+        ".mean() - self.mmd_weight * mmd",
+        "test_model.py test_train.py",
+    ),
+    Mutation(
+        "the MMD compares cells of all labels",
+        "_mmd.py",
+        "paired = same_label & comparable",
+        "paired = comparable",
+        "test_mmd.py",
+    ),
+    Mutation(
+        "half of the MMD's derivative is lost",
+        "_mmd.py",
+        "pull = pull + pull.T",
+        "pull = pull",
+        "test_mmd.py",
+    ),
+    Mutation(
+        "the KL divergence is not weighted",
+        "_base_module.py",
+        "(reconstruction + weight * kl)",
+        "(reconstruction + kl)",
+        "test_train.py test_model.py",
+    ),
+    Mutation(
+        "cells are decoded under their own condition",
+        "_transfer.py",
+        "**inputs, transform_batch=code, base=decoded[BASE_KEY]",
+        "**inputs, base=decoded[BASE_KEY]",
+        "test_transfer.py",
+    ),
+    Mutation(
+        "source and target condition are swapped",
+        "_transfer.py",
+        "yield tensors, inferred",
+        "yield tensors | {REGISTRY_KEYS.BATCH_KEY: 1 - tensors[REGISTRY_KEYS.BATCH_KEY]}, inferred",
+        "test_transfer.py",
+    ),
+    Mutation(
+        "the dispersion is that of the source condition",
+        "_transfer.py",
+        "_to_numpy(target_px.theta[:1])",
+        "_to_numpy(source.theta[:1])",
+        "test_transfer.py test_counterfactual.py",
+    ),
+    Mutation(
+        "categorical covariates are dropped",
+        "_nn.py",
+        "out = out + table(covariates.categorical[:, i])",
+        "out = out + 0 * table(covariates.categorical[:, i])",
+        "test_nn.py test_model.py",
+    ),
+    Mutation(
+        "categorical covariates are exchanged",
+        "_nn.py",
+        "table(covariates.categorical[:, i])",
+        "table(covariates.categorical[:, -1 - i])",
+        "test_nn.py test_model.py test_reference_mapping.py",
+    ),
+    Mutation(
+        "genes are taken in the order given",
+        "_base_model.py",
+        "order = genes.get_indexer(self._cells_of(adata).var_names)",
+        "order = np.arange(len(genes))",
+        "test_transfer.py",
+    ),
+    Mutation(
+        "the last cell of each chunk is left out",
+        "_transfer.py",
+        "(one, slice(start, start + chunk_size))",
+        "(one, slice(start, start + chunk_size - 1))",
+        "test_stream.py",
+    ),
+    Mutation(
+        "a chunk is computed again after an interruption",
+        "_stream.py",
+        "if not file.exists()]",
+        "if True]",
+        "test_stream.py",
+    ),
+    Mutation(
+        "chunks of another transfer are taken",
+        "_stream.py",
+        "if before != task:",
+        "if False:",
+        "test_stream.py",
+    ),
+    Mutation(
+        "genes that fall keep what they should lose",
+        "_counterfactual.py",
+        "kept = stats.binom.ppf(uniform.ravel()[falls], counts.ravel()[falls], share)",
+        "kept = stats.binom.ppf(uniform.ravel()[falls], counts.ravel()[falls], 1 - share)",
+        "test_counterfactual.py",
+    ),
+    Mutation(
+        "draws do not depend on the seed",
+        "_transfer.py",
+        '"key": np.array([seed, name_hash], dtype=np.uint64)',
+        '"key": np.array([0, name_hash], dtype=np.uint64)',
+        "test_transfer.py",
+    ),
+    Mutation(
+        "the network is given twice the weight of the labels",
+        "_linear_response.py",
+        "response = (1 - self._weight) * target + self._weight * linear",
+        "response = self._weight * target + (1 - self._weight) * linear",
+        "test_linear_response.py",
+    ),
+    Mutation(
+        "the reference changes with its query",
+        "_base_module.py",
+        "    grad[:n_rows] = 0\n",
+        "",
+        "test_reference_mapping.py",
+    ),
+    Mutation(
+        "rare conditions are not repeated",
+        "_train.py",
+        "MIN_CELLS_PER_CONDITION if balanced else 0, sharing",
+        "0, sharing",
+        "test_train.py test_data.py",
+    ),
+    Mutation(
+        "held-out cells are trained on",
+        "_evaluate.py",
+        "train, control = adata[~held_out].copy(), adata[sources].copy()",
+        "train, control = adata.copy(), adata[sources].copy()",
+        "test_evaluate.py",
+    ),
+    Mutation(
+        "the library size is left out",
+        "_module.py",
+        "log_rate = log_size + log_scale",
+        "log_rate = 0 * log_size + log_scale",
+        "test_model.py test_train.py",
+    ),
+    Mutation(
+        "the spread within groups is left out of the energy distance",
+        "metrics/_measures.py",
+        "return float(2 * between - within)",
+        "return float(2 * between)",
+        "test_metrics.py",
+    ),
+    Mutation(
+        "support counts the reference cells that are closer",
+        "_support.py",
+        'n_farther = len(usual) - np.searchsorted(usual, distance, side="left")',
+        'n_farther = np.searchsorted(usual, distance, side="left")',
+        "test_confidence.py",
+    ),
+    Mutation(
+        "the condition does not reach the drawing of images",
+        "_image_nn.py",
+        "shifted = self.offset.added_to(positions_first, covariates)",
+        "shifted = (positions_first + 0 * self.offset.added_to(positions_first, covariates))",
+        "test_image_model.py",
+    ),
+    Mutation(
+        "processes that train together compare only their own cells",
+        "_base_module.py",
+        "return gather_cells(cells) if self.training else cells",
+        "return cells",
+        "test_distributed.py",
+    ),
+]
+
+
+def is_found(mutation: Mutation) -> bool:
+    """Whether the tests fail with the bug."""
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "trvae"
+        shutil.copytree(ROOT / "src" / "trvae", package)
+        path = package / mutation.file
+        source = path.read_text()
+        if source.count(mutation.right) != 1:
+            raise ValueError(f"{mutation.file} does not have once: {mutation.right}")
+        path.write_text(source.replace(mutation.right, mutation.wrong))
+        tests = [str(ROOT / "tests" / name) for name in mutation.tests.split()]
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *tests],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": folder},
+            capture_output=True,
+            text=True,
+        )
+    # 1: a test failed. Anything else, such as an error of pytest's own, finds nothing.
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"{mutation.name}: pytest ended with {done.returncode}\n{done.stdout}")
+    failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    print(
+        f"{'found' if done.returncode else 'SURVIVED'}: {mutation.name}", *failed[:1], flush=True
+    )
+    return done.returncode == 1
+
+
+def main() -> None:
+    """Try all bugs, or those that are named."""
+    chosen = [m for m in MUTATIONS if any(part in m.name for part in sys.argv[1:] or [""])]
+    survived = [mutation.name for mutation in chosen if not is_found(mutation)]
+    print(f"tried: {len(chosen)}, survived: {len(survived)}")
+    sys.exit(len(survived) > 0)
+
+
+if __name__ == "__main__":
+    main()
