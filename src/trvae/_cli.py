@@ -163,7 +163,7 @@ def _demo_of_images(out: Path, seed: int, max_epochs: int | None) -> dict:
     model.train(max_epochs)
     given = train[(train.obs["digit"] == "3") & (train.obs["condition"] == "normal")].copy()
     targets = list(observed.obs["condition"].unique())
-    predicted = model.transfer(given, targets)
+    predicted: AnnData = model.transfer(given, targets)
 
     tables = {one: _compare_images(train, given, predicted, observed, one) for one in targets}
     for target, table in tables.items():

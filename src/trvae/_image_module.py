@@ -82,6 +82,7 @@ class ImageTRVAEModule(BaseTRVAEModule):
         See :class:`~trvae.ImageTRVAE`.
     """
 
+    decoder: ImageDecoder
     white: torch.Tensor
     """The value of a white pixel, which is the largest: a scalar."""
 

@@ -141,7 +141,7 @@ def interpolated_images(
     return _draw(model, rows, columns, title, output)
 
 
-def _chosen(model, adata, source, indices, n_images) -> tuple[AnnData, np.ndarray, list]:
+def _chosen(model, adata, source, indices, n_images) -> tuple[AnnData, list[int], list]:
     """The AnnData, positions of the images to show in it, and the conditions that they are under."""
     check_is_one_model(model, "images")
     if not hasattr(model, "image_shape"):
@@ -150,7 +150,7 @@ def _chosen(model, adata, source, indices, n_images) -> tuple[AnnData, np.ndarra
     adata = model._own_cells() if adata is None else adata
     positions, conditions = model._chosen_cells(adata.obs, source, indices)
     shown = _spread(np.arange(len(positions)), n_images)
-    return adata, positions[shown], list(dict.fromkeys(conditions[shown]))
+    return adata, positions[shown].tolist(), list(dict.fromkeys(conditions[shown]))
 
 
 def _spread(positions: np.ndarray, n: int) -> np.ndarray:
