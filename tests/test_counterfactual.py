@@ -7,6 +7,7 @@ from trvae._counterfactual import (
     draw_counts,
     draw_values,
     expected_counts,
+    expected_grey,
     expected_values,
 )
 
@@ -100,6 +101,25 @@ def test_values_are_moved_from_one_normal_distribution_to_the_other(sds):
         expected = expected_values(*arguments, nonnegative)
         np.testing.assert_allclose(drawn.mean(), expected.mean(), atol=0.02)
     assert (drawn >= 0).all()
+
+
+def test_grey_values_change_as_little_as_can_be():
+    rng = np.random.default_rng(0)
+    grey, source, target = rng.random((3, 50, 8))
+    np.testing.assert_allclose(expected_grey(grey, source, source), grey)
+    changed = expected_grey(grey, source, target)
+    assert ((changed - grey) * (target - source) >= -1e-12).all()
+    assert (changed >= 0).all()
+    assert (changed <= 1).all()
+    # Black and white are alike.
+    np.testing.assert_allclose(1 - expected_grey(1 - grey, 1 - source, 1 - target), changed)
+    # Pixels that are as often white as decoded are then so as often as the target's.
+    black, white = np.zeros_like(grey), np.ones_like(grey)
+    after = [expected_grey(pixels, source, target) for pixels in (black, white)]
+    np.testing.assert_allclose((1 - source) * after[0] + source * after[1], target)
+    # What is decoded for sure leaves no trace.
+    sure = np.broadcast_to([0.0, 1.0], (50, 2))
+    np.testing.assert_array_equal(expected_grey(grey[:, :2], 1 - sure, sure), sure)
 
 
 def test_order_in_memory_does_not_matter():

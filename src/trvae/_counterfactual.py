@@ -175,6 +175,31 @@ def draw_values(
     return np.maximum(drawn, 0.0) if nonnegative else drawn
 
 
+def expected_grey(grey: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    r"""Grey values of pixels that are black or white, each with a probability.
+
+    Where a pixel is less likely to be white under the target, what is white stays so with
+    :math:`d_1 / d_0`; elsewhere, what is black stays so with :math:`(1 - d_1) / (1 - d_0)`. So as
+    few pixels change as can be.
+
+    .. math:: x \min(d_1 / d_0, 1) + (1 - x) (1 - \min((1 - d_1) / (1 - d_0), 1))
+
+    Parameters
+    ----------
+    grey
+        The images' own values :math:`x` from 0 to 1, ``n_images x n_pixels``.
+    source, target
+        Decoded probabilities :math:`d_0, d_1`, of the same shape.
+
+    Returns
+    -------
+    ``n_images x n_pixels``, from 0 to 1. It equals ``grey`` where both probabilities agree.
+    """
+    stays_white = _kept_share(source, target)
+    stays_black = _kept_share(1 - source, 1 - target)
+    return grey * stays_white + (1 - grey) * (1 - stays_black)
+
+
 def _moments(values, source_mean, target_mean, source_sd, target_sd):
     mean = target_mean + np.minimum(target_sd / source_sd, 1.0) * (values - source_mean)
     added_sd = np.sqrt(np.maximum(target_sd**2 - source_sd**2, 0.0))

@@ -10,6 +10,7 @@ from scipy import sparse
 from scvi.utils import setup_anndata_dsp
 
 from trvae._base_model import BaseTRVAE
+from trvae._counterfactual import expected_grey
 from trvae._data import (
     check_choice,
     check_positive_integer,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from trvae._base_module import MMDLayer
-    from trvae._transfer import Estimate
+    from trvae._transfer import Estimate, Minibatch
 
 # White, of pixels that are integers and of those that are not.
 _WHITE_OF_INTEGERS, _WHITE_OF_FLOATS = 255.0, 1.0
@@ -332,11 +333,15 @@ class ImageTRVAE(BaseTRVAE):
         images = np.concatenate(minibatches, axis=1)
         return images.reshape(*images.shape[:2], *self.image_shape)
 
-    def _expect(self, minibatch: Any, estimate: Estimate) -> np.ndarray:
-        return super()._expect(minibatch, estimate).clip(0, self.module.white.item())
+    def _expect(self, minibatch: Minibatch, estimate: Estimate) -> np.ndarray:
+        white = self.module.white.item()
+        if estimate == "counterfactual" and self.module.pixel_likelihood == "bernoulli":
+            decoded = minibatch.source / white, minibatch.target / white
+            return white * expected_grey(minibatch.x / white, *decoded)
+        return super()._expect(minibatch, estimate).clip(0, white)
 
     def _draw_values(
-        self, minibatch: Any, estimate: Estimate, keys: np.ndarray, seed: int
+        self, minibatch: Minibatch, estimate: Estimate, keys: np.ndarray, seed: int
     ) -> np.ndarray:
         # There is no noise to add, as all pixels have the same spread.
         return self._expect(minibatch, estimate)
