@@ -1,6 +1,6 @@
 """Check that a wheel has all files of the package that are under version control, and no others.
 
-    python scripts/check_wheel.py dist/*.whl
+python scripts/check_wheel.py dist/*.whl
 """
 
 from __future__ import annotations

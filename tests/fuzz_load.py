@@ -1,6 +1,6 @@
 """Damaged and forged model files: each must load, or give a ``ValueError``, and run nothing.
 
-    python tests/fuzz_load.py --mutations 1000
+python tests/fuzz_load.py --mutations 1000
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ def mutate_program(program: bytes, rng: np.random.Generator, marker: Path) -> by
         case 0:
             return mutate_bytes(program, rng)
         case 1:
-            return program[:start] + rng.choice(np.array(payloads(marker), object)) + program[start:]
+            return (
+                program[:start] + rng.choice(np.array(payloads(marker), object)) + program[start:]
+            )
         case 2:
             following = places[min(places.index(start) + 1, len(places) - 1)]
             return program[:start] + program[following:]
@@ -207,7 +209,7 @@ def run(numbers: range, seed: int, models: Path, connection) -> None:
     """Run cases, and tell of each; a crash ends the process only."""
     warnings.simplefilter("ignore")
     logging.disable()
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    sys.stdout = sys.stderr = open(os.devnull, "w")
 
     def too_long(*_):
         raise TimeoutError(f"more than {SECONDS} s")

@@ -39,9 +39,7 @@ def predictions(model: Any) -> dict[str, np.ndarray]:
 def expression_model() -> trvae.TRVAE:
     adata = trvae.datasets.simulated(n_cells=8, n_genes=12)
     adata.obs["donor"] = np.resize(["a", "b"], adata.n_obs)
-    adata = anndata.AnnData(
-        adata.X, adata.obs[["condition", "cell_type", "donor"]], adata.var[[]]
-    )
+    adata = anndata.AnnData(adata.X, adata.obs[["condition", "cell_type", "donor"]], adata.var[[]])
     trvae.TRVAE.setup_anndata(
         adata,
         condition_key="condition",
@@ -70,6 +68,6 @@ if __name__ == "__main__":
     for make in (expression_model, image_model):
         model = make()
         folder = release / type(model).__name__
-        model.save(folder, save_anndata=True, compression="gzip")
+        model.save(folder, save_anndata=True)
         np.savez_compressed(folder / "expected.npz", **predictions(model))
         print(folder, sum(path.stat().st_size for path in folder.iterdir()), "bytes")

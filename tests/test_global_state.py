@@ -180,8 +180,8 @@ def evaluated(cells):
 # Of several models alike.
 SHARED = {
     "transfer": lambda model, to, given: model.transfer(target_condition=to),
-    "get_transferred_expression": lambda model, to, given: (
-        model.get_transferred_expression(target_condition=to, n_samples=2)
+    "get_transferred_expression": lambda model, to, given: model.get_transferred_expression(
+        target_condition=to, n_samples=2
     ),
     "assess_transfer": lambda model, to, given: model.assess_transfer(None, to, n_samples=2),
     "get_transfer_support": lambda model, to, given: model.get_transfer_support(None, to),
@@ -198,8 +198,8 @@ OF_GENES = {
     "rank_transferred_genes": lambda model, to, given: model.rank_transferred_genes(None, to),
 }
 OF_TRVAE = {
-    "get_normalized_expression": lambda model, to, given: (
-        model.get_normalized_expression(n_samples=2)
+    "get_normalized_expression": lambda model, to, given: model.get_normalized_expression(
+        n_samples=2
     ),
     "differential_expression": lambda model, to, given: model.differential_expression(
         groupby="condition", group1=to, silent=True
@@ -244,12 +244,12 @@ CALLS = {
     "ImageTRVAE.train": lambda given: trained_anew(
         trvae.ImageTRVAE, given.images, image_shape=(6, 6)
     ),
-    "ImageTRVAE.get_transferred_images": lambda given: (
-        given.image_model.get_transferred_images(target_condition="thick")
+    "ImageTRVAE.get_transferred_images": lambda given: given.image_model.get_transferred_images(
+        target_condition="thick"
     ),
     "ImageTRVAE.load": lambda given: trvae.ImageTRVAE.load(given.folder / "ImageTRVAE"),
-    "ImageTRVAE.load_registry": lambda given: (
-        trvae.ImageTRVAE.load_registry(given.folder / "ImageTRVAE")
+    "ImageTRVAE.load_registry": lambda given: trvae.ImageTRVAE.load_registry(
+        given.folder / "ImageTRVAE"
     ),
     "ImageTRVAE.prepare_query_anndata": lambda given: trvae.ImageTRVAE.prepare_query_anndata(
         given.images.copy(), given.folder / "ImageTRVAE"
@@ -285,8 +285,8 @@ CALLS = {
 X = np.random.default_rng(0).gamma(2.0, 1.0, (3, 20, 10))
 T = trvae.metrics.welch_t(X[0], X[1])
 CALLS |= {
-    f"metrics.{name}": lambda given, name=name, arguments=arguments: (
-        getattr(trvae.metrics, name)(*arguments)
+    f"metrics.{name}": lambda given, name=name, arguments=arguments: getattr(trvae.metrics, name)(
+        *arguments
     )
     for name, arguments in {
         "coverage": (X, X[0]),

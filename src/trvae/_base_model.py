@@ -90,6 +90,7 @@ class BaseTRVAE(
     """
 
     is_trained_: bool
+    history_: Any
     # scvi-tools saves attributes that end with an underscore.
     format_version_ = FORMAT_VERSION
     # Minibatches that training takes by default, whatever the number of cells.
@@ -642,18 +643,22 @@ class BaseTRVAE(
         saved.check_is_of(cls, allowed_classes_names_list)
         if adata is None:
             adata = saved.cells()
-        if isinstance(adata, AnnData | MuData):
-            modality = expression_modality(saved.registry["setup_args"])
-            adata = with_genes_of_model(adata, registered_genes(saved.registry), modality)
-        with saved.in_private_folder() as folder:
-            return super().load(
-                folder,
-                adata,
-                accelerator,
-                device,
-                datamodule=datamodule,
-                allowed_classes_names_list=allowed_classes_names_list,
-            )
+        try:
+            if isinstance(adata, AnnData | MuData):
+                modality = expression_modality(saved.registry["setup_args"])
+                adata = with_genes_of_model(adata, registered_genes(saved.registry), modality)
+            # Weights are drawn before those that are saved take their place.
+            with saved.in_private_folder() as folder, seeded(0):
+                return super().load(
+                    folder,
+                    adata,
+                    accelerator,
+                    device,
+                    datamodule=datamodule,
+                    allowed_classes_names_list=allowed_classes_names_list,
+                )
+        except (AttributeError, LookupError, TypeError) as error:
+            raise ValueError(f"{saved.path} does not fit the cells: {error!r}") from error
 
     @staticmethod
     def load_registry(dir_path: str | Path, prefix: str | None = None) -> dict:

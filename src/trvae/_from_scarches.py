@@ -207,14 +207,20 @@ def read_scarches(path_or_model: Any) -> ScarchesModel:
             "doesn't have."
         )
     settings = {name: attributes[f"{name}_"] for name in _SETTINGS}
-    if wrong := [f"{name}_" for name, is_right in _SETTINGS.items() if not is_right(settings[name])]:
-        raise ValueError(f"The scArches model has attributes of a wrong kind: {join_names(wrong)}.")
+    if wrong := [
+        f"{name}_" for name, is_right in _SETTINGS.items() if not is_right(settings[name])
+    ]:
+        raise ValueError(
+            f"The scArches model has attributes of a wrong kind: {join_names(wrong)}."
+        )
     _check_settings(settings, len(var_names))
     widths = (settings["input_dim"], *settings["hidden_layer_sizes"], settings["latent_dim"])
     needed = sum(before * after for before, after in pairwise(widths))
     # Before memory is taken for them.
     if needed > (found := sum(weight.numel() for weight in weights.values())):
-        raise ValueError(f"{_UNFIT}: the encoder would need {needed} of them, and {found} are there.")
+        raise ValueError(
+            f"{_UNFIT}: the encoder would need {needed} of them, and {found} are there."
+        )
     return ScarchesModel(settings, weights, var_names)
 
 

@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -100,8 +100,8 @@ def read_torch(path: Path) -> Any:
 
     Returns
     -------
-    What was saved, tensors on the CPU; ordered dictionaries become ordinary ones, scalars of NumPy
-    Python's, and tables of pandas :class:`LeftOut`.
+    What was saved, tensors on the CPU; dictionaries of other kinds become ordinary ones, scalars of
+    NumPy Python's, and tables of pandas :class:`LeftOut`.
 
     Raises
     ------
@@ -282,7 +282,9 @@ def _count(value: Any, counts: dict[int, int | None], depth: int = 0) -> int:
         raise ValueError("it has containers that hold themselves, or too many within another.")
     if known:
         return known
-    if not isinstance(value, (*_SCALAR_TYPES, dict, list, tuple, np.ndarray, torch.Tensor, LeftOut)):
+    if not isinstance(
+        value, (*_SCALAR_TYPES, dict, list, tuple, np.ndarray, torch.Tensor, LeftOut)
+    ):
         raise TypeError("it has a name where data should be.")
     counts[id(value)] = None
     n = 1 + sum(_count(held, counts, depth + 1) for held in _held(value))
@@ -324,7 +326,7 @@ def _empty_bytes() -> bytes:
     return b""
 
 
-def _empty_dict() -> dict:
+def _empty_dict(*_: Any) -> dict:
     return {}
 
 
@@ -348,16 +350,17 @@ def _array(*_: Any) -> _Unfinished:
 def _filled_array(
     _: int, shape: tuple, dtype: np.dtype, is_fortran: bool, data: bytes | list
 ) -> np.ndarray:
-    size, order = _product(shape), "F" if is_fortran else "C"
+    order: Literal["F", "C"] = "F" if is_fortran else "C"
+    size = _product(shape)
     if _as(np.dtype, dtype).kind == "O":
         if not all(isinstance(value, _SCALAR_TYPES) for value in _as(list, data)):
             raise TypeError("it has an array of other things than numbers and strings.")
         array = np.empty(len(data), object)
         array[:] = data
-        return array.reshape(shape, order=order)  # type: ignore[call-overload]
+        return array.reshape(shape, order=order)
     if len(_as(bytes, data)) != size * dtype.itemsize:
         raise ValueError(f"it has {len(data)} bytes for an array of the shape {shape}.")
-    return np.ndarray(shape, dtype, bytearray(data), order=order)  # type: ignore[call-overload]
+    return np.ndarray(shape, dtype, bytearray(data), order=order)
 
 
 def _storage(data: bytes, dtype: torch.dtype, n: int) -> torch.Tensor:
@@ -397,6 +400,8 @@ _SCALARS: _Known = {
 }
 _ARRAYS: _Known = {
     ("__builtin__", "bytes"): _empty_bytes,
+    ("__builtin__", "dict"): _empty_dict,
+    ("collections", "defaultdict"): _empty_dict,
     # Rows of a table.
     ("__builtin__", "slice"): _leave_out,
     ("numpy", "ndarray"): _array,
@@ -406,4 +411,5 @@ _ARRAYS: _Known = {
 _TENSORS: _Known = {
     ("collections", "OrderedDict"): _empty_dict,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-} | {("torch", f"{name}Storage"): _returning(dtype) for name, dtype in _TENSOR_TYPES.items()}
+    **{("torch", f"{name}Storage"): _returning(dtype) for name, dtype in _TENSOR_TYPES.items()},
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,9 @@ class SavedModel:
         if found not in [name, *(also or [])]:
             raise ValueError(f"{self.path} holds a model of the class {found}, not {name}.")
         if self.registry.get("setup_method_name", _SETUP_METHODS[0]) not in _SETUP_METHODS:
-            raise ValueError(f"{self.path} is forged: it names another method than a setup method.")
+            raise ValueError(
+                f"{self.path} is forged: it names another method than a setup method."
+            )
         weights = dict(self.content[SAVE_KEYS.MODEL_STATE_DICT_KEY])
         weights.pop(_PYRO, None)
         try:
@@ -119,7 +122,9 @@ class SavedModel:
         except DAMAGE as error:
             raise ValueError(f"{self.path} does not hold a whole {name}: {error}") from error
         if shapes != found_shapes:
-            differing = [key for key in shapes | found_shapes if shapes.get(key) != found_shapes.get(key)]
+            differing = [
+                key for key in shapes | found_shapes if shapes.get(key) != found_shapes.get(key)
+            ]
             raise ValueError(
                 f"The weights in {self.path} don't fit its settings: {join_names(differing)}."
             )
@@ -139,15 +144,25 @@ class SavedModel:
             return None
         try:
             return mudata.read_h5mu(path) if is_mudata else read_h5ad(path)
-        except Exception as error:  # noqa: BLE001 - HDF5's are of many kinds
+        except Exception as error:
             raise ValueError(f"{path} can't be read, so it may be damaged: {error}") from error
 
     @contextmanager
     def in_private_folder(self) -> Iterator[str]:
         """A folder with the model as it was checked, which no one else can change."""
+        log = logging.getLogger("scvi.data._download")
         with TemporaryDirectory() as folder:
             torch.save(self.content, Path(folder) / SAVE_KEYS.MODEL_FNAME)
-            yield folder
+
+            # scvi-tools tells which file it has found.
+            def is_of_other_files(record: logging.LogRecord) -> bool:
+                return folder not in record.getMessage()
+
+            log.addFilter(is_of_other_files)
+            try:
+                yield folder
+            finally:
+                log.removeFilter(is_of_other_files)
 
     def _check_content(self) -> None:
         kinds = {
@@ -168,7 +183,9 @@ class SavedModel:
                 f"{self.path} is of format {version}, newer than {FORMAT_VERSION}, which this "
                 "version of trvae-tools reads. Upgrade it: pip install --upgrade trvae-tools"
             )
-        if forged := [key for key in attributes if not str(key).endswith("_")]:
+        # scvi-tools saves what is named so, and sets all that it finds.
+        names = map(str, attributes)
+        if forged := [name for name in names if name[:1] == "_" or name[-1:] != "_"]:
             raise ValueError(f"{self.path} is forged: it has attributes {join_names(forged)}.")
         attributes["history_"] = _history_as_tables(attributes.get("history_"), self.path)
         if holds_left_out(content):
