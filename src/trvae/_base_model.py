@@ -14,6 +14,7 @@ import torch
 from anndata import AnnData
 from mudata import MuData
 from pyro import get_param_store
+from rich.pretty import pprint
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data._constants import ADATA_MINIFY_TYPE
@@ -690,7 +691,7 @@ class BaseTRVAE(
         ValueError
             As :meth:`load`.
         """
-        AnnDataManager.view_setup_method_args(SavedModel.read(dir_path, prefix).registry)
+        pprint(SavedModel.read(dir_path, prefix).registry["setup_args"])
 
     @classmethod
     def convert_legacy_save(cls, *args, **kwargs) -> None:
@@ -762,7 +763,10 @@ class BaseTRVAE(
         ValueError
             As :meth:`prepare_query_anndata`.
         """
-        return super().prepare_query_mudata(mdata, cls._loaded(reference_model), *args, **kwargs)
+        reference = cls._loaded(reference_model)
+        # MuData draws names for columns that it makes for a while.
+        with seeded(0):
+            return super().prepare_query_mudata(mdata, reference, *args, **kwargs)
 
     def _without_cells(self) -> Any:
         """The model as it would come from disk, on the CPU and without an AnnData."""

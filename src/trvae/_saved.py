@@ -19,6 +19,7 @@ from scvi.model.base._constants import SAVE_KEYS
 
 from trvae._data import join_names
 from trvae._plain import DAMAGE, holds_left_out, read_torch
+from trvae._seed import seeded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -143,7 +144,9 @@ class SavedModel:
         if not path.exists():
             return None
         try:
-            return mudata.read_h5mu(path) if is_mudata else read_h5ad(path)
+            # MuData draws names for columns that it makes for a while.
+            with seeded(0):
+                return mudata.read_h5mu(path) if is_mudata else read_h5ad(path)
         except Exception as error:
             raise ValueError(f"{path} can't be read, so it may be damaged: {error}") from error
 
