@@ -39,7 +39,7 @@ _TENSOR_TYPES = {
 _ARRAY_KINDS = "biufU"
 _SCALAR_TYPES = (str, bytes, int, float, type(None))
 # Containers can hold one another many times over, so that a small pickle would be a large object.
-_MOST_VALUES, _DEEPEST = 10_000_000, 100
+_MOST_VALUES, _DEEPEST = 1_000_000, 100
 # Instructions whose argument is a value.
 _VALUES = {
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
@@ -201,10 +201,15 @@ class _Reader:
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 values = [stack.pop() for _ in range(int(name[-1]))]
                 stack.append(tuple(reversed(values)))
-            case "TUPLE" | "LIST" | "DICT":
+            case "TUPLE":
                 values = self._marked()
-                made = _fill({}, values) if name == "DICT" else values
-                self._stack.append(tuple(values) if name == "TUPLE" else made)
+                self._stack.append(tuple(values))
+            case "LIST":
+                values = self._marked()
+                self._stack.append(values)
+            case "DICT":
+                values = self._marked()
+                self._stack.append(_fill({}, values))
             case "APPEND":
                 value = stack.pop()
                 _as(list, stack[-1]).append(value)

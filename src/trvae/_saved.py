@@ -114,9 +114,12 @@ class SavedModel:
         weights.pop(_PYRO, None)
         try:
             found_shapes = {name: weight.shape for name, weight in weights.items()}
+            arguments = self._attributes["init_params_"]
+            settings = dict(arguments["non_kwargs"])
+            for others in arguments["kwargs"].values():
+                settings |= others
             # There, weights have a shape but take no memory, however large forged settings are.
             with torch.device("meta"):
-                settings = self._attributes["init_params_"]["non_kwargs"]
                 model = model_class(registry=self.registry, **settings)
             state = model.module.state_dict()
             shapes = {name: weight.shape for name, weight in state.items()}
