@@ -407,7 +407,8 @@ _ARRAYS: _Known = {
     ("__builtin__", "bytes"): _empty_bytes,
     ("__builtin__", "dict"): _empty_dict,
     ("collections", "defaultdict"): _empty_dict,
-    # Rows of a table.
+    # Parts of tables.
+    ("__builtin__", "bytearray"): _leave_out,
     ("__builtin__", "slice"): _leave_out,
     ("numpy", "ndarray"): _array,
     ("numpy.core.multiarray", "_reconstruct"): _array,
