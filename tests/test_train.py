@@ -129,6 +129,25 @@ def test_same_seed_same_weights_with_several_threads():
         assert torch.equal(a, b), name
 
 
+@pytest.mark.parametrize("workers", ["splitter", "settings"])
+def test_same_seed_same_weights_with_any_number_of_workers(adata, monkeypatch, workers):
+    alone = fit(adata, seed=3)
+    if workers == "settings":
+        monkeypatch.setattr(scvi.settings, "dl_num_workers", 2)
+    several = {"datasplitter_kwargs": {"num_workers": 2}} if workers == "splitter" else {}
+    other = fit(adata, seed=3, train=several)
+    for (name, a), b in zip(
+        alone.module.named_parameters(), other.module.parameters(), strict=True
+    ):
+        assert torch.equal(a, b), name
+    for ask in ("get_latent_representation", "get_transferred_expression", "transfer"):
+        given = () if ask == "get_latent_representation" else (None, "treated")
+        one, same = (getattr(model, ask)(*given) for model in (alone, other))
+        if ask == "transfer":
+            one, same = one.X.toarray(), same.X.toarray()
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(same), err_msg=ask)
+
+
 def test_seeding_leaves_the_generators_as_they_were():
     torch.manual_seed(5)
     np.random.seed(5)

@@ -144,6 +144,21 @@ def test_views_and_batch_sizes_do_not_matter(trained, control):
     assert view.is_view
 
 
+def test_neighbours_do_not_matter(trained, control):
+    others = trvae.datasets.simulated(n_cells=10, n_genes=60, seed=1)
+    among = anndata.concat([others, control[:20]], index_unique="-", keys=["other", "own"])
+    among.obs_names = [name.removesuffix("-own") for name in among.obs_names]
+    own = among.obs_names.isin(control.obs_names[:20])
+    for ask in (
+        lambda cells: dense(trained.transfer(cells, "treated", seed=5)),
+        lambda cells: trained.get_transferred_expression(cells, "treated", return_numpy=True),
+        trained.get_latent_representation,
+        trained.get_mmd_representation,
+        lambda cells: trained.get_transfer_support(cells, "treated").to_numpy(float),
+    ):
+        np.testing.assert_allclose(ask(among)[own], ask(control[:20]), rtol=1e-4, atol=1e-5)
+
+
 def test_genes_are_matched_by_name_and_keep_the_callers_order(trained, control):
     expected = trained.get_transferred_expression(control, "treated")
     order = np.random.default_rng(0).permutation(control.n_vars)

@@ -13,9 +13,12 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from mudata import MuData
+from pyro import get_param_store
+from rich.pretty import pprint
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data._constants import ADATA_MINIFY_TYPE
+from scvi.data._download import _download
 from scvi.data._utils import _get_adata_minify_type
 from scvi.model._utils import use_distributed_sampler
 from scvi.model.base import (
@@ -24,6 +27,7 @@ from scvi.model.base import (
     UnsupervisedTrainingMixin,
     VAEMixin,
 )
+from scvi.model.base._constants import SAVE_KEYS
 from scvi.module._constants import MODULE_KEYS
 from scvi.utils._docstrings import devices_dsp
 
@@ -50,6 +54,7 @@ from trvae._registration import (
     registered_genes,
     with_genes_of_model,
 )
+from trvae._saved import FORMAT_VERSION, SavedModel, history_as_arrays
 from trvae._seed import seeded, with_seed
 from trvae._support import balanced_sample
 from trvae._train import ConditionBalancedDataSplitter, TRVAETrainingPlan, minibatches_of
@@ -86,6 +91,9 @@ class BaseTRVAE(
     """
 
     is_trained_: bool
+    history_: Any
+    # scvi-tools saves attributes that end with an underscore.
+    format_version_ = FORMAT_VERSION
     # Minibatches that training takes by default, whatever the number of cells.
     _default_steps = 4_500
     _default_plan_kwargs: dict[str, Any] = {}
@@ -123,7 +131,6 @@ class BaseTRVAE(
         if mmd_within_labels and not has_labels:
             raise ValueError("mmd_within_labels=True needs labels: setup_anndata(labels_key=...).")
         self.seed = seed
-        # scvi-tools saves attributes that end with an underscore.
         self.mean_profiles_: np.ndarray | None = None
         self.modelled_shares_: np.ndarray | None = None
         self.reference_cells_: dict[str, np.ndarray] | None = None
@@ -312,7 +319,11 @@ class BaseTRVAE(
 
     def _make_data_loader(self, adata: AnnData, indices: Any = None, **kwargs) -> Any:
         """As scvi-tools', with a clear error if no cells are chosen or those that aren't there."""
-        return super()._make_data_loader(adata, cell_positions(indices, adata.n_obs), **kwargs)
+        positions = cell_positions(indices, adata.n_obs)
+        loader = super()._make_data_loader(adata, positions, **kwargs)
+        # Otherwise PyTorch draws from the global one whenever it starts to read.
+        loader.generator = torch.Generator()
+        return loader
 
     def _register_private_copy(self, adata: AnnData, obs: pd.DataFrame | None) -> AnnData:
         setup_args = as_of_anndata(self._setup_args)
@@ -554,11 +565,55 @@ class BaseTRVAE(
         """Whether only the weights of a query's new conditions and categories are trained."""
         return not all(parameter.requires_grad for parameter in self.module.parameters())
 
+    def save(self, dir_path: str | Path, *args, **kwargs) -> None:
+        """Save the model in a folder.
+
+        What is written are tensors and plain data, in scvi-tools' format, so that :meth:`load`
+        needs no trust in the file.
+
+        Parameters
+        ----------
+        dir_path
+            Folder to make.
+        *args, **kwargs
+            Passed to :meth:`scvi.model.base.BaseModelClass.save`: ``prefix``, ``overwrite``,
+            ``save_anndata`` and others.
+
+        Raises
+        ------
+        ValueError
+            If the folder exists and is not to be overwritten.
+        """
+        # scvi-tools saves what any model of this process has left in Pyro's store.
+        with get_param_store().scope(), self._with_plain_history():
+            super().save(str(dir_path), *args, **kwargs)
+
+    @contextmanager
+    def _with_plain_history(self) -> Iterator[None]:
+        history = self.history_
+        self.history_ = history_as_arrays(history)
+        try:
+            yield
+        finally:
+            self.history_ = history
+
     @classmethod
     def load(
-        cls, dir_path: str | Path, adata: AnnData | MuData | bool | None = None, *args, **kwargs
+        cls,
+        dir_path: str | Path,
+        adata: AnnData | MuData | bool | None = None,
+        accelerator: str = "auto",
+        device: int | str = "auto",
+        prefix: str | None = None,
+        backup_url: str | None = None,
+        datamodule: Any | None = None,
+        allowed_classes_names_list: list[str] | None = None,
+        *,
+        trusted: bool = False,
     ) -> Any:
         """Load a saved model.
+
+        Nothing that its files might hold beside tensors and plain data is run.
 
         Parameters
         ----------
@@ -568,8 +623,11 @@ class BaseTRVAE(
             Cells with the columns that the model was set up with. Genes are matched by name:
             unless they are the model's in its order, the model has a copy of the cells in which
             they are. ``None`` takes the cells saved with the model, ``False`` none.
-        *args, **kwargs
-            Passed to :meth:`scvi.model.base.BaseModelClass.load`.
+        accelerator, device, prefix, backup_url, datamodule, allowed_classes_names_list
+            As in :meth:`scvi.model.base.BaseModelClass.load`.
+        trusted
+            Whether the file comes from someone who may run code here. Then it can hold any object
+            of Python, such as conditions that are neither numbers nor strings.
 
         Returns
         -------
@@ -578,14 +636,137 @@ class BaseTRVAE(
         Raises
         ------
         ValueError
-            If nothing is saved there, or a column or a gene is missing.
+            If nothing is saved there, a file is damaged, holds other things than tensors and plain
+            data, is of another class or of a newer version, or a column or a gene is missing.
         """
-        # Before a download there is no registry.
-        if isinstance(adata, AnnData | MuData) and "backup_url" not in kwargs:
-            registry = cls.load_registry(str(dir_path), prefix=kwargs.get("prefix"))
-            modality = expression_modality(registry["setup_args"])
-            adata = with_genes_of_model(adata, registered_genes(registry), modality)
-        return super().load(str(dir_path), adata, *args, **kwargs)
+        _download(backup_url, str(dir_path), f"{prefix or ''}{SAVE_KEYS.MODEL_FNAME}")
+        saved = SavedModel.read(dir_path, prefix, trusted=trusted)
+        saved.check_is_of(cls, allowed_classes_names_list)
+        if adata is None:
+            adata = saved.cells()
+        try:
+            if isinstance(adata, AnnData | MuData):
+                modality = expression_modality(saved.registry["setup_args"])
+                adata = with_genes_of_model(adata, registered_genes(saved.registry), modality)
+            # Weights are drawn before those that are saved take their place.
+            with saved.in_private_folder() as folder, seeded(0):
+                return super().load(
+                    folder,
+                    adata,
+                    accelerator,
+                    device,
+                    datamodule=datamodule,
+                    allowed_classes_names_list=allowed_classes_names_list,
+                )
+        except (AttributeError, LookupError, TypeError) as error:
+            raise ValueError(f"{saved.path} does not fit the cells: {error!r}") from error
+
+    @staticmethod
+    def load_registry(dir_path: str | Path, prefix: str | None = None) -> dict:
+        """What is registered of the cells that a saved model is of, without loading the model.
+
+        Parameters
+        ----------
+        dir_path, prefix
+            As in :meth:`load`.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`load`.
+        """
+        return SavedModel.read(dir_path, prefix).registry
+
+    @staticmethod
+    def view_setup_args(dir_path: str | Path, prefix: str | None = None) -> None:
+        """Print what a saved model's cells were set up with.
+
+        Parameters
+        ----------
+        dir_path, prefix
+            As in :meth:`load`.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`load`.
+        """
+        pprint(SavedModel.read(dir_path, prefix).registry["setup_args"])
+
+    @classmethod
+    def convert_legacy_save(cls, *args, **kwargs) -> None:
+        """Raise an error, as there are no such models in the format before scvi-tools 0.15.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            Those of scvi-tools' method, which would run code in the files.
+
+        Raises
+        ------
+        ValueError
+            Always.
+        """
+        raise ValueError(f"No {cls.__name__} was ever saved in the format before scvi-tools 0.15.")
+
+    @classmethod
+    def _loaded(cls, model: str | Path | Any) -> Any:
+        """A model as it is, or without cells from the folder it is saved in."""
+        return cls.load(model, adata=False) if isinstance(model, str | Path) else model
+
+    @classmethod
+    def prepare_query_anndata(
+        cls, adata: AnnData, reference_model: str | Path | Any, *args, **kwargs
+    ) -> AnnData | pd.Index | None:
+        """Give cells the genes of a reference in its order, filled up with zeros.
+
+        Parameters
+        ----------
+        adata
+            The cells.
+        reference_model
+            The trained model, or the folder it is saved in.
+        *args, **kwargs
+            Passed to :meth:`scvi.model.base.ArchesMixin.prepare_query_anndata`:
+            ``return_reference_var_names`` and ``inplace``.
+
+        Returns
+        -------
+        The cells, or ``None`` if ``adata`` is changed in place, which is the default.
+
+        Raises
+        ------
+        ValueError
+            If no gene is the reference's, or as :meth:`load`.
+        """
+        return super().prepare_query_anndata(adata, cls._loaded(reference_model), *args, **kwargs)
+
+    @classmethod
+    def prepare_query_mudata(
+        cls, mdata: MuData, reference_model: str | Path | Any, *args, **kwargs
+    ) -> MuData | dict[str, pd.Index] | None:
+        """As :meth:`prepare_query_anndata`, of a MuData.
+
+        Parameters
+        ----------
+        mdata
+            The cells.
+        reference_model, *args, **kwargs
+            As in :meth:`prepare_query_anndata`.
+
+        Returns
+        -------
+        As :meth:`prepare_query_anndata`.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`prepare_query_anndata`.
+        """
+        reference = cls._loaded(reference_model)
+        # MuData draws names for columns that it makes for a while.
+        with seeded(0):
+            return super().prepare_query_mudata(mdata, reference, *args, **kwargs)
 
     def _without_cells(self) -> Any:
         """The model as it would come from disk, on the CPU and without an AnnData."""
@@ -645,11 +826,7 @@ class BaseTRVAE(
             raise ValueError(
                 "Give reference_model: a trained model, or the folder it is saved in."
             )
-        reference = (
-            cls.load(str(reference_model), adata=False)
-            if isinstance(reference_model, str | Path)
-            else reference_model
-        )
+        reference = cls._loaded(reference_model)
         reference_cells = reference._kept_reference_cells() if match_reference else None
         if adata is not None and not kwargs.get("inplace_subset_query_vars"):
             adata = with_genes_of_model(adata, reference._var_names, reference._modality)

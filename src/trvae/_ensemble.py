@@ -128,11 +128,12 @@ class TRVAEEnsemble(TransferMixin, ConfidenceMixin, RankingMixin):
         Raises
         ------
         ValueError
-            If there is no ensemble.
+            If there is no ensemble, or as in :meth:`TRVAE.load`.
         """
-        folders = sorted(Path(dir_path).glob("[0-9]*"), key=lambda folder: int(folder.name))
+        folders = [folder for folder in Path(dir_path).glob("*") if folder.name.isdecimal()]
         if not folders:
             raise ValueError(f"There is no ensemble in {str(dir_path)!r}.")
+        folders.sort(key=lambda folder: int(folder.name))
         return cls._of([TRVAE.load(folder, *args, **kwargs) for folder in folders])
 
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import pickle
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,23 +12,58 @@ import pandas as pd
 import torch
 from torch import nn
 
-from trvae._data import check_categories, check_choice, join_names, private_copy
+from trvae._data import (
+    check_categories,
+    check_choice,
+    is_integer,
+    is_list_of,
+    is_number,
+    is_positive_integer,
+    join_names,
+    private_copy,
+)
 from trvae._mmd import BANDWIDTHS
+from trvae._plain import DAMAGE, read_pickle, read_torch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from anndata import AnnData
 
     from trvae._module import TRVAEModule
 
 _ATTRIBUTES, _WEIGHTS, _GENES = "attr.pkl", "model_params.pt", "var_names.csv"
-_SETTINGS = (
-    "beta", "condition_key", "conditions", "dr_rate", "hidden_layer_sizes", "input_dim",
-    "is_trained", "latent_dim", "mmd_boundary", "mmd_on", "recon_loss", "use_bn", "use_ln",
-    "use_mmd",
-)  # fmt: skip
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool | np.bool_)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str | int | float | np.generic)
+
+
+# What is read of a model, and whether it is of the kind that scArches has there.
+_SETTINGS: dict[str, Callable[[Any], bool]] = {
+    "beta": is_number,
+    "condition_key": lambda value: value is None or isinstance(value, str),
+    "conditions": lambda value: isinstance(value, list) and all(map(_is_name, value)),
+    "dr_rate": is_number,
+    "hidden_layer_sizes": lambda value: is_list_of(value, is_positive_integer),
+    "input_dim": is_positive_integer,
+    "is_trained": _is_flag,
+    "latent_dim": is_positive_integer,
+    "mmd_boundary": lambda value: value is None or is_integer(value),
+    "mmd_on": lambda value: isinstance(value, str),
+    "recon_loss": lambda value: isinstance(value, str),
+    "use_bn": _is_flag,
+    "use_ln": _is_flag,
+    "use_mmd": _is_flag,
+}
 _LIKELIHOODS = {"nb": "nb", "zinb": "zinb", "mse": "normal"}
 # PyTorch's default, which scArches leaves as it is.
 _BATCH_NORM_EPS = 1e-5
+_UNFIT = "The weights of the scArches model don't fit its settings"
 
 
 class ScarchesModel(NamedTuple):
@@ -96,10 +131,8 @@ class ScarchesModel(NamedTuple):
         try:
             state = self._hidden_layers(module) | self._heads(module)
             module.load_state_dict(state)
-        except (KeyError, RuntimeError) as error:
-            raise ValueError(
-                f"The weights of the scArches model don't fit its settings: {error}"
-            ) from error
+        except DAMAGE as error:
+            raise ValueError(f"{_UNFIT}: {error}") from error
 
     def _hidden_layers(self, module: TRVAEModule) -> dict[str, torch.Tensor]:
         theirs = self.weights
@@ -174,7 +207,20 @@ def read_scarches(path_or_model: Any) -> ScarchesModel:
             "doesn't have."
         )
     settings = {name: attributes[f"{name}_"] for name in _SETTINGS}
+    if wrong := [
+        f"{name}_" for name, is_right in _SETTINGS.items() if not is_right(settings[name])
+    ]:
+        raise ValueError(
+            f"The scArches model has attributes of a wrong kind: {join_names(wrong)}."
+        )
     _check_settings(settings, len(var_names))
+    widths = (settings["input_dim"], *settings["hidden_layer_sizes"], settings["latent_dim"])
+    needed = sum(before * after for before, after in pairwise(widths))
+    # Before memory is taken for them.
+    if needed > (found := sum(weight.numel() for weight in weights.values())):
+        raise ValueError(
+            f"{_UNFIT}: the encoder would need {needed} of them, and {found} are there."
+        )
     return ScarchesModel(settings, weights, var_names)
 
 
@@ -205,15 +251,9 @@ def _read_folder(folder: Path) -> tuple[dict, dict[str, torch.Tensor], np.ndarra
         raise ValueError(
             f"{folder} is no folder of a model saved by scArches: it has no {join_names(missing)}."
         )
-    try:
-        with (folder / _ATTRIBUTES).open("rb") as file:
-            attributes = _RestrictedUnpickler(file).load()
-        weights = torch.load(folder / _WEIGHTS, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise ValueError(
-            f"{folder} is damaged, or its {_WEIGHTS} holds other things than tensors, none of "
-            "which was run."
-        ) from error
+    attributes, weights = read_pickle(folder / _ATTRIBUTES), read_torch(folder / _WEIGHTS)
+    if not isinstance(attributes, dict) or not _are_tensors(weights):
+        raise ValueError(f"{folder} does not hold the attributes and the weights of a model.")
     # As numpy.savetxt writes it.
     genes = (folder / _GENES).read_text("latin1").rstrip("\n").split("\n")
     return attributes, weights, np.array(genes, dtype=object)
@@ -229,36 +269,7 @@ def _read_live(model: Any) -> tuple[dict, dict[str, torch.Tensor], np.ndarray]:
     return vars(model), weights, adata.var_names.to_numpy(dtype=object)
 
 
-class _PlainDtype:
-    """Stands in for a NumPy dtype, but only for numbers and strings."""
-
-    def __init__(self, name: str, *_: Any):
-        self.dtype = np.dtype(str(name))
-        if self.dtype.kind not in "biufU":
-            raise ValueError(f"{_ATTRIBUTES} has values of type {self.dtype}.")
-
-    def __setstate__(self, state: tuple) -> None:
-        self.dtype = self.dtype.newbyteorder(state[1])
-
-
-def _plain_scalar(dtype: _PlainDtype, data: bytes) -> Any:
-    return np.frombuffer(data, dtype.dtype, count=1).item()
-
-
-# All that settings are made of, beside what needs no function to be called. NumPy's own are
-# replaced, as forged arguments can make them read memory that isn't theirs.
-_ADMITTED = {
-    ("numpy", "dtype"): _PlainDtype,
-    ("numpy.core.multiarray", "scalar"): _plain_scalar,
-    ("numpy._core.multiarray", "scalar"): _plain_scalar,
-}
-
-
-class _RestrictedUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ADMITTED:
-            raise ValueError(
-                f"{_ATTRIBUTES} asks for {module}.{name}, which no TRVAE of scArches needs. It was "
-                "not run. Don't trust the file."
-            )
-        return _ADMITTED[module, name]
+def _are_tensors(weights: Any) -> bool:
+    return isinstance(weights, dict) and all(
+        isinstance(weight, torch.Tensor) for weight in weights.values()
+    )

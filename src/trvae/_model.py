@@ -37,7 +37,7 @@ from trvae._mudata import DEFAULT_MODALITY, as_of_anndata, cells_of
 from trvae._nn import Normalization
 from trvae._ranking import RankingMixin
 from trvae._registration import check_cells, fields_of
-from trvae._seed import overriding
+from trvae._seed import overriding, seeded
 from trvae._train import minibatches_of
 
 if TYPE_CHECKING:
@@ -385,7 +385,9 @@ class TRVAE(RankingMixin, RNASeqMixin, BaseTRVAE):
             labels_key=labels_key,
             library_key=library_key,
         )
-        model = cls(cells, **scarches.arguments())
+        # Weights are drawn before scArches' take their place.
+        with seeded(0):
+            model = cls(cells, **scarches.arguments())
         scarches.copy_weights(model.module)
         model.module.eval()
         model.is_trained_ = True

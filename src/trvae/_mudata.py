@@ -10,6 +10,7 @@ from anndata import AnnData
 from mudata import MuData
 
 from trvae._data import join_names, with_matrix
+from trvae._seed import seeded
 from trvae._stream import read_rows
 
 if TYPE_CHECKING:
@@ -106,7 +107,9 @@ def with_genes(mdata: MuData, modality: str, cells: AnnData) -> MuData:
     """
     copy = mdata.copy()
     copy.mod[modality] = cells
-    copy.update()
+    # MuData draws names for columns that it makes for a while.
+    with seeded(0):
+        copy.update()
     return copy
 
 
@@ -145,7 +148,8 @@ def with_prediction(
         modalities[name] = _rows(other, rows[rows >= 0], names[rows >= 0])
         if name == place:
             modalities[name].obs[key] = predicted.obs[key].array[rows >= 0]
-    result = MuData(modalities)
+    with seeded(0):
+        result = MuData(modalities)
     obs = mdata.obs.iloc[positions].set_axis(names)
     obs = obs.drop(columns=[column for column in obs if "_scvi_" in str(column)])
     # Columns of modalities can be among those of all, with the modality's name before theirs.

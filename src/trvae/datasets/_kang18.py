@@ -39,6 +39,10 @@ def kang18(*, full: bool = False, cache_dir: str | Path | None = None) -> AnnDat
         If the full data set can't be downloaded; the message says what to fetch by hand and
         where to put it.
 
+    Notes
+    -----
+    From the Gene Expression Omnibus, which places no restrictions on the use of its data.
+
     References
     ----------
     Kang et al., *Nature Biotechnology* 36, 89 (2018), doi 10.1038/nbt.4042, GSE96583.

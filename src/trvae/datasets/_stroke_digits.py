@@ -63,6 +63,11 @@ def stroke_digits(
     ValueError
         If ``n`` is given without ``root`` or is more than there are.
 
+    Notes
+    -----
+    MNIST is the copyright of Yann LeCun and Corinna Cortes, under CC BY-SA 3.0; so are the digits
+    that ship with the package.
+
     References
     ----------
     LeCun, Bottou, Bengio & Haffner, *Proceedings of the IEEE* 86, 2278 (1998); Castro, Tan, Kainz,
