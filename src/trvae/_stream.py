@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from contextlib import contextmanager, nullcontext
 from itertools import islice
@@ -45,6 +46,8 @@ def check_output(out: str | Path, is_mudata: bool) -> Path:
         If it is there already.
     FileNotFoundError
         If its folder is not there.
+    PermissionError
+        If its folder can't be written to.
     """
     out = Path(out)
     formats = (".h5mu" if is_mudata else ".h5ad", ".zarr")
@@ -54,7 +57,20 @@ def check_output(out: str | Path, is_mudata: bool) -> Path:
         raise FileExistsError(f"{out} is there already. Remove it or name another.")
     if not out.absolute().parent.is_dir():
         raise FileNotFoundError(f"There is no folder {out.absolute().parent}.")
+    check_writable(out.absolute().parent)
     return out
+
+
+def check_writable(folder: Path) -> None:
+    """Raise a ``PermissionError`` if nothing can be written to a folder.
+
+    Parameters
+    ----------
+    folder
+        Which is there.
+    """
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"The folder {folder} can't be written to.")
 
 
 def in_memory(frame: Any) -> pd.DataFrame:
@@ -115,9 +131,14 @@ def write_in_chunks(
     ------
     ValueError
         If there are chunks of another task.
+    OSError
+        If something can't be written, as the disk is full. What was written before is kept.
     """
     parts = out.with_name(out.name + ".parts")
-    parts.mkdir(exist_ok=True)
+    if not (parts / _TASK).exists():
+        # Chunks that were killed while they were removed tell no more what they are of.
+        remove(parts)
+        parts.mkdir()
     _check_task(parts, task)
     files = [parts / f"{chunk:06d}.npz" for chunk in range(n_chunks)]
     missing = [chunk for chunk, file in enumerate(files) if not file.exists()]
@@ -167,6 +188,29 @@ def on_cluster(
 
 
 @contextmanager
+def naming_what_is_written(path: Path) -> Iterator[None]:
+    """Let an error of writing say what could not be written, and why.
+
+    Parameters
+    ----------
+    path
+        File or folder that the context writes.
+
+    Raises
+    ------
+    OSError
+        In place of another one, or of the ``RuntimeError`` that torch and h5py can raise if the
+        disk is full.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        number = getattr(error, "errno", None)
+        reason = f"{path} could not be written: {getattr(error, 'strerror', None) or error}"
+        raise (OSError(reason) if number is None else OSError(number, reason)) from error
+
+
+@contextmanager
 def complete_or_absent(path: Path) -> Iterator[Path]:
     """Yield a path beside to write to, which becomes ``path`` once it is complete.
 
@@ -174,15 +218,51 @@ def complete_or_absent(path: Path) -> Iterator[Path]:
     ----------
     path
         File or folder to write.
+
+    Raises
+    ------
+    OSError
+        If it can't be written.
     """
     unfinished = path.with_name(f".{path.name}.unfinished{path.suffix}")
-    # What was killed could not tidy up.
-    _remove(unfinished)
-    try:
-        yield unfinished
-        unfinished.replace(path)
-    finally:
-        _remove(unfinished)
+    with naming_what_is_written(path):
+        # What was killed could not tidy up.
+        remove(unfinished)
+        try:
+            yield unfinished
+            unfinished.replace(path)
+        finally:
+            remove(unfinished)
+
+
+@contextmanager
+def complete_or_as_before(folder: Path) -> Iterator[Path]:
+    """Yield a folder to make, whose files come to ``folder`` once all of them are complete.
+
+    Parameters
+    ----------
+    folder
+        If it is there, it keeps what is not replaced.
+
+    Raises
+    ------
+    OSError
+        If it can't be written.
+    """
+    if not folder.exists():
+        with complete_or_absent(folder) as unfinished:
+            yield unfinished
+        return
+    # Within it, as another disk can begin there.
+    unfinished = folder / ".unfinished"
+    with naming_what_is_written(folder):
+        remove(unfinished)
+        try:
+            yield unfinished
+            for file in unfinished.iterdir():
+                file.replace(folder / file.name)
+        finally:
+            remove(unfinished)
 
 
 def _check_task(parts: Path, task: dict) -> None:
@@ -215,7 +295,8 @@ def _load(path: Path) -> Any:
     return sparse.load_npz(path)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, if it is there."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
