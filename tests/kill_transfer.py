@@ -17,7 +17,6 @@ from collections import Counter
 from pathlib import Path
 
 import anndata
-import numpy as np
 
 import trvae
 

@@ -1,3 +1,4 @@
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -72,7 +73,7 @@ def assert_same_training(resumed, other):
         (small, 0, {"check_val_every_n_epoch": 3, "early_stopping": True}),
         (small, 0, {"plan_kwargs": {"reduce_lr_on_plateau": True, "lr_patience": 1, "lr": 0.03}}),
         (small, 0, {"plan_kwargs": {"n_steps_kl_warmup": 20}, "train_size": 1.0}),
-        (small, 0, {"datasplitter_kwargs": {"num_workers": 1, "persistent_workers": True}}),
+        (small, 0, {"datasplitter_kwargs": {"num_workers": 1}}),
         (small, None, {"condition_balanced": True}),
         (image, 0, {}),
         (query, 0, {}),
@@ -222,7 +223,7 @@ def test_a_damaged_checkpoint_is_refused(adata, checkpoint, tmp_path):
         pickle.dumps(Dangerous()),
     ):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"training.ckpt (is damaged|is no checkpoint)"):
+        with pytest.raises(ValueError, match="training.ckpt is damaged"):
             small(adata).train(max_epochs=3, resume_from=tmp_path, **QUIET)
     for content in ({"weights": {}}, [1, 2]):
         torch.save(content, path)
@@ -270,28 +271,45 @@ def test_a_folder_that_cannot_be_written_is_known_before_training(adata, tmp_pat
     assert model.history is None
 
 
-@pytest.mark.parametrize("save_anndata", [False, True])
-def test_a_full_disk_loses_no_saved_model(adata, tmp_path, save_anndata):
+def test_a_full_disk_loses_no_saved_model(adata, tmp_path):
     old, new = fit(adata), fit(adata, seed=1)
-    kwargs = {"save_anndata": save_anndata}
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "notes.txt").touch()
-    old.save(tmp_path / "model", overwrite=True, **kwargs)
-    files = sorted(path.name for path in (tmp_path / "model").iterdir())
-    assert "notes.txt" in files and "model.pt" in files
+    old.save(tmp_path / "model", overwrite=True)
     for folder, overwrite in (("model", True), ("new", False)):
         with full_disk(), pytest.raises(OSError, match=f"{folder} could not be written"):
-            new.save(tmp_path / folder, overwrite=overwrite, **kwargs)
+            new.save(tmp_path / folder, overwrite=overwrite)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == files
+    files = sorted(path.name for path in (tmp_path / "model").iterdir())
+    assert files == ["model.pt", "notes.txt"]
     loaded = trvae.TRVAE.load(tmp_path / "model", adata)
     assert_same_weights(loaded.module, old.module.state_dict())
 
-    new.save(str(tmp_path / "model"), overwrite=True, **kwargs)
+    new.save(str(tmp_path / "model"), overwrite=True)
     loaded = trvae.TRVAE.load(tmp_path / "model", adata)
     assert_same_weights(loaded.module, new.module.state_dict())
     with pytest.raises(ValueError, match="is there already"):
         new.save(tmp_path / "model")
+
+
+def test_a_crash_loses_no_saved_model(adata, tmp_path, monkeypatch):
+    old, new = fit(adata), fit(adata, seed=1)
+    old.save(tmp_path / "model", save_anndata=True)
+    process = os.fork()
+    if process == 0:
+        # Cells are written before the weights, and HDF5 crashes if the disk is full.
+        monkeypatch.setattr(torch, "save", lambda *args, **kwargs: os._exit(1))
+        new.save(tmp_path / "model", overwrite=True, save_anndata=True)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 1
+    loaded = trvae.TRVAE.load(tmp_path / "model")
+    assert_same_weights(loaded.module, old.module.state_dict())
+    new.save(tmp_path / "model", overwrite=True, save_anndata=True)
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
+        "adata.h5ad",
+        "model.pt",
+    ]
+    loaded = trvae.TRVAE.load(tmp_path / "model")
+    assert_same_weights(loaded.module, new.module.state_dict())
 
 
 def test_models_are_saved_under_any_path(adata, tmp_path, monkeypatch):

@@ -215,9 +215,7 @@ def test_a_full_disk_leaves_nothing_that_is_not_complete(
     assert_same(read(out), trained.transfer(control, "treated", **ARGUMENTS))
 
 
-def test_a_folder_that_cannot_be_written_is_known_at_once(
-    trained, control, tmp_path, monkeypatch
-):
+def test_a_folder_that_cannot_be_written_is_known_at_once(trained, control, tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda *args: False)
     with pytest.raises(PermissionError, match="The folder .* can't be written to"):
         trained.transfer(control, "treated", out=tmp_path / "p.zarr")

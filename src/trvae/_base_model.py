@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from contextlib import contextmanager
 from pathlib import Path
-from signal import Signals
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, get_args
 
@@ -77,8 +75,6 @@ if TYPE_CHECKING:
 
     from scvi._types import MinifiedDataType
 
-logger = logging.getLogger(__name__)
-
 _MIN_EPOCHS, _MAX_EPOCHS = 10, 400
 _SHARE_OF_KL_WARMUP = 0.25
 _SHARE_OF_PATIENCE = 0.2
@@ -104,6 +100,7 @@ class BaseTRVAE(
     """
 
     is_trained_: bool
+    history_: dict[str, pd.DataFrame] | None
     # Minibatches that training takes by default, whatever the number of cells.
     _default_steps = 4_500
     _default_plan_kwargs: dict[str, Any] = {}
@@ -522,7 +519,7 @@ class BaseTRVAE(
             before = checkpoint["before"]
             if datamodule is None:
                 split = [checkpoint["data"][name].numpy() for name in SPLIT]
-                datasplitter_kwargs["external_indexing"] = split
+                datasplitter_kwargs = {**(datasplitter_kwargs or {}), "external_indexing": split}
         if checkpoint_dir is not None:
             writer = CheckpointWriter(checkpoint_dir, checkpoint_every_n_epoch, identity, before)
         with (
@@ -553,10 +550,16 @@ class BaseTRVAE(
                     callbacks=[*(callbacks or []), epochs],
                     **trainer_kwargs,
                 )
-            self._take_best(epochs)
+            stopped_by = self.trainer.stopped_by
+            if stopped_by is not None:
+                if epochs.best is None:
+                    epochs.tell(self.trainer)
+                    end_by(stopped_by)
+                self.module.load_state_dict(epochs.best.state)
             self._learn_from_cells(datamodule)
-        if isinstance(self.trainer.stopped_by, Exception):
-            raise self.trainer.stopped_by
+        if isinstance(stopped_by, Exception):
+            raise stopped_by
+        epochs.tell(self.trainer)
 
     def _identity(self, datamodule: Any | None) -> dict[str, Any]:
         """What a checkpoint must be of to go on from it."""
@@ -568,28 +571,22 @@ class BaseTRVAE(
             "number of cells": getattr(cells, "n_obs", None),
         }
 
-    def _take_best(self, epochs: FinishedEpochs) -> None:
-        """Take the best weights if training was stopped, and say so; end if there are none."""
-        stopped_by = self.trainer.stopped_by
-        if epochs.request.signal is not None or isinstance(stopped_by, Signals):
-            logger.warning(epochs.how_to_go_on(self.trainer))
-        if stopped_by is None:
-            return
-        if epochs.best is None:
-            end_by(stopped_by)
-        self.module.load_state_dict(epochs.best.state)
-
     @contextmanager
     def _as_before_if_it_fails(self) -> Iterator[None]:
         """Leave nothing of a training that ends with an error."""
-        before, weights, training = dict(vars(self)), weights_of(self.module), self.module.training
+        before, weights, training = (
+            dict(self.__dict__),
+            weights_of(self.module),
+            self.module.training,
+        )
         if isinstance(self.history_, dict):
             # scvi-tools adds to it.
             before["history_"] = dict(self.history_)
         try:
             yield
         except BaseException:
-            vars(self).update(before)
+            self.__dict__.clear()
+            self.__dict__.update(before)
             self.module.load_state_dict(weights)
             self.module.train(training)
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from contextlib import contextmanager
@@ -19,10 +20,13 @@ from trvae._seed import set_random_states
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lightning.pytorch import LightningModule
+logger = logging.getLogger(__name__)
 
 # What each of them does without us.
-_HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+_HANDLERS: dict[signal.Signals, Any] = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+}
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
@@ -43,7 +47,7 @@ class StopTraining(BaseException):
 class StopRequest:
     """Whether a signal has asked for an end."""
 
-    signal: signal.Signals | None = None
+    number: signal.Signals | None = None
 
 
 @contextmanager
@@ -68,8 +72,8 @@ def stop_requests(listen: bool = True) -> Iterator[StopRequest]:
             signal.signal(number, _HANDLERS[number])
 
     def note(number: int, frame: Any) -> None:
-        if request.signal is None:
-            request.signal = signal.Signals(number)
+        if request.number is None:
+            request.number = signal.Signals(number)
         else:
             put_back()
             signal.raise_signal(number)
@@ -103,7 +107,7 @@ def end_if_interrupted(model: Any) -> None:
     model
         Which may have been trained.
     """
-    reason = getattr(model.trainer, "stopped_by", None)
+    reason = getattr(getattr(model, "trainer", None), "stopped_by", None)
     if reason is not None:
         end_by(reason)
 
@@ -136,14 +140,14 @@ class FinishedEpochs(Callback):
         self._checkpoint = checkpoint
         self._is_validated = False
 
-    def on_train_start(self, trainer: Trainer, plan: LightningModule) -> None:
+    def on_train_start(self, trainer: Any, plan: Any) -> None:
         """Go on from the checkpoint."""
         if self._checkpoint is not None:
             restore(trainer, plan, self._checkpoint)
             self.best = Weights(**self._checkpoint["best"])
             self.n_epochs = self._checkpoint["epoch"]
 
-    def on_train_epoch_start(self, trainer: Trainer, plan: LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: Any, plan: Any) -> None:
         """Look at the epoch before."""
         self._finish_epoch(trainer, plan)
         if self._checkpoint is not None:
@@ -151,31 +155,31 @@ class FinishedEpochs(Callback):
             self._checkpoint = None
         self._stop_if_asked()
 
-    def on_train_batch_start(self, trainer: Trainer, plan: LightningModule, *args: Any) -> None:
+    def on_train_batch_start(self, trainer: Any, plan: Any, *args: Any) -> None:
         """End if a signal has asked for it."""
         self._stop_if_asked()
 
-    def on_validation_end(self, trainer: Trainer, plan: LightningModule) -> None:
+    def on_validation_end(self, trainer: Any, plan: Any) -> None:
         """Note that the epoch can be compared with others."""
         self._is_validated = not trainer.sanity_checking
 
-    def on_train_end(self, trainer: Trainer, plan: LightningModule) -> None:
+    def on_train_end(self, trainer: Any, plan: Any) -> None:
         """Look at the last epoch."""
         self._finish_epoch(trainer, plan, is_last=True)
 
-    def on_exception(
-        self, trainer: Trainer, plan: LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: Any, plan: Any, exception: BaseException) -> None:
         """Keep an epoch that was finished just before, and end the line of scvi-tools' bar."""
-        if trainer.current_epoch > self.n_epochs and is_finite(plan.module):
+        # We look at an epoch before we stop.
+        is_others = not isinstance(exception, StopTraining)
+        if is_others and trainer.current_epoch > self.n_epochs and is_finite(plan.module):
             self._keep(trainer, plan)
         bar = getattr(trainer.progress_bar_callback, "main_progress_bar", None)
         if bar is not None:
             bar.close()
 
     def _stop_if_asked(self) -> None:
-        if self.request.signal is not None:
-            raise StopTraining(self.request.signal)
+        if self.request.number is not None:
+            raise StopTraining(self.request.number)
 
     def _finish_epoch(self, trainer, plan, is_last: bool = False) -> None:
         if trainer.current_epoch == self.n_epochs:
@@ -201,7 +205,7 @@ class FinishedEpochs(Callback):
             best = self.best = Weights(self.n_epochs, objective, weights_of(plan.module))
         return best
 
-    def divergence(self, epoch: int, plan: LightningModule) -> RuntimeError:
+    def divergence(self, epoch: int, plan: Any) -> RuntimeError:
         """Return an error that says what to do.
 
         Parameters
@@ -227,29 +231,30 @@ class FinishedEpochs(Callback):
             return f"{which}, which have the lowest objective_validation."
         return f"{which}, the last that was finished."
 
-    def how_to_go_on(self, trainer: Trainer) -> str:
-        """Say what became of a training that a signal has ended, in a line.
+    def tell(self, trainer: InterruptibleTrainer) -> None:
+        """Log, in a line, what became of a training that a signal was to end.
 
         Parameters
         ----------
         trainer
             Of that training.
         """
-        number = trainer.stopped_by
-        if number is None:
-            return "Training was asked to stop when it was finished already."
+        reason = trainer.stopped_by
+        if isinstance(reason, Exception) or (reason is None and self.request.number is None):
+            return
+        if reason is None:
+            logger.warning("Training was asked to stop when it was finished already.")
+            return
         text = (
-            f"Training was stopped by {_NAMES[number]} in epoch {self.n_epochs + 1} of "
+            f"Training was stopped by {_NAMES[reason]} in epoch {self.n_epochs + 1} of "
             f"{trainer.max_epochs}. {self.kept()}"
         )
-        if self.best is None:
-            return text
         if self.writer is not None and self.writer.has_written:
-            return (
-                f"{text} To go on, call train with the same arguments and "
-                f"resume_from={str(self.writer.path.parent)!r}."
-            )
-        return f"{text} It can be saved, or trained further by train, from these weights."
+            folder = str(self.writer.path.parent)
+            text += f" To go on, call train with the same arguments and resume_from={folder!r}."
+        elif self.best is not None:
+            text += " It can be saved, or trained further by train, from these weights."
+        logger.warning(text)
 
 
 def is_finite(module: torch.nn.Module) -> bool:
@@ -266,7 +271,7 @@ class InterruptibleTrainer(Trainer):
     stopped_by: signal.Signals | Exception | None = None
     """The signal that ended training early, or the error that it is to end with."""
 
-    def fit(self, plan: LightningModule, *args: Any, **kwargs: Any) -> None:
+    def fit(self, plan: Any, *args: Any, **kwargs: Any) -> None:
         """Train, until it is to be stopped.
 
         Parameters

@@ -55,7 +55,7 @@ def random_states() -> dict:
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *others],
+        "numpy": [name, torch.as_tensor(np.asarray(keys, np.int64)), *others],
         "python": random.getstate(),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -151,9 +152,10 @@ def write_in_chunks(
         for chunk, matrix in predict(missing):
             _save(files[chunk], matrix)
             bar.update()
-    with complete_or_absent(out) as unfinished, _written(unfinished, skeleton) as root:
+    with complete_or_absent(out) as unfinished, _written(unfinished, skeleton) as (root, check):
         group = root if modality is None else root["mod"][modality]
-        _write_matrix([(group, "X"), *((group["layers"], layer) for layer in layers)], files)
+        places = [(group, "X"), *((group["layers"], layer) for layer in layers)]
+        _write_matrix(places, files, check)
     shutil.rmtree(parts)
 
 
@@ -303,24 +305,70 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+class _FileOfHDF5(io.FileIO):
+    """A file that says at the end what could not be written, as HDF5 crashes if it is told."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all, or nothing from the first error on."""
+        left = memoryview(data)
+        while self.error is None and len(left) > 0:
+            try:
+                left = left[super().write(left) :]
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        """As :meth:`write`: a file can also grow so."""
+        if self.error is None:
+            try:
+                return super().truncate(size)
+            except OSError as error:
+                self.error = error
+        return size or 0
+
+    def check(self) -> None:
+        """Raise the error, if there was one."""
+        if self.error is not None:
+            raise self.error
+
+
 @contextmanager
-def _written(path: Path, skeleton: AnnData | MuData) -> Iterator[Any]:
-    """Write the result without its matrix, and yield it open for more."""
+def _open_hdf5(path: Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
+    with _FileOfHDF5(path, "r+" if path.exists() else "w+") as file:
+        with h5py.File(file, "r+" if path.stat().st_size > 0 else "w") as root:
+            yield root, file.check
+        file.check()
+
+
+@contextmanager
+def _written(path: Path, skeleton: AnnData | MuData) -> Iterator[tuple[Any, Callable[[], None]]]:
+    """Write the result without its matrix, and yield it open for more.
+
+    With it comes a function that raises an error if something could not be written so far.
+    """
     is_zarr = path.suffix == ".zarr"
     if isinstance(skeleton, MuData):
         skeleton.write_zarr(path) if is_zarr else skeleton.write_h5mu(path)
     else:
         # As AnnData itself does before it writes.
         skeleton.strings_to_categoricals()
-    with nullcontext(zarr.open_group(path)) if is_zarr else h5py.File(path, "a") as root:
+    # Zarr raises errors itself.
+    opened: Any = nullcontext((zarr.open_group(path), bool)) if is_zarr else _open_hdf5(path)
+    with opened as (root, check):
         if isinstance(skeleton, AnnData):
             write_elem(root, "/", skeleton)
-        yield root
+        yield root, check
 
 
-def _write_matrix(places: list[tuple[Any, str]], files: list[Path]) -> None:
+def _write_matrix(
+    places: list[tuple[Any, str]], files: list[Path], check: Callable[[], Any]
+) -> None:
     """Write one matrix to all places, each a group and the name within."""
     for number, file in enumerate(files):
+        check()
         block = _load(file)
         for group, name in places:
             if number == 0:
