@@ -7,12 +7,14 @@ of a transfer that was not, each once and with the same values.
 """
 
 import argparse
+import logging
 import multiprocessing
 import random
 import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -20,8 +22,11 @@ import anndata
 
 import trvae
 
-CHUNK_SIZE = 20
+CHUNK_SIZE = 10
 SUFFIXES = (".zarr", ".h5ad")
+warnings.filterwarnings("ignore")
+for name in ("lightning.pytorch", "scvi"):
+    logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def transfer(folder: Path, out: Path) -> None:
@@ -33,7 +38,7 @@ def transfer(folder: Path, out: Path) -> None:
 
 def make_model(folder: Path) -> None:
     """Save cells, and a model that is trained on them as little as possible."""
-    adata = trvae.datasets.simulated(n_cells=200, n_genes=200)
+    adata = trvae.datasets.simulated(n_cells=40, n_genes=100)
     adata.write_h5ad(folder / "cells.h5ad")
     trvae.TRVAE.setup_anndata(adata, condition_key="condition", labels_key="cell_type")
     model = trvae.TRVAE(adata, hidden_sizes=(32, 16), n_latent=4, seed=0)
@@ -78,6 +83,7 @@ def main() -> int:
     rng = random.Random(arguments.seed)
     # Its processes have imported everything when they start.
     context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["trvae"])
     folder = Path(tempfile.mkdtemp(prefix="kill_transfer"))
     try:
         make_model(folder)
