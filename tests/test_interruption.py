@@ -170,6 +170,16 @@ def test_a_second_signal_ends_at_once(adata):
     assert model.trainer.interrupted
 
 
+def test_a_signal_that_also_ends_a_process_that_reads_cells(adata):
+    def end(plan):
+        signal.raise_signal(signal.SIGTERM)
+        raise RuntimeError("DataLoader worker (pid 123) is killed by signal: Terminated.")
+
+    model, at = untrained(adata), At(3, end)
+    train(model, at, train_size=1.0)
+    assert_same_weights(model.module, at.weights[2])
+
+
 def test_a_handler_of_someone_else_stays(adata):
     seen = []
     signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))

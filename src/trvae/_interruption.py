@@ -262,6 +262,11 @@ def is_finite(module: torch.nn.Module) -> bool:
     return all(bool(torch.isfinite(value).all()) for value in module.state_dict().values())
 
 
+def is_of_parameters(error: Exception) -> bool:
+    """Whether a distribution of torch has refused its parameters, as it does if they are NaN."""
+    return isinstance(error, ValueError) and "to satisfy the constraint" in str(error)
+
+
 class InterruptibleTrainer(Trainer):
     """scvi-tools' trainer, of which a training that is stopped ends as if it were complete.
 
@@ -290,13 +295,16 @@ class InterruptibleTrainer(Trainer):
             if not isinstance(end.__context__, KeyboardInterrupt):
                 raise
             self.stopped_by = signal.SIGINT
-        except ValueError as error:
-            # Distributions refuse parameters that are NaN.
-            if is_finite(plan.module) and "satisfy the constraint" not in str(error):
-                raise
+        except Exception as error:
             (epochs,) = (one for one in self.callbacks if isinstance(one, FinishedEpochs))
-            self.stopped_by = epochs.divergence(self.current_epoch + 1, plan)
-            self.stopped_by.__cause__ = error
+            if epochs.request.number is not None:
+                # It also ended a process that reads cells.
+                self.stopped_by = epochs.request.number
+            elif is_of_parameters(error) or not is_finite(plan.module):
+                self.stopped_by = epochs.divergence(self.current_epoch + 1, plan)
+                self.stopped_by.__cause__ = error
+            else:
+                raise
 
 
 class InterruptibleTrainRunner(TrainRunner):
