@@ -9,6 +9,7 @@ of a transfer that was not, each once and with the same values.
 import argparse
 import logging
 import multiprocessing
+import os
 import random
 import shutil
 import sys
@@ -25,6 +26,8 @@ import trvae
 CHUNK_SIZE = 10
 SUFFIXES = (".zarr", ".h5ad")
 warnings.filterwarnings("ignore")
+# Of processes too, one of which would tell of the semaphores of those that were killed.
+os.environ["PYTHONWARNINGS"] = "ignore"
 for name in ("lightning.pytorch", "scvi"):
     logging.getLogger(name).setLevel(logging.ERROR)
 
