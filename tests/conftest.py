@@ -1,6 +1,8 @@
 """Small data and a small trained model that the tests share."""
 
 import os
+import resource
+from contextlib import contextmanager
 
 import pytest
 import scvi
@@ -38,6 +40,17 @@ def fit(adata, *, setup=None, train=None, **kwargs):
     model = trvae.TRVAE(registered, **({"seed": 0} | SMALL | kwargs))
     model.train(**({"max_epochs": 3} | QUIET | (train or {})))
     return model
+
+
+@contextmanager
+def full_disk(n_bytes=20_000):
+    """No file can become larger than that."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(scope="session")

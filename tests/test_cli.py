@@ -1,10 +1,12 @@
 import json
+import signal
 
 import anndata
 import mudata
 import numpy as np
 import pandas as pd
 import pytest
+from test_interruption import At, sending
 from typer.testing import CliRunner
 
 import trvae
@@ -39,6 +41,17 @@ def test_train_and_transfer(run, data, tmp_path):
     expected = loaded.transfer(anndata.read_h5ad(data), "treated", source_condition="control")
     np.testing.assert_array_equal(predicted.X.toarray(), expected.X.toarray())
     assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_an_interrupted_model_is_saved_and_the_status_tells(run, data, tmp_path, monkeypatch):
+    def interrupted(self, max_epochs):
+        train(self, max_epochs, callbacks=[At(1, sending(signal.SIGTERM))])
+
+    train = trvae.TRVAE.train
+    monkeypatch.setattr(trvae.TRVAE, "train", interrupted)
+    result = run("train", data, *KEYS, "--out", tmp_path / "model", "--max-epochs", 3)
+    assert result.exit_code == 143
+    assert len(trvae.TRVAE.load(tmp_path / "model", adata=False).history["train_loss"]) == 1
 
 
 def test_zarr_and_json(run, adata, tmp_path):

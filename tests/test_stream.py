@@ -3,7 +3,7 @@ import dask.array as da
 import numpy as np
 import pytest
 from anndata.experimental import read_lazy
-from conftest import fit
+from conftest import fit, full_disk
 from distributed import Client, LocalCluster
 
 from trvae import _stream
@@ -183,3 +183,51 @@ def test_wrong_outputs_are_known_before_anything_is_written(trained, control, tm
     with pytest.raises(ValueError, match="genes are not in adata.var_names"):
         trained.transfer(control[:, :5].copy(), "treated", out=tmp_path / "p.h5ad")
     assert [path.name for path in tmp_path.iterdir()] == ["there.h5ad"]
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+@pytest.mark.parametrize("fails_at", ["first chunk", "putting together"])
+def test_a_full_disk_leaves_nothing_that_is_not_complete(
+    trained, control, tmp_path, monkeypatch, suffix, fails_at
+):
+    out = tmp_path / f"p{suffix}"
+    arguments = {**ARGUMENTS, "out": out, **TO_DISK}
+    write_matrix = _stream._write_matrix
+    disk = full_disk(1_000)
+
+    def write_to_a_full_disk(*args):
+        with disk:
+            write_matrix(*args)
+
+    if fails_at == "putting together":
+        monkeypatch.setattr(_stream, "_write_matrix", write_to_a_full_disk)
+        with pytest.raises(OSError, match=f"p{suffix} could not be written: .*"):
+            trained.transfer(control, "treated", **arguments)
+        monkeypatch.undo()
+    else:
+        with disk, pytest.raises(OSError, match="000000.npz could not be written: File too large"):
+            trained.transfer(control, "treated", **arguments)
+    assert [path.name for path in tmp_path.iterdir()] == [f"p{suffix}.parts"]
+    n_chunks = len(list((tmp_path / f"p{suffix}.parts").glob("*.npz")))
+    assert n_chunks == (0 if fails_at == "first chunk" else 6)
+    # There is room again.
+    trained.transfer(control, "treated", **arguments)
+    assert_same(read(out), trained.transfer(control, "treated", **ARGUMENTS))
+
+
+def test_a_folder_that_cannot_be_written_is_known_at_once(trained, control, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda *args: False)
+    with pytest.raises(PermissionError, match="The folder .* can't be written to"):
+        trained.transfer(control, "treated", out=tmp_path / "p.zarr")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_chunks_that_were_killed_while_removed_are_not_taken_for_others(
+    trained, control, tmp_path
+):
+    arguments = {"source_condition": "control", "out": tmp_path / "p.zarr", **TO_DISK}
+    (tmp_path / "p.zarr.parts").mkdir()
+    # Of a transfer that was complete, with the description of its task removed first.
+    _stream._save(tmp_path / "p.zarr.parts" / "000002.npz", control.X[:17])
+    out = trained.transfer(control, "treated", seed=3, **arguments)
+    assert_same(read(out), trained.transfer(control, "treated", **ARGUMENTS))

@@ -32,10 +32,12 @@ from scvi.module._constants import MODULE_KEYS
 from scvi.utils._docstrings import devices_dsp
 
 from trvae._base_module import FIRST_LAYER_KEY, MMDLayer
+from trvae._checkpoint import CheckpointWriter, read_checkpoint, weights_of
 from trvae._confidence import ConfidenceMixin
 from trvae._data import (
     cell_positions,
     check_choice,
+    check_positive_integer,
     check_seed,
     get_matrix,
     is_list_of,
@@ -43,6 +45,12 @@ from trvae._data import (
     is_number,
     join_names,
     private_copy,
+)
+from trvae._interruption import (
+    FinishedEpochs,
+    InterruptibleTrainRunner,
+    end_by,
+    stop_requests,
 )
 from trvae._mudata import as_of_anndata, cells_of, expression_modality
 from trvae._registration import (
@@ -56,8 +64,14 @@ from trvae._registration import (
 )
 from trvae._saved import FORMAT_VERSION, SavedModel, history_as_arrays
 from trvae._seed import seeded, with_seed
+from trvae._stream import complete_or_as_before, naming_what_is_written
 from trvae._support import balanced_sample
-from trvae._train import ConditionBalancedDataSplitter, TRVAETrainingPlan, minibatches_of
+from trvae._train import (
+    SPLIT,
+    ConditionBalancedDataSplitter,
+    TRVAETrainingPlan,
+    minibatches_of,
+)
 from trvae._transfer import TransferMixin
 
 if TYPE_CHECKING:
@@ -91,7 +105,7 @@ class BaseTRVAE(
     """
 
     is_trained_: bool
-    history_: Any
+    history_: dict[str, pd.DataFrame] | None
     # scvi-tools saves attributes that end with an underscore.
     format_version_ = FORMAT_VERSION
     # Minibatches that training takes by default, whatever the number of cells.
@@ -99,6 +113,7 @@ class BaseTRVAE(
     _default_plan_kwargs: dict[str, Any] = {}
     _data_splitter_cls = ConditionBalancedDataSplitter
     _training_plan_cls = TRVAETrainingPlan
+    _train_runner_cls = InterruptibleTrainRunner
     _LATENT_QZM_KEY = "trvae_latent_qzm"
     _LATENT_QZV_KEY = "trvae_latent_qzv"
 
@@ -131,6 +146,7 @@ class BaseTRVAE(
         if mmd_within_labels and not has_labels:
             raise ValueError("mmd_within_labels=True needs labels: setup_anndata(labels_key=...).")
         self.seed = seed
+        self._cells_of_reference: dict[str, np.ndarray] | None = None
         self.mean_profiles_: np.ndarray | None = None
         self.modelled_shares_: np.ndarray | None = None
         self.reference_cells_: dict[str, np.ndarray] | None = None
@@ -383,9 +399,18 @@ class BaseTRVAE(
         datasplitter_kwargs: dict | None = None,
         plan_kwargs: dict | None = None,
         datamodule: Any | None = None,
+        checkpoint_dir: str | Path | None = None,
+        checkpoint_every_n_epoch: int = 1,
+        resume_from: str | Path | None = None,
+        callbacks: Sequence[Any] | None = None,
         **trainer_kwargs,
     ) -> None:
         """Train the model.
+
+        Ctrl-C or SIGTERM end training after the minibatch. The model then has the weights with the
+        lowest ``objective_validation`` so far (without validation, those of the last finished
+        epoch), is trained, and can be used; a line of log tells so, and
+        ``model.trainer.interrupted`` is true.
 
         Parameters
         ----------
@@ -422,6 +447,18 @@ class BaseTRVAE(
             quarter of the epochs unless ``n_epochs_kl_warmup`` or ``n_steps_kl_warmup`` is given.
         datamodule
             Data to train on if the model was made from a ``registry``.
+        checkpoint_dir
+            Folder for a checkpoint of all that training depends on, each in place of the one
+            before. Not with several processes.
+        checkpoint_every_n_epoch
+            After how many epochs to write one. There is always one after the last epoch.
+        resume_from
+            The ``checkpoint_dir`` of a training of the same model, or the file therein. Training
+            goes on from there, with the same arguments to the same result as without an
+            interruption; the split, the optimizer's settings and :attr:`history` are those of the
+            checkpoint.
+        callbacks
+            Further callbacks of Lightning.
         **trainer_kwargs
             Passed to :class:`~scvi.train.Trainer`.
 
@@ -429,7 +466,17 @@ class BaseTRVAE(
         ------
         ValueError
             If there are fewer than two cells to train on, ``batch_size`` is below 2, the cells are
-            minified, all weights are frozen, or several processes train a model that has no seed.
+            minified, all weights are frozen, several processes train a model that has no seed or
+            are to write checkpoints, or a checkpoint is damaged or of another model.
+        RuntimeError
+            If training diverges: the loss or a weight is not finite. The model then has the
+            weights that it would have after an interruption.
+        OSError
+            If a checkpoint can't be written (the model is then as after an interruption), or there
+            is none to resume from.
+        KeyboardInterrupt, SystemExit
+            If Ctrl-C or SIGTERM come before the first epoch is finished. After these, and any other
+            error, the model is as it was before.
 
         Notes
         -----
@@ -461,37 +508,98 @@ class BaseTRVAE(
                 "There is nothing to train: the query has no new condition or category. "
                 "Use it as it is, or load it with unfrozen=True."
             )
-        if use_distributed_sampler(trainer_kwargs.get("strategy")):
+        is_shared = use_distributed_sampler(trainer_kwargs.get("strategy"))
+        if is_shared:
             if self.seed is None:
                 raise ValueError(
                     "Processes that train together need the same seed: give one to the model, "
                     f"as in {type(self).__name__}(adata, seed=0)."
                 )
+            if checkpoint_dir is not None or resume_from is not None:
+                raise ValueError("Checkpoints are of training in one process, not of several.")
             # Our sampler shares the cells out; Lightning would share them out once more.
             trainer_kwargs.setdefault("use_distributed_sampler", False)
         if datamodule is not None:
             self._check_data_of(datamodule)
-        # A trained model is left in evaluation mode, in which further training would have neither
-        # dropout nor batch statistics.
-        self.module.train()
-        with seeded(self.seed), self._with_a_history():
-            super().train(
-                max_epochs=max_epochs,
-                accelerator=accelerator,
-                devices=devices,
-                train_size=train_size,
-                validation_size=validation_size,
-                shuffle_set_split=shuffle_set_split,
-                load_sparse_tensor=load_sparse_tensor,
-                batch_size=batch_size,
-                early_stopping=early_stopping,
-                check_val_every_n_epoch=check_val_every_n_epoch,
-                datasplitter_kwargs=datasplitter_kwargs,
-                plan_kwargs=plan_kwargs,
-                datamodule=datamodule,
-                **trainer_kwargs,
-            )
+        check_positive_integer("checkpoint_every_n_epoch", checkpoint_every_n_epoch)
+        identity = self._identity(datamodule)
+        before, checkpoint, writer = (self.is_trained_, self.history_), None, None
+        if resume_from is not None:
+            checkpoint = read_checkpoint(resume_from, identity, self.module, max_epochs)
+            before = checkpoint["before"]
+            if datamodule is None:
+                split = [checkpoint["data"][name].numpy() for name in SPLIT]
+                datasplitter_kwargs = {**(datasplitter_kwargs or {}), "external_indexing": split}
+        if checkpoint_dir is not None:
+            writer = CheckpointWriter(checkpoint_dir, checkpoint_every_n_epoch, identity, before)
+        with (
+            self._as_before_if_it_fails(),
+            seeded(self.seed),
+            stop_requests(listen=not is_shared) as request,
+        ):
+            epochs = FinishedEpochs(request, writer, checkpoint)
+            self.is_trained_, self.history_ = before
+            # A trained model is left in evaluation mode, in which further training would have
+            # neither dropout nor batch statistics.
+            self.module.train()
+            with self._with_a_history():
+                super().train(
+                    max_epochs=max_epochs,
+                    accelerator=accelerator,
+                    devices=devices,
+                    train_size=train_size,
+                    validation_size=validation_size,
+                    shuffle_set_split=shuffle_set_split,
+                    load_sparse_tensor=load_sparse_tensor,
+                    batch_size=batch_size,
+                    early_stopping=early_stopping,
+                    check_val_every_n_epoch=check_val_every_n_epoch,
+                    datasplitter_kwargs=datasplitter_kwargs,
+                    plan_kwargs=plan_kwargs,
+                    datamodule=datamodule,
+                    callbacks=[*(callbacks or []), epochs],
+                    **trainer_kwargs,
+                )
+            stopped_by = self.trainer.stopped_by
+            if stopped_by is not None:
+                if epochs.best is None:
+                    epochs.tell(self.trainer)
+                    end_by(stopped_by)
+                self.module.load_state_dict(epochs.best.state)
             self._learn_from_cells(datamodule)
+        if isinstance(stopped_by, Exception):
+            raise stopped_by
+        epochs.tell(self.trainer)
+
+    def _identity(self, datamodule: Any | None) -> dict[str, Any]:
+        """What a checkpoint must be of to go on from it."""
+        cells = self.adata if datamodule is None else datamodule
+        return {
+            "settings": self._model_summary_string,
+            "conditions": list(map(str, self.conditions)),
+            "genes": list(map(str, self._var_names)),
+            "number of cells": getattr(cells, "n_obs", None),
+        }
+
+    @contextmanager
+    def _as_before_if_it_fails(self) -> Iterator[None]:
+        """Leave nothing of a training that ends with an error."""
+        before, weights, training = (
+            dict(self.__dict__),
+            weights_of(self.module),
+            self.module.training,
+        )
+        if isinstance(self.history_, dict):
+            # scvi-tools adds to it.
+            before["history_"] = dict(self.history_)
+        try:
+            yield
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            self.module.load_state_dict(weights)
+            self.module.train(training)
+            raise
 
     @contextmanager
     def _with_a_history(self) -> Iterator[None]:
@@ -512,7 +620,7 @@ class BaseTRVAE(
 
         So what the model has seen is known where its cells are not.
         """
-        known = self.reference_cells_ if self._is_frozen else None
+        known = self._cells_of_reference if self._is_frozen else None
         codes = [REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.LABELS_KEY]
         if datamodule is None:
             condition, label = (
@@ -565,8 +673,15 @@ class BaseTRVAE(
         """Whether only the weights of a query's new conditions and categories are trained."""
         return not all(parameter.requires_grad for parameter in self.module.parameters())
 
-    def save(self, dir_path: str | Path, *args, **kwargs) -> None:
-        """Save the model in a folder.
+    def save(
+        self,
+        dir_path: str | Path,
+        prefix: str | None = None,
+        overwrite: bool = False,
+        *args,
+        **kwargs,
+    ) -> None:
+        """Save the model.
 
         What is written are tensors and plain data, in scvi-tools' format, so that :meth:`load`
         needs no trust in the file.
@@ -574,19 +689,34 @@ class BaseTRVAE(
         Parameters
         ----------
         dir_path
-            Folder to make.
+            Folder to save it in.
+        prefix
+            Of the files' names.
+        overwrite
+            Whether a model that is saved there may be replaced. It is, once the new one is
+            complete.
         *args, **kwargs
-            Passed to :meth:`scvi.model.base.BaseModelClass.save`: ``prefix``, ``overwrite``,
-            ``save_anndata`` and others.
+            Passed to :meth:`scvi.model.base.BaseModelClass.save`.
 
         Raises
         ------
         ValueError
-            If the folder exists and is not to be overwritten.
+            If the folder is there already, and not to be overwritten.
+        OSError
+            If it can't be written, as the disk is full. What was there before is still there.
         """
+        folder = Path(dir_path).absolute()
+        if folder.exists() and not overwrite:
+            raise ValueError(f"{dir_path} is there already. Name another, or give overwrite=True.")
+        with naming_what_is_written(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
         # scvi-tools saves what any model of this process has left in Pyro's store.
-        with get_param_store().scope(), self._with_plain_history():
-            super().save(str(dir_path), *args, **kwargs)
+        with (
+            get_param_store().scope(),
+            self._with_plain_history(),
+            complete_or_as_before(folder) as unfinished,
+        ):
+            super().save(str(unfinished), prefix, False, *args, **kwargs)
 
     @contextmanager
     def _with_plain_history(self) -> Iterator[None]:
@@ -881,7 +1011,7 @@ class BaseTRVAE(
 
     def _take_from_reference(self, reference: Any) -> None:
         """Take what a reference has learnt from its cells beside the weights."""
-        self.reference_cells_ = reference.reference_cells_
+        self.reference_cells_ = self._cells_of_reference = reference.reference_cells_
 
     # ----------------------------------------------------------------- representations
 

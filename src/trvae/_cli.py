@@ -31,6 +31,7 @@ from rich.table import Table
 
 from trvae import TRVAE, ImageTRVAE, TRVAEMethod, datasets, metrics, pl
 from trvae._evaluate import HeldOut, hold_out, predict_held_out
+from trvae._interruption import end_if_interrupted
 from trvae._module import GeneLikelihood
 from trvae._mudata import DEFAULT_MODALITY, cells_of, places_of
 from trvae._stream import complete_or_absent, in_memory
@@ -478,6 +479,8 @@ def _save_model(model: TRVAE, out: Path, overwrite: bool) -> dict:
     model.save(str(out), overwrite=overwrite)
     conditions = ", ".join(map(str, model.conditions))
     console.print(f"Saved the model to {out}. Its conditions: {conditions}.", soft_wrap=True)
+    # The model is there, but whoever waits for it shall know that it is not as asked for.
+    end_if_interrupted(model)
     return {
         "out": str(out),
         "conditions": model.conditions,

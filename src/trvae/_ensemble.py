@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from trvae._checkpoint import has_checkpoint
 from trvae._confidence import ConfidenceMixin
 from trvae._data import check_positive_integer, check_seed
+from trvae._interruption import end_if_interrupted
 from trvae._model import TRVAE
 from trvae._ranking import RankingMixin
 from trvae._transfer import TransferMixin
@@ -92,12 +94,24 @@ class TRVAEEnsemble(TransferMixin, ConfidenceMixin, RankingMixin):
         Parameters
         ----------
         *args, **kwargs
-            Passed to :meth:`TRVAE.train`.
+            Passed to :meth:`TRVAE.train`. Each model has a folder of its own within
+            ``checkpoint_dir``; with ``resume_from``, those that have no checkpoint yet start anew.
+
+        Raises
+        ------
+        KeyboardInterrupt, SystemExit
+            If Ctrl-C or SIGTERM end the training of a model: the ensemble is then not complete.
         """
-        for model in tqdm(
-            self.models, "models", disable=not kwargs.get("enable_progress_bar", True)
-        ):
-            model.train(*args, **kwargs)
+        bar = tqdm(self.models, "models", disable=not kwargs.get("enable_progress_bar", True))
+        for i, model in enumerate(bar):
+            own = dict(kwargs)
+            for argument in ("checkpoint_dir", "resume_from"):
+                if own.get(argument) is not None:
+                    own[argument] = Path(own[argument]) / str(i)
+            if "resume_from" in own and not has_checkpoint(own["resume_from"]):
+                del own["resume_from"]
+            model.train(*args, **own)
+            end_if_interrupted(model)
 
     def save(self, dir_path: str | Path, overwrite: bool = False, **kwargs: Any) -> None:
         """Save each model in a folder of its own within ``dir_path``.

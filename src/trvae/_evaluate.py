@@ -23,6 +23,7 @@ from trvae._data import (
     get_matrix,
     join_names,
 )
+from trvae._interruption import end_if_interrupted
 from trvae._model import TRVAE
 from trvae.metrics._normalize import is_counts
 from trvae.metrics._transfer_metrics import BASELINES, TransferComparison
@@ -112,6 +113,7 @@ class TRVAEMethod:
         TRVAE.setup_anndata(adata, **keys)
         self._model = TRVAE(adata, seed=seed, **self.model_kwargs)
         self._model.train(**self.train_kwargs)
+        end_if_interrupted(self._model)
 
     def transfer(self, adata, target_condition, *, seed) -> AnnData:
         """As :meth:`TransferMethod.transfer`."""

@@ -229,7 +229,7 @@ class ImageTRVAE(BaseTRVAE):
 
         Raises
         ------
-        ValueError, FileExistsError, FileNotFoundError, RuntimeError
+        ValueError, OSError, RuntimeError
             As :meth:`trvae.TRVAE.transfer`.
         """
         return super().transfer(adata, target_condition, estimate=estimate, **kwargs)

@@ -193,7 +193,13 @@ class SavedModel:
         names = map(str, attributes)
         if forged := [name for name in names if name[:1] == "_" or name[-1:] != "_"]:
             raise ValueError(f"{self.path} is forged: it has attributes {join_names(forged)}.")
-        attributes["history_"] = _history_as_tables(attributes.get("history_"), self.path)
+        history = attributes.get("history_")
+        try:
+            # A model that was not saved by its own method has tables, which are not read.
+            tables = None if holds_left_out(history) else history_as_tables(history)
+        except DAMAGE as error:
+            raise ValueError(f"{self.path} holds a history that can't be read: {error}") from error
+        attributes["history_"] = tables
         if holds_left_out(content):
             raise ValueError(f"{self.path} holds tables of pandas, which are no plain data.")
 
@@ -218,18 +224,21 @@ def history_as_arrays(history: dict[str, pd.DataFrame] | None) -> dict[str, dict
     }
 
 
-def _history_as_tables(history: Any, path: Path) -> dict[str, pd.DataFrame] | None:
-    # A model that was not saved by its own method has tables, which are not read.
-    if history is None or holds_left_out(history):
+def history_as_tables(history: dict[str, Any] | None) -> dict[str, pd.DataFrame] | None:
+    """A history as scvi-tools has it, from what :func:`history_as_arrays` returned.
+
+    Parameters
+    ----------
+    history
+        Tables in place of arrays stay as they are.
+    """
+    if history is None:
         return None
-    try:
-        return {
-            name: table
-            if isinstance(table, pd.DataFrame)
-            else pd.DataFrame(
-                {name: table["values"]}, index=pd.Index(table["index"], name=table["index_name"])
-            )
-            for name, table in history.items()
-        }
-    except DAMAGE as error:
-        raise ValueError(f"{path} holds a history that can't be read: {error}") from error
+    return {
+        name: table
+        if isinstance(table, pd.DataFrame)
+        else pd.DataFrame(
+            {name: table["values"]}, index=pd.Index(table["index"], name=table["index_name"])
+        )
+        for name, table in history.items()
+    }

@@ -49,6 +49,27 @@ def seeded(seed: int | None) -> Iterator[None]:
             random.setstate(python_state)
 
 
+def random_states() -> dict:
+    """States of all generators that training draws from, as plain values and tensors."""
+    name, keys, *others = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "numpy": [name, torch.as_tensor(np.asarray(keys, np.int64)), *others],
+        "python": random.getstate(),
+    }
+
+
+def set_random_states(states: dict) -> None:
+    """Let all generators go on from what :func:`random_states` returned."""
+    torch.set_rng_state(states["torch"])
+    for device, state in zip(range(torch.cuda.device_count()), states["cuda"], strict=False):
+        torch.cuda.set_rng_state(state, device)
+    name, keys, *others = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *others))
+    random.setstate(states["python"])
+
+
 def with_seed(method: Callable, inherited: Callable | None = None) -> Callable:
     """Give a model's method that draws the keyword argument ``seed``, by default 0.
 

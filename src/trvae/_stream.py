@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import shutil
 from contextlib import contextmanager, nullcontext
 from itertools import islice
@@ -45,6 +47,8 @@ def check_output(out: str | Path, is_mudata: bool) -> Path:
         If it is there already.
     FileNotFoundError
         If its folder is not there.
+    PermissionError
+        If its folder can't be written to.
     """
     out = Path(out)
     formats = (".h5mu" if is_mudata else ".h5ad", ".zarr")
@@ -54,7 +58,20 @@ def check_output(out: str | Path, is_mudata: bool) -> Path:
         raise FileExistsError(f"{out} is there already. Remove it or name another.")
     if not out.absolute().parent.is_dir():
         raise FileNotFoundError(f"There is no folder {out.absolute().parent}.")
+    check_writable(out.absolute().parent)
     return out
+
+
+def check_writable(folder: Path) -> None:
+    """Raise a ``PermissionError`` if nothing can be written to a folder.
+
+    Parameters
+    ----------
+    folder
+        Which is there.
+    """
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"The folder {folder} can't be written to.")
 
 
 def in_memory(frame: Any) -> pd.DataFrame:
@@ -115,9 +132,14 @@ def write_in_chunks(
     ------
     ValueError
         If there are chunks of another task.
+    OSError
+        If something can't be written, as the disk is full. What was written before is kept.
     """
     parts = out.with_name(out.name + ".parts")
-    parts.mkdir(exist_ok=True)
+    if not (parts / _TASK).exists():
+        # Chunks that were killed while they were removed tell no more what they are of.
+        remove(parts)
+        parts.mkdir()
     _check_task(parts, task)
     files = [parts / f"{chunk:06d}.npz" for chunk in range(n_chunks)]
     missing = [chunk for chunk, file in enumerate(files) if not file.exists()]
@@ -130,9 +152,10 @@ def write_in_chunks(
         for chunk, matrix in predict(missing):
             _save(files[chunk], matrix)
             bar.update()
-    with complete_or_absent(out) as unfinished, _written(unfinished, skeleton) as root:
+    with complete_or_absent(out) as unfinished, _written(unfinished, skeleton) as (root, check):
         group = root if modality is None else root["mod"][modality]
-        _write_matrix([(group, "X"), *((group["layers"], layer) for layer in layers)], files)
+        places = [(group, "X"), *((group["layers"], layer) for layer in layers)]
+        _write_matrix(places, files, check)
     shutil.rmtree(parts)
 
 
@@ -167,6 +190,29 @@ def on_cluster(
 
 
 @contextmanager
+def naming_what_is_written(path: Path) -> Iterator[None]:
+    """Let an error of writing say what could not be written, and why.
+
+    Parameters
+    ----------
+    path
+        File or folder that the context writes.
+
+    Raises
+    ------
+    OSError
+        In place of another one, or of the ``RuntimeError`` that torch and h5py can raise if the
+        disk is full.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        number = getattr(error, "errno", None)
+        reason = f"{path} could not be written: {getattr(error, 'strerror', None) or error}"
+        raise (OSError(reason) if number is None else OSError(number, reason)) from error
+
+
+@contextmanager
 def complete_or_absent(path: Path) -> Iterator[Path]:
     """Yield a path beside to write to, which becomes ``path`` once it is complete.
 
@@ -174,15 +220,51 @@ def complete_or_absent(path: Path) -> Iterator[Path]:
     ----------
     path
         File or folder to write.
+
+    Raises
+    ------
+    OSError
+        If it can't be written.
     """
     unfinished = path.with_name(f".{path.name}.unfinished{path.suffix}")
-    # What was killed could not tidy up.
-    _remove(unfinished)
-    try:
-        yield unfinished
-        unfinished.replace(path)
-    finally:
-        _remove(unfinished)
+    with naming_what_is_written(path):
+        # What was killed could not tidy up.
+        remove(unfinished)
+        try:
+            yield unfinished
+            unfinished.replace(path)
+        finally:
+            remove(unfinished)
+
+
+@contextmanager
+def complete_or_as_before(folder: Path) -> Iterator[Path]:
+    """Yield a folder to make, whose files come to ``folder`` once all of them are complete.
+
+    Parameters
+    ----------
+    folder
+        If it is there, it keeps what is not replaced.
+
+    Raises
+    ------
+    OSError
+        If it can't be written.
+    """
+    if not folder.exists():
+        with complete_or_absent(folder) as unfinished:
+            yield unfinished
+        return
+    # Within it, as another disk can begin there.
+    unfinished = folder / ".unfinished"
+    with naming_what_is_written(folder):
+        remove(unfinished)
+        try:
+            yield unfinished
+            for file in unfinished.iterdir():
+                file.replace(folder / file.name)
+        finally:
+            remove(unfinished)
 
 
 def _check_task(parts: Path, task: dict) -> None:
@@ -215,31 +297,78 @@ def _load(path: Path) -> Any:
     return sparse.load_npz(path)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, if it is there."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
+class _FileOfHDF5(io.FileIO):
+    """A file that says at the end what could not be written, as HDF5 crashes if it is told."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all, or nothing from the first error on."""
+        left = memoryview(data)
+        while self.error is None and len(left) > 0:
+            try:
+                left = left[super().write(left) :]
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        """As :meth:`write`: a file can also grow so."""
+        if self.error is None:
+            try:
+                return super().truncate(size)
+            except OSError as error:
+                self.error = error
+        return size or 0
+
+    def check(self) -> None:
+        """Raise the error, if there was one."""
+        if self.error is not None:
+            raise self.error
+
+
 @contextmanager
-def _written(path: Path, skeleton: AnnData | MuData) -> Iterator[Any]:
-    """Write the result without its matrix, and yield it open for more."""
+def _open_hdf5(path: Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
+    with _FileOfHDF5(path, "r+" if path.exists() else "w+") as file:
+        with h5py.File(file, "r+" if path.stat().st_size > 0 else "w") as root:
+            yield root, file.check
+        file.check()
+
+
+@contextmanager
+def _written(path: Path, skeleton: AnnData | MuData) -> Iterator[tuple[Any, Callable[[], None]]]:
+    """Write the result without its matrix, and yield it open for more.
+
+    With it comes a function that raises an error if something could not be written so far.
+    """
     is_zarr = path.suffix == ".zarr"
     if isinstance(skeleton, MuData):
         skeleton.write_zarr(path) if is_zarr else skeleton.write_h5mu(path)
     else:
         # As AnnData itself does before it writes.
         skeleton.strings_to_categoricals()
-    with nullcontext(zarr.open_group(path)) if is_zarr else h5py.File(path, "a") as root:
+    # Zarr raises errors itself.
+    opened: Any = nullcontext((zarr.open_group(path), bool)) if is_zarr else _open_hdf5(path)
+    with opened as (root, check):
         if isinstance(skeleton, AnnData):
             write_elem(root, "/", skeleton)
-        yield root
+        yield root, check
 
 
-def _write_matrix(places: list[tuple[Any, str]], files: list[Path]) -> None:
+def _write_matrix(
+    places: list[tuple[Any, str]], files: list[Path], check: Callable[[], Any]
+) -> None:
     """Write one matrix to all places, each a group and the name within."""
     for number, file in enumerate(files):
+        check()
         block = _load(file)
         for group, name in places:
             if number == 0:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Cells of each condition in a minibatch, below which minibatches are balanced.
 MIN_CELLS_PER_CONDITION = 8
+# Where a splitter has the positions of its cells.
+SPLIT = ("train_idx", "val_idx", "test_idx")
 
 
 class ConditionBalancedSampler(Sampler[list[int]]):
@@ -64,7 +66,7 @@ class ConditionBalancedSampler(Sampler[list[int]]):
             self.n_minibatches = len(condition) // least
         self.processes = processes
         # Of its own, as processes draw differently from the global one once they train.
-        self._generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+        self.generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
         conditions = np.unique(condition)
         self.min_per_condition = min(min_per_condition, batch_size // len(conditions))
         if self.min_per_condition > 0:
@@ -86,7 +88,7 @@ class ConditionBalancedSampler(Sampler[list[int]]):
         n_needed = max(len(cells), self.min_per_condition * self.n_minibatches)
         n_rounds = -(-n_needed // len(cells))
         order = np.concatenate(
-            [torch.randperm(len(cells), generator=self._generator) for _ in range(n_rounds)]
+            [torch.randperm(len(cells), generator=self.generator) for _ in range(n_rounds)]
         )
         return np.array_split(cells[order[:n_needed]], self.n_minibatches)
 
@@ -106,6 +108,19 @@ class ConditionBalancedDataSplitter(DataSplitter):
     def __init__(self, *args, condition_balanced: bool | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.condition_balanced = condition_balanced
+        self._sampler: ConditionBalancedSampler | None = None
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The split, and where in their random order the minibatches are."""
+        state = {name: torch.from_numpy(getattr(self, name)) for name in SPLIT}
+        if self._sampler is not None:
+            state["generator"] = self._sampler.generator.get_state()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, torch.Tensor]) -> None:
+        """Let the minibatches go on in the order in which they would have come."""
+        if self._sampler is not None:
+            self._sampler.generator.set_state(state_dict["generator"])
 
     def val_dataloader(self) -> DataLoader | list:
         """Validation minibatches, none if all cells are trained on."""
@@ -125,7 +140,7 @@ class ConditionBalancedDataSplitter(DataSplitter):
         if balanced is None:
             rarest = np.unique(condition, return_counts=True)[1].min() / len(condition)
             balanced = rarest * batch_size < MIN_CELLS_PER_CONDITION
-        sampler = ConditionBalancedSampler(
+        self._sampler = ConditionBalancedSampler(
             condition, batch_size, MIN_CELLS_PER_CONDITION if balanced else 0, sharing
         )
         dataset = self.adata_manager.create_torch_dataset(
@@ -134,7 +149,11 @@ class ConditionBalancedDataSplitter(DataSplitter):
         loader_kwargs.setdefault("num_workers", settings.dl_num_workers)
         loader_kwargs.setdefault("persistent_workers", settings.dl_persistent_workers)
         return DataLoader(
-            dataset, batch_size=None, sampler=sampler, pin_memory=self.pin_memory, **loader_kwargs
+            dataset,
+            batch_size=None,
+            sampler=self._sampler,
+            pin_memory=self.pin_memory,
+            **loader_kwargs,
         )
 
 

@@ -213,6 +213,8 @@ class TransferMixin(_Model):
             transfer.
         FileExistsError, FileNotFoundError
             If ``out`` is there already, or its folder is not.
+        OSError
+            If ``out`` can't be written, as the disk is full. The chunks that are done are kept.
         RuntimeError
             If the model is not trained.
 
