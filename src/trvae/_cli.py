@@ -29,10 +29,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from trvae import TRVAE, TRVAEMethod, datasets, pl
+from trvae._data import in_memory
 from trvae._evaluate import HeldOut, hold_out, predict_held_out
 from trvae._module import GeneLikelihood
 from trvae._mudata import DEFAULT_MODALITY, cells_of, places_of
-from trvae._stream import complete_or_absent, in_memory
+from trvae._stream import complete_or_absent
 from trvae._transfer import Estimate
 
 if TYPE_CHECKING:

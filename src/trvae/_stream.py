@@ -57,11 +57,6 @@ def check_output(out: str | Path, is_mudata: bool) -> Path:
     return out
 
 
-def in_memory(frame: Any) -> pd.DataFrame:
-    """``obs`` or ``var`` in memory, also of an AnnData that is read lazily."""
-    return frame.to_memory() if hasattr(frame, "to_memory") else frame
-
-
 def read_rows(matrix: Any, rows: np.ndarray) -> Any:
     """Return some rows, read from disk if they are there.
 
