@@ -323,8 +323,7 @@ class BaseTRVAE(
         super().minify_adata(minified_data_type, use_latent_qzm_key, use_latent_qzv_key)
 
     def _make_data_loader(self, adata: AnnData, indices: Any = None, **kwargs) -> Any:
-        """As scvi-tools', with clear errors: every question of a model's comes this way."""
-        self._check_if_trained(warn=False)
+        """As scvi-tools', with clear errors if there are no such cells or minibatches."""
         if kwargs.get("batch_size") is not None:
             check_positive_integer("batch_size", kwargs["batch_size"])
         positions = cell_positions(indices, adata.n_obs, cells=self._CELLS)

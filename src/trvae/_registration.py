@@ -150,10 +150,10 @@ def check_columns(adata: AnnData, setup_args: dict) -> None:
         "categorical_covariate_keys": check_categories,
         "continuous_covariate_keys": check_numbers,
     }.items():
-        keys = setup_args[argument]
-        if keys is not None and not isinstance(keys, list):
+        keys = [] if setup_args[argument] is None else setup_args[argument]
+        if not isinstance(keys, list):
             raise ValueError(f"{argument}={keys!r} is not a list of columns.")
-        for key in keys or []:
+        for key in keys:
             _check_is_other(condition_key, argument, key)
             check(adata, argument, key)
             if keys.count(key) > 1:

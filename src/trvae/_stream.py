@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
-import pandas as pd
 import zarr
 from anndata import AnnData
 from anndata.io import sparse_dataset, write_elem
