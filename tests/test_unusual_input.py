@@ -1574,7 +1574,8 @@ def matrices(data):
     yield "X", data.X
     for kind in ("layers", "obsm", "varm"):
         for name, matrix in getattr(data, kind).items():
-            if not name.startswith("_scvi_"):
+            # In newer versions of AnnData, None is X.
+            if name is not None and not name.startswith("_scvi_"):
                 yield f"{kind} {name}", matrix
 
 
