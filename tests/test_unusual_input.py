@@ -588,7 +588,7 @@ SECTIONS = {
             happens="Taken, and rounded to `float32`.",
             change=of_type(np.int64, 3_000_000_000),
         ),
-    ],  # fmt: skip
+    ],
     "Matrices": [
         *(
             Row(
@@ -615,7 +615,7 @@ SECTIONS = {
         Row(
             "an array in Fortran's order",
             use(),
-            happens="Taken.",
+            happens="Taken; scvi-tools puts a copy in C's order in its place.",
             change=with_x(np.asfortranarray),
         ),
         Row(
@@ -779,7 +779,7 @@ SECTIONS = {
             lambda data, here: trvae.TRVAE([setup()(data, here), data.copy()][1]),
             "Did you make a copy?",
         ),
-    ],  # fmt: skip
+    ],
     "Columns": [
         Row(
             "a column that is not there",
@@ -1017,7 +1017,7 @@ SECTIONS = {
             happens="Taken.",
             change=lambda a: [scvi.model.SCVI.setup_anndata(a), a][1],
         ),
-    ],  # fmt: skip
+    ],
     "Settings": [
         *(
             Row(f"`{given}`", construct(**arguments), message)
@@ -1111,7 +1111,7 @@ SECTIONS = {
             lambda data, here: trvae.TRVAE(),
             "Give adata, registered with TRVAE.setup_anndata, or a registry.",
         ),
-    ],  # fmt: skip
+    ],
     "Training": [
         *(
             Row(f"`{given}`", train(**arguments), message)
@@ -1193,7 +1193,7 @@ SECTIONS = {
             "Please train the model first.",
             error=RuntimeError,
         ),
-    ],  # fmt: skip
+    ],
     "Cells to predict": [
         Row(
             "a target that the model doesn't know",
@@ -1405,7 +1405,7 @@ SECTIONS = {
             transfer(out="predicted.csv"),
             "out='predicted.csv' ends neither with .h5ad nor with .zarr.",
         ),
-    ],  # fmt: skip
+    ],
 }
 IMAGE_SECTIONS = {
     "Images": [
@@ -1545,7 +1545,7 @@ IMAGE_SECTIONS = {
             lambda data, here: setup_images()(lazily(data, here), here),
             IS_LAZY,
         ),
-    ],  # fmt: skip
+    ],
 }
 ROWS = [(row, cells) for rows in SECTIONS.values() for row in rows]
 ROWS += [(row, images) for rows in IMAGE_SECTIONS.values() for row in rows]
