@@ -38,13 +38,13 @@ def with_value(adata, value):
             {"categorical_covariate_keys": "cell_type"},
             "categorical_covariate_keys='cell_type' is not a list",
         ),
-        (lambda a: a[:0].copy(), {}, "empty: 0 cells"),
-        (lambda a: a[:, :0].copy(), {}, "empty: 240 cells x 0 genes"),
+        (lambda a: a[:0].copy(), {}, "empty: n_obs x n_vars is 0 x 60"),
+        (lambda a: a[:, :0].copy(), {}, "empty: n_obs x n_vars is 240 x 0"),
         (lambda a: a[a.obs["condition"] == "control"].copy(), {}, "only one condition, 'control'"),
         (
             lambda a: with_obs(a, "condition", [None, *a.obs["condition"][1:]]),
             {},
-            "1 of 240 cells have no value",
+            "1 of 240 rows of adata.obs have no value",
         ),
         (
             lambda a: with_obs(a, "size", np.zeros(a.n_obs)),
@@ -154,7 +154,7 @@ def test_untrained_model(adata):
     ("change", "message"),
     [
         (lambda a: a[:, 2:].copy(), "2 of the model's 60 genes .*: 'gene_0', 'gene_1'"),
-        (lambda a: a[:0].copy(), "no cells"),
+        (lambda a: a[:0].copy(), "empty: n_obs x n_vars is 0 x 60"),
         (lambda a: with_value(a, np.nan), "NaN or infinite"),
         (lambda a: with_value(a, -2), "negative values"),
         (lambda a: AnnData(a.X.log1p(), a.obs, a.var), "not integers"),
@@ -162,7 +162,7 @@ def test_untrained_model(adata):
             lambda a: with_obs(a, "condition", "other"),
             "not trained on: 'other'. It knows 'control'",
         ),
-        (lambda a: with_obs(a, "condition", np.nan), "100 of 100 cells have no value"),
+        (lambda a: with_obs(a, "condition", np.nan), "100 of 100 rows of adata.obs have no value"),
         (lambda a: a[:, [0, *range(60)]].copy(), "not unique: 'gene_0'"),
     ],
 )

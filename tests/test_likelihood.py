@@ -1,3 +1,7 @@
+import itertools
+
+import mpmath
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -127,3 +131,106 @@ def test_is_finite_for_tiny_and_huge_means():
     value.sum().backward()
     assert torch.isfinite(value).all()
     assert torch.isfinite(log_mu.grad).all()
+
+
+# ------------------------------------------------------------------------- extreme numbers
+
+THETAS = [1e-3, 0.1, 1.0, 30.0, 1e3, 1e6]
+MEANS = [1e-6, 1e-3, 0.1, 1.0, 30.0, 1e3, 1e6]
+COUNTS = [0.0, 1.0, 2.0, 30.0, 1e3, 1e6]
+LOGITS = [-30.0, -3.0, 0.0, 3.0, 30.0]
+
+
+def extremes(dtype=torch.float64):
+    """Counts, logs of means and of theta: all combinations, one a row."""
+    grid = torch.tensor(list(itertools.product(COUNTS, MEANS, THETAS)), dtype=torch.float64)
+    counts, mean, theta = grid.to(dtype).T[..., None]
+    return counts, mean.log(), theta
+
+
+def exact_log_prob(counts, mean, theta):
+    """Log-probability of the negative binomial, with 60 digits."""
+    with mpmath.workdps(60):
+        x, mu, t = (mpmath.mpf(float(number)) for number in (counts, mean, theta))
+        return (
+            mpmath.loggamma(x + t)
+            - mpmath.loggamma(t)
+            - mpmath.loggamma(x + 1)
+            + t * mpmath.log(t / (t + mu))
+            + x * mpmath.log(mu / (t + mu))
+        )
+
+
+def exact_log_probs(counts, log_mu, theta):
+    grid = torch.cat([counts, log_mu.exp(), theta], 1)
+    return [exact_log_prob(*row) for row in grid]
+
+
+def test_negative_binomial_is_exact_at_extremes():
+    counts, log_mu, theta = extremes()
+    value = NegativeBinomial(log_mu, theta, log_mu).log_prob(counts)
+    expected = [float(p) for p in exact_log_probs(counts, log_mu, theta)]
+    np.testing.assert_allclose(value.squeeze(1), expected, rtol=1e-6)
+
+
+def test_negative_binomial_agrees_with_scipy_at_extremes():
+    counts, log_mu, theta = extremes()
+    # SciPy takes the probability of success, which says little of a much smaller mean.
+    known = (log_mu.exp() > 1e-8 * theta).squeeze(1)
+    counts, log_mu, theta = counts[known], log_mu[known], theta[known]
+    value = NegativeBinomial(log_mu, theta, log_mu).log_prob(counts)
+    success = theta / (theta + log_mu.exp())
+    expected = stats.nbinom.logpmf(counts.numpy(), theta.numpy(), success.numpy())
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("logit", LOGITS)
+def test_zero_inflated_negative_binomial_is_exact_at_extremes(logit):
+    counts, log_mu, theta = extremes()
+    logits = torch.full_like(log_mu, logit)
+    value = ZeroInflatedNegativeBinomial(log_mu, theta, log_mu, logits).log_prob(counts)
+    expected = []
+    with mpmath.workdps(60):
+        inflated = 1 / (1 + mpmath.exp(-mpmath.mpf(logit)))
+        for count, log_prob in zip(counts, exact_log_probs(counts, log_mu, theta), strict=True):
+            share = (1 - inflated) * mpmath.exp(log_prob) + (inflated if count == 0 else 0)
+            expected.append(float(mpmath.log(share)))
+    np.testing.assert_allclose(value.squeeze(1), expected, rtol=1e-6)
+
+
+def test_single_precision_is_as_exact_as_it_can_be_at_extremes():
+    counts, log_mu, theta = extremes(torch.float32)
+    value = NegativeBinomial(log_mu, theta, log_mu).log_prob(counts).double()
+    x, log_mu, theta = counts.double(), log_mu.double(), theta.double()
+    mu = log_mu.exp()
+    expected = NegativeBinomial(log_mu, theta, log_mu).log_prob(x)
+    # The terms that are added up, each of them rounded, and what rounding of the mean makes.
+    terms = (
+        theta * (mu / theta).log1p()
+        + x * (log_mu.abs() + (mu + theta).log().abs())
+        + sum(torch.lgamma(y).abs() for y in (x + theta, theta, x + 1))
+        + (x - mu).abs() * theta / (mu + theta) * (1 + log_mu.abs())
+    )
+    assert ((value - expected).abs() <= 4 * torch.finfo(torch.float32).eps * terms).all()
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_are_finite_at_extremes(name, dtype):
+    counts, log_mu, theta = extremes(dtype)
+    leaves = [log_mu, theta.log(), zero_inflation(log_mu) * 10]
+    leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+    log_prob = LIKELIHOODS[name][0](leaves[0], leaves[1].exp(), leaves[2]).log_prob(counts)
+    assert torch.isfinite(log_prob).all()
+    grads = torch.autograd.grad(log_prob.sum(), leaves, allow_unused=True)
+    assert all(torch.isfinite(grad).all() for grad in grads if grad is not None)
+
+
+def test_gradient_of_the_normal_is_numerically_right():
+    g = torch.Generator().manual_seed(0)
+    value, loc = torch.randn(2, 3, 5, generator=g, dtype=torch.float64)
+    log_scale = torch.randn(1, 5, generator=g, dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda *leaves: Normal(leaves[1], leaves[2].exp()).log_prob(leaves[0]),
+        [leaf.clone().requires_grad_() for leaf in (value, loc, log_scale)],
+    )

@@ -155,13 +155,30 @@ def test_labels_that_lie_apart_matter_only_without_matching_within_them():
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e-3, 1e3, 1e6])
-def test_is_finite_for_extreme_activations(scale):
-    y, condition, label = sample(dtype=torch.float32)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_extreme_activations(scale, dtype):
+    y, condition, label = sample(dtype=dtype)
     y = (scale * y).requires_grad_()
     value = multi_scale_mmd(y, condition, label)
-    value.backward()
-    assert torch.isfinite(value)
-    assert torch.isfinite(y.grad).all()
+    (grad,) = torch.autograd.grad(value, y)
+    exact = y.detach().double().requires_grad_()
+    expected = reference_mmd(exact, condition, label)
+    (expected_grad,) = torch.autograd.grad(expected, exact)
+    # Kernels of about 1 are subtracted from each other.
+    torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=1e-6)
+    assert grad.dtype == dtype
+    assert torch.isfinite(grad).all()
+    error = (grad.double() - expected_grad).norm()
+    tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-4
+    # Where kernels vanish, so does the gradient.
+    assert error <= tolerance * expected_grad.norm() + 1e-15 / scale
+
+
+def test_gradient_is_numerically_right_at_all_bandwidths():
+    y, condition, label = sample(n=8)
+    assert torch.autograd.gradcheck(
+        lambda v: multi_scale_mmd(v, condition, label), y.requires_grad_()
+    )
 
 
 def test_stays_float32_under_mixed_precision():

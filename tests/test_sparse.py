@@ -53,3 +53,14 @@ def test_takes_more_features_than_a_short_integer_counts():
     expected = torch.zeros(70_000)
     expected[[2, 69_999]] = torch.tensor([1.0, 2.0])
     torch.testing.assert_close(layer.weight.grad, expected[:, None].expand(-1, 2))
+
+
+def test_gradient_is_numerically_right():
+    x = sparse_where_faster(mostly_zero(0.05, n_cells=6, n_in=30))
+    layer = InputLinear(nn.Linear(30, 3).double())
+
+    def product(weight, bias):
+        return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (x,))
+
+    leaves = [parameter.detach().clone().requires_grad_() for parameter in layer.parameters()]
+    assert torch.autograd.gradcheck(product, leaves)

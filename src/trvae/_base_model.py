@@ -16,7 +16,6 @@ from mudata import MuData
 from pyro import get_param_store
 from rich.pretty import pprint
 from scvi import REGISTRY_KEYS
-from scvi.data import AnnDataManager
 from scvi.data._constants import ADATA_MINIFY_TYPE
 from scvi.data._download import _download
 from scvi.data._utils import _get_adata_minify_type
@@ -36,6 +35,7 @@ from trvae._checkpoint import CheckpointWriter, read_checkpoint, weights_of
 from trvae._confidence import ConfidenceMixin
 from trvae._data import (
     cell_positions,
+    check_anndata,
     check_choice,
     check_positive_integer,
     check_seed,
@@ -44,6 +44,7 @@ from trvae._data import (
     is_nonnegative,
     is_number,
     join_names,
+    name_of_matrix,
     private_copy,
 )
 from trvae._interruption import (
@@ -54,11 +55,11 @@ from trvae._interruption import (
 )
 from trvae._mudata import as_of_anndata, cells_of, expression_modality
 from trvae._registration import (
+    InOrderDataManager,
     as_from_setup_anndata,
     check_cells,
     check_columns,
     fields_of,
-    name_of_matrix,
     registered_genes,
     with_genes_of_model,
 )
@@ -70,6 +71,7 @@ from trvae._train import (
     SPLIT,
     ConditionBalancedDataSplitter,
     TRVAETrainingPlan,
+    check_training,
     minibatches_of,
 )
 from trvae._transfer import TransferMixin
@@ -108,6 +110,8 @@ class BaseTRVAE(
     history_: dict[str, pd.DataFrame] | None
     # scvi-tools saves attributes that end with an underscore.
     format_version_ = FORMAT_VERSION
+    # What messages call rows and columns.
+    _CELLS, _GENES = "cells", "genes"
     # Minibatches that training takes by default, whatever the number of cells.
     _default_steps = 4_500
     _default_plan_kwargs: dict[str, Any] = {}
@@ -131,6 +135,8 @@ class BaseTRVAE(
         name = type(self).__name__
         if adata is None and registry is None:
             raise ValueError(f"Give adata, registered with {name}.setup_anndata, or a registry.")
+        if adata is not None and not isinstance(adata, MuData):
+            check_anndata(adata)
         check_choice("mmd_layer", mmd_layer, get_args(MMDLayer))
         if not is_number(mmd_weight) or mmd_weight < 0:
             raise ValueError(f"mmd_weight={mmd_weight!r} is not a number from 0 on.")
@@ -191,12 +197,12 @@ class BaseTRVAE(
     def _register(cls, adata: AnnData, setup_method_args: dict, **kwargs) -> None:
         """Check an AnnData and register it, as ``setup_anndata`` does."""
         setup_args = setup_method_args["setup_args"]
-        check_cells(adata, setup_args, kwargs.get("source_registry"))
+        check_cells(adata, setup_args, kwargs)
         fields = [field(*args, **options) for _, field, args, options in fields_of(**setup_args)]
         minify_type = _get_adata_minify_type(adata)
         if minify_type is not None:
             fields += cls._get_fields_for_adata_minification(minify_type)
-        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        manager = InOrderDataManager(fields=fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
 
@@ -240,6 +246,7 @@ class BaseTRVAE(
     def _cells_of(self, data: AnnData | MuData) -> AnnData:
         """Return an AnnData as it is, and of a MuData what the model reads."""
         if not isinstance(data, MuData):
+            check_anndata(data)
             return data
         if self._modality is None:
             raise ValueError(
@@ -334,8 +341,10 @@ class BaseTRVAE(
         super().minify_adata(minified_data_type, use_latent_qzm_key, use_latent_qzv_key)
 
     def _make_data_loader(self, adata: AnnData, indices: Any = None, **kwargs) -> Any:
-        """As scvi-tools', with a clear error if no cells are chosen or those that aren't there."""
-        positions = cell_positions(indices, adata.n_obs)
+        """As scvi-tools', with clear errors if there are no such cells or minibatches."""
+        if kwargs.get("batch_size") is not None:
+            check_positive_integer("batch_size", kwargs["batch_size"])
+        positions = cell_positions(indices, adata.n_obs, cells=self._CELLS)
         loader = super()._make_data_loader(adata, positions, **kwargs)
         # Otherwise PyTorch draws from the global one whenever it starts to read.
         loader.generator = torch.Generator()
@@ -343,7 +352,7 @@ class BaseTRVAE(
 
     def _register_private_copy(self, adata: AnnData, obs: pd.DataFrame | None) -> AnnData:
         setup_args = as_of_anndata(self._setup_args)
-        copy = private_copy(adata, self._var_names, self._layer)
+        copy = private_copy(adata, self._var_names, self._layer, self._GENES)
         if obs is not None:
             copy.obs = obs
         labels_key = setup_args["labels_key"]
@@ -377,7 +386,7 @@ class BaseTRVAE(
             if unknown:
                 raise ValueError(
                     f"adata.obs[{key!r}] has values that the model was not trained on: "
-                    f"{join_names(sorted(map(str, unknown)))}. It knows {join_names(categories)}."
+                    f"{join_names(sorted(unknown, key=str))}. It knows {join_names(categories)}."
                 )
 
     # ------------------------------------------------------------------------ training
@@ -465,8 +474,8 @@ class BaseTRVAE(
         Raises
         ------
         ValueError
-            If there are fewer than two cells to train on, ``batch_size`` is below 2, the cells are
-            minified, all weights are frozen, several processes train a model that has no seed or
+            If there are fewer than two cells to train on, ``batch_size`` is below 2, another
+            number is not one of those allowed, the cells are minified, all weights are frozen, several processes train a model that has no seed or
             are to write checkpoints, or a checkpoint is damaged or of another model.
         RuntimeError
             If training diverges: the loss or a weight is not finite. The model then has the
@@ -483,6 +492,7 @@ class BaseTRVAE(
         :attr:`history` has, for ``train`` and ``validation``, ``elbo``, ``reconstruction_loss``,
         ``kl_local``, ``mmd`` and ``objective``, beside ``train_loss`` and ``validation_loss``.
         """
+        check_training(max_epochs, batch_size, train_size, validation_size)
         if max_epochs is None:
             n_cells = (self.adata if datamodule is None else datamodule).n_obs
             epochs = round(self._default_steps * batch_size / max(n_cells, 1))
@@ -665,7 +675,9 @@ class BaseTRVAE(
 
     def _kept_reference_cells(self) -> dict[str, np.ndarray]:
         if self.reference_cells_ is None:
-            raise ValueError("No training cells are kept with this model: it was not trained so.")
+            raise ValueError(
+                f"No training {self._CELLS} are kept with this model: it was not trained so."
+            )
         return self.reference_cells_
 
     @property
@@ -777,7 +789,9 @@ class BaseTRVAE(
         try:
             if isinstance(adata, AnnData | MuData):
                 modality = expression_modality(saved.registry["setup_args"])
-                adata = with_genes_of_model(adata, registered_genes(saved.registry), modality)
+                adata = with_genes_of_model(
+                    adata, registered_genes(saved.registry), modality, cls._GENES
+                )
             # Weights are drawn before those that are saved take their place.
             with saved.in_private_folder() as folder, seeded(0):
                 return super().load(
@@ -959,7 +973,9 @@ class BaseTRVAE(
         reference = cls._loaded(reference_model)
         reference_cells = reference._kept_reference_cells() if match_reference else None
         if adata is not None and not kwargs.get("inplace_subset_query_vars"):
-            adata = with_genes_of_model(adata, reference._var_names, reference._modality)
+            adata = with_genes_of_model(
+                adata, reference._var_names, reference._modality, cls._GENES
+            )
         if isinstance(adata, MuData):
             model = cls._load_query_mudata(adata, reference, **kwargs)
         else:

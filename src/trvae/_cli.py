@@ -30,11 +30,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from trvae import TRVAE, ImageTRVAE, TRVAEMethod, datasets, metrics, pl
+from trvae._data import in_memory
 from trvae._evaluate import HeldOut, hold_out, predict_held_out
 from trvae._interruption import end_if_interrupted
 from trvae._module import GeneLikelihood
 from trvae._mudata import DEFAULT_MODALITY, cells_of, places_of
-from trvae._stream import complete_or_absent, in_memory
+from trvae._stream import complete_or_absent
 from trvae._transfer import Estimate
 
 if TYPE_CHECKING:

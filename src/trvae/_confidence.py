@@ -79,7 +79,9 @@ class ConfidenceMixin(_Model):
         reference = self._kept_reference_cells()
         seen = reference["z_mean"][reference["condition"] == self.conditions.index(target)]
         if len(seen) < 2:
-            raise ValueError(f"Fewer than 2 training cells of {target!r} are kept with the model.")
+            raise ValueError(
+                f"Fewer than 2 training {self._CELLS} of {target!r} are kept with the model."
+            )
         z = self.get_latent_representation(
             selection.registered, indices=selection.indices, batch_size=batch_size
         )
@@ -153,7 +155,7 @@ class ConfidenceMixin(_Model):
         obs = selection.adata.obs.iloc[selection.indices]
         groupby = self.registry["setup_args"]["labels_key"] if groupby is None else groupby
         if groupby is None:
-            groups = pd.Series("all cells", index=obs.index)
+            groups = pd.Series(f"all {self._CELLS}", index=obs.index)
         else:
             groups = check_obs_column(selection.adata, "groupby", groupby)
             groups = groups.iloc[selection.indices].astype(str)
@@ -189,7 +191,7 @@ class ConfidenceMixin(_Model):
             index=pd.Index(names, name=groupby),
         )
         table["summary"] = [
-            _sentence(name, row, target_condition) for name, row in table.iterrows()
+            _sentence(name, row, target_condition, self._CELLS) for name, row in table.iterrows()
         ]
         return table
 
@@ -204,16 +206,17 @@ def _root_mean_square(values: np.ndarray) -> np.ndarray:
     return np.sqrt(np.square(values).mean(1))
 
 
-def _sentence(group: str, row: pd.Series, target: Any) -> str:
-    share = f"{row['supported']:.0%} of the {int(row['n_cells']):,} cells of {group}"
+def _sentence(group: str, row: pd.Series, target: Any, cells: str) -> str:
+    share = f"{row['supported']:.0%} of the {int(row['n_cells']):,} {cells} of {group}"
     if row["supported"] >= 0.5:
         sentence = (
-            f"{share} are like cells seen under {target}, so that the prediction is close to data"
+            f"{share} are like {cells} seen under {target}, so that the prediction is close to "
+            "data"
         )
     else:
         sentence = (
-            f"Only {share} are like any cell seen under {target}, so that the prediction "
-            "extrapolates: hold out similar groups with trvae.evaluate before relying on it"
+            f"Only {share} are like any {cells.removesuffix('s')} seen under {target}, so that the "
+            "prediction extrapolates: hold out similar groups with trvae.evaluate before relying on it"
         )
     if row["change"] < 2 * row["spread"]:
         sentence += "; its change is not clear of its spread over draws"

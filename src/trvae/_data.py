@@ -8,13 +8,17 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
-from scvi.data.fields import CategoricalObsField
+from scvi.data.fields import CategoricalJointObsField, CategoricalObsField
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from mudata import MuData
+
 _ROWS_AT_ONCE = 10_000
 _NAMES_SHOWN = 10
+# Booleans, integers and floats, by NumPy's letters.
+_KINDS_OF_NUMBERS = "biuf"
 
 
 class UsedCategoricalObsField(CategoricalObsField):
@@ -38,6 +42,17 @@ class UsedCategoricalObsField(CategoricalObsField):
         )
 
 
+class UsedCategoricalJointObsField(CategoricalJointObsField):
+    """Categorical covariates, as :class:`UsedCategoricalObsField`."""
+
+    def _combine_fields(self, adata: AnnData) -> None:
+        super()._combine_fields(adata)
+        columns = adata.obsm[self.attr_key]
+        for key in self.attr_keys:
+            if isinstance(columns[key].dtype, pd.CategoricalDtype):
+                columns[key] = columns[key].cat.remove_unused_categories()
+
+
 def join_names(names: Iterable[Any]) -> str:
     """Quote and join names for a message, the first few of many."""
     names = list(names)
@@ -53,31 +68,91 @@ def check_choice(argument: str, given: Any, allowed: Sequence[Any]) -> None:
         raise ValueError(f"{argument}={given!r} is not one of {', '.join(map(repr, allowed))}.")
 
 
+def check_anndata(adata: Any) -> None:
+    """Raise a ``ValueError`` unless it is an AnnData."""
+    if not isinstance(adata, AnnData):
+        raise ValueError(f"adata is a {type(adata).__name__}, but no AnnData.")
+
+
+def check_not_empty(adata: AnnData) -> None:
+    """Raise a ``ValueError`` if there is not a single value."""
+    if adata.n_obs == 0 or adata.n_vars == 0:
+        raise ValueError(
+            f"The AnnData is empty: n_obs x n_vars is {adata.n_obs} x {adata.n_vars}."
+        )
+
+
+def check_not_lazy(adata: AnnData) -> None:
+    """Raise a ``ValueError`` if not even its ``obs`` is in memory."""
+    if _is_lazy(adata.obs):
+        raise ValueError(
+            "adata is read lazily, which is for transfer(..., out=...) only. Call "
+            "adata.to_memory(), or open the file with anndata.read_h5ad(path, backed='r')."
+        )
+
+
+def check_not_view(data: AnnData | MuData, name: str) -> None:
+    """Raise a ``ValueError`` if it is a view, which can't be registered."""
+    if data.is_view:
+        raise ValueError(
+            f"{name} is a view, whose cells are another's. Copy it: {name} = {name}.copy()."
+        )
+
+
+def in_memory(frame: Any) -> pd.DataFrame:
+    """``obs`` or ``var`` in memory, also of an AnnData that is read lazily."""
+    return frame.to_memory() if _is_lazy(frame) else frame
+
+
+def _is_lazy(frame: Any) -> bool:
+    return hasattr(frame, "to_memory")
+
+
+def name_of_matrix(layer: str | None) -> str:
+    """The matrix that was set up, as users know it."""
+    return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+
+
 def get_matrix(adata: AnnData, layer: str | None) -> Any:
-    """Return ``adata.X`` or the layer, or raise a ``ValueError`` if there is none."""
+    """Return ``adata.X`` or the layer, or raise a ``ValueError`` if it isn't a matrix of numbers."""
     if layer is None:
         # A collection of files has layers only.
         if getattr(adata, "X", None) is None:
             raise ValueError("adata.X is empty. Name the layer that holds the data: layer=...")
-        return adata.X
-    layers = [name for name in adata.layers.keys() if name is not None]
-    if layer not in layers:
-        there_are = join_names(layers) if layers else "there are none"
-        raise ValueError(f"layer {layer!r} is not in adata.layers: {there_are}.")
-    return adata.layers[layer]
+        matrix = adata.X
+    else:
+        layers = [name for name in adata.layers.keys() if name is not None]
+        if layer not in layers:
+            there_are = join_names(layers) if layers else "there are none"
+            raise ValueError(f"layer {layer!r} is not in adata.layers: {there_are}.")
+        matrix = adata.layers[layer]
+    where = name_of_matrix(layer)
+    if matrix.dtype.kind not in _KINDS_OF_NUMBERS:
+        raise ValueError(
+            f"{where} is not of numbers, but of type {matrix.dtype}. If it holds numbers, convert "
+            f"it: {where}.astype('float32')."
+        )
+    if isinstance(matrix, np.ma.MaskedArray):
+        raise ValueError(
+            f"{where} is a masked array, of which the masked values are not known. Give them one, "
+            f"such as by {where}.filled(0)."
+        )
+    return matrix
 
 
 def check_obs_column(
     adata: AnnData, argument: str, key: str, *, complete: bool = True
 ) -> pd.Series:
     """Return the column of ``obs``, or raise a ``ValueError`` if it is missing or has gaps."""
-    if key not in adata.obs:
+    if not pd.api.types.is_hashable(key) or key not in adata.obs:
         raise ValueError(f"{argument} {key!r} is not in adata.obs: {join_names(adata.obs)}.")
     column = adata.obs[key]
+    if isinstance(column, pd.DataFrame):
+        raise ValueError(f"{argument} {key!r} is the name of several columns of adata.obs.")
     if complete and column.isna().any():
         raise ValueError(
-            f"{argument} {key!r}: {int(column.isna().sum())} of {len(column)} cells have no value "
-            "in adata.obs. Remove those cells or give them a value."
+            f"{argument} {key!r}: {int(column.isna().sum())} of {len(column)} rows of adata.obs "
+            "have no value. Remove them or give them one."
         )
     return column
 
@@ -144,7 +219,9 @@ def check_seed(seed: Any) -> None:
         raise ValueError(f"seed={seed!r} is not an integer from 0 to 2**32 - 1.")
 
 
-def cell_positions(indices: Any, n_cells: int, argument: str = "indices") -> np.ndarray:
+def cell_positions(
+    indices: Any, n_cells: int, argument: str = "indices", cells: str = "cells"
+) -> np.ndarray:
     """Return which cells are chosen, or raise a ``ValueError`` if there are none or not so many.
 
     Parameters
@@ -153,19 +230,23 @@ def cell_positions(indices: Any, n_cells: int, argument: str = "indices") -> np.
         Positions of cells, a mask of them, or ``None`` for all.
     n_cells
         Number of cells to choose among.
-    argument
-        What the message calls ``indices``.
+    argument, cells
+        What the message calls ``indices``, and what they choose.
     """
     positions = np.arange(n_cells)
     if indices is None:
         return positions
     chosen = np.asarray(indices)
+    if chosen.ndim != 1:
+        raise ValueError(f"{argument}={indices!r} is neither a list of positions nor a mask.")
     try:
         positions = positions[chosen if len(chosen) else chosen.astype(int)]
     except IndexError as error:
-        raise ValueError(f"{argument} don't fit {n_cells} cells: {error}") from error
+        raise ValueError(f"{argument} don't fit {n_cells} {cells}: {error}") from error
     if len(positions) == 0:
-        raise ValueError(f"No cells are selected: {argument} choose none of the {n_cells} cells.")
+        raise ValueError(
+            f"No {cells} are selected: {argument} choose none of the {n_cells} {cells}."
+        )
     return positions
 
 
@@ -281,7 +362,7 @@ def computed(block: Any) -> Any:
     return block.compute() if hasattr(block, "compute") else block
 
 
-def positions_of_genes(adata: AnnData, var_names: np.ndarray) -> np.ndarray:
+def positions_of_genes(adata: AnnData, var_names: np.ndarray, genes: str = "genes") -> np.ndarray:
     """Return where in ``adata`` the model's genes are, matched by name.
 
     Parameters
@@ -290,6 +371,8 @@ def positions_of_genes(adata: AnnData, var_names: np.ndarray) -> np.ndarray:
         The user's cells, which may have more genes.
     var_names
         The model's genes.
+    genes
+        What the message calls them.
 
     Raises
     ------
@@ -301,16 +384,19 @@ def positions_of_genes(adata: AnnData, var_names: np.ndarray) -> np.ndarray:
     if (position < 0).any():
         missing = np.asarray(var_names)[position < 0]
         raise ValueError(
-            f"{len(missing)} of the model's {len(var_names)} genes are not in adata.var_names: "
+            f"{len(missing)} of the model's {len(var_names)} {genes} are not in adata.var_names: "
             f"{join_names(missing)}."
         )
     return position
 
 
-def private_copy(adata: AnnData, var_names: np.ndarray, layer: str | None) -> AnnData:
+def private_copy(
+    adata: AnnData, var_names: np.ndarray, layer: str | None, genes: str = "genes"
+) -> AnnData:
     """Return an AnnData of the model's genes that can be registered in place of the user's.
 
-    It shares the matrix where genes and format allow it, and has its own ``obs``.
+    It shares the matrix where genes and format allow it, and has its own ``obs``. What is of dask
+    is computed.
 
     Parameters
     ----------
@@ -320,16 +406,19 @@ def private_copy(adata: AnnData, var_names: np.ndarray, layer: str | None) -> An
         The model's genes.
     layer
         The layer to take, or ``None`` for ``X``.
+    genes
+        What messages call them.
 
     Raises
     ------
     ValueError
-        If there is no cell, a gene name occurs twice or one of the model's genes is missing.
+        If there is no cell, a gene name occurs twice or one of the model's genes is missing, or
+        the AnnData is read lazily.
     """
-    if adata.n_obs == 0:
-        raise ValueError("The AnnData has no cells.")
-    position = positions_of_genes(adata, var_names)
-    matrix = get_matrix(adata, layer)
+    check_not_empty(adata)
+    check_not_lazy(adata)
+    position = positions_of_genes(adata, var_names, genes)
+    matrix = computed(get_matrix(adata, layer))
     if not np.array_equal(position, np.arange(adata.n_vars)):
         matrix = matrix[:, position]
     if sparse.issparse(matrix):

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import torch
+from anndata import AnnData
 from scipy import sparse
 from scvi.utils import setup_anndata_dsp
 
 from trvae._base_model import BaseTRVAE
 from trvae._counterfactual import expected_grey
 from trvae._data import (
+    check_anndata,
     check_choice,
     check_positive_integer,
     check_positive_integers,
     get_matrix,
+    is_list_of,
+    is_positive_integer,
+    name_of_matrix,
     value_range,
 )
 from trvae._image_module import ImageTRVAEModule, PixelLikelihood
@@ -26,8 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
     from typing import Any
-
-    from anndata import AnnData
 
     from trvae._base_module import MMDLayer
     from trvae._transfer import Estimate, Minibatch
@@ -98,6 +102,7 @@ class ImageTRVAE(BaseTRVAE):
     Lotfollahi, Naghipourfar, Theis & Wolf, *Bioinformatics* 36, i610 (2020), section 3.1.
     """
 
+    _CELLS, _GENES = "images", "pixels"
     _module_cls = ImageTRVAEModule
     _default_steps = 1_500
     _default_plan_kwargs = {"lr": 2e-3}
@@ -176,6 +181,7 @@ class ImageTRVAE(BaseTRVAE):
         ValueError
             As in :meth:`trvae.TRVAE.setup_anndata`, or if the rows are not of that shape.
         """
+        check_anndata(adata)
         image_shape = _checked_shape(image_shape, adata.n_vars)
         cls._register(adata, cls._get_setup_method_args(**locals()), **kwargs)
 
@@ -184,10 +190,47 @@ class ImageTRVAE(BaseTRVAE):
         """Height, width and number of channels."""
         return self._setup_args["image_shape"]
 
+    @classmethod
+    def load(cls, dir_path: str | Path, adata: Any = None, *args, **kwargs) -> Any:
+        """As :meth:`trvae.TRVAE.load`; images are to be as in training."""
+        model = super().load(dir_path, adata, *args, **kwargs)
+        model._check_is_as_in_training(adata)
+        return model
+
+    @classmethod
+    def load_query_data(cls, adata: AnnData | None = None, *args, **kwargs) -> Any:
+        """As :meth:`trvae.TRVAE.load_query_data`; images are to be as in training."""
+        model = super().load_query_data(adata, *args, **kwargs)
+        model._check_is_as_in_training(adata)
+        return model
+
+    def _check_is_as_in_training(self, adata: Any) -> None:
+        """Check what has come with weights of another model, those of its white pixels too."""
+        if isinstance(adata, AnnData) and self.minified_data_type is None:
+            self._check_values(
+                get_matrix(self._cells_of(adata), self._layer), name_of_matrix(self._layer)
+            )
+
+    def _cells_of(self, data: AnnData) -> AnnData:
+        images = super()._cells_of(data)
+        if images.n_vars != math.prod(self.image_shape):
+            # Whatever their names: columns are numbered alike in images of any shape.
+            raise ValueError(
+                f"adata has images of {images.n_vars} values, but the model is of images of "
+                f"{' x '.join(map(str, self.image_shape))} (height x width x channels)."
+            )
+        return images
+
     def _check_own_data(self) -> None:
-        is_integer = get_matrix(self.adata, self._layer).dtype.kind in "iu"
+        matrix, where = get_matrix(self.adata, self._layer), name_of_matrix(self._layer)
+        is_integer = matrix.dtype.kind in "iu"
         self.module.white.fill_(_WHITE_OF_INTEGERS if is_integer else _WHITE_OF_FLOATS)
         super()._check_own_data()
+        if is_integer and value_range(matrix, where)[1] <= 1:
+            raise ValueError(
+                f"{where} has no integers but 0 and 1, of which 255 would be white. Convert them: "
+                f"{where}.astype('float32')."
+            )
 
     def _check_values(self, values: Any, where: str) -> None:
         low, high = value_range(values, where)
@@ -353,11 +396,12 @@ class ImageTRVAE(BaseTRVAE):
 
 
 def _checked_shape(image_shape: Sequence[int], n_vars: int) -> tuple[int, ...]:
-    shape = tuple(int(size) for size in np.asarray(image_shape).ravel())
-    shape = (*shape, 1) if len(shape) == 2 else shape
-    if len(shape) != 3 or min(shape) < 1 or np.prod(shape) != n_vars:
-        raise ValueError(
-            f"image_shape={tuple(image_shape)} is not (height, width, channels) of images with "
-            f"{n_vars} values, which is how many columns the AnnData has."
-        )
-    return shape
+    if is_list_of(image_shape, is_positive_integer):
+        shape = tuple(map(int, image_shape))
+        shape = (*shape, 1) if len(shape) == 2 else shape
+        if len(shape) == 3 and math.prod(shape) == n_vars:
+            return shape
+    raise ValueError(
+        f"image_shape={image_shape!r} is not (height, width, channels) of images with {n_vars} "
+        "values, which is how many columns the AnnData has."
+    )

@@ -130,7 +130,7 @@ class ImageTRVAEModule(BaseTRVAEModule):
         return {"pixel_likelihood": self.pixel_likelihood}
 
     def _encode(self, x: torch.Tensor, covariates: Covariates) -> Encoded:
-        images = (x / self.white).view(-1, *self.image_shape).movedim(-1, 1)
+        images = (x / self.white).reshape(-1, *self.image_shape).movedim(-1, 1)
         return Encoded(*self.encoder(images, covariates))
 
     def _likelihood(

@@ -150,6 +150,8 @@ def _with_positions(
     value: torch.Tensor, nonzero: torch.Tensor | None, shape: torch.Size
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Counts of a shape, and where they are not 0."""
+    # Minibatches of a CSC matrix are in Fortran's order.
+    value = value.contiguous()
     if nonzero is not None and value.shape == shape:
         return value, nonzero
     value = value.expand(shape)

@@ -232,7 +232,8 @@ def group_means_of_blocks(
             (np.ones(len(group)), (group, np.arange(len(group)))), (n_groups, len(group))
         )
         if is_counts:
-            sums = np.maximum(np.ravel(block.sum(1)), 1e-12)
+            # Half precision ends at 65,504.
+            sums = np.maximum(np.ravel(block.sum(1, dtype=np.float64)), 1e-12)
             block = sparse.diags_array(1 / sums) @ block
             share += indicator @ (np.ones(len(sums)) if library is None else sums / library)
         product = indicator @ block

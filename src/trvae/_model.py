@@ -11,7 +11,6 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 from scvi import REGISTRY_KEYS
-from scvi.data import AnnDataManager
 from scvi.data._constants import ADATA_MINIFY_TYPE
 from scvi.data._utils import _get_adata_minify_type
 from scvi.data.fields import MuDataWrapper
@@ -23,6 +22,7 @@ from trvae._data import (
     cell_positions,
     check_choice,
     check_expression,
+    check_not_view,
     check_obs_column,
     check_positive_integer,
     check_positive_integers,
@@ -36,7 +36,7 @@ from trvae._module import DecoderName, Dispersion, GeneLikelihood, TRVAEModule
 from trvae._mudata import DEFAULT_MODALITY, as_of_anndata, cells_of
 from trvae._nn import Normalization
 from trvae._ranking import RankingMixin
-from trvae._registration import check_cells, fields_of
+from trvae._registration import InOrderDataManager, check_cells, fields_of
 from trvae._seed import overriding, seeded
 from trvae._train import minibatches_of
 
@@ -248,8 +248,13 @@ class TRVAE(RankingMixin, RNASeqMixin, BaseTRVAE):
         ------
         ValueError
             If a key is missing, a value is missing in one of the columns, there are fewer than
-            two conditions or two cells, or gene names are not unique. ``adata`` is then as it
-            was.
+            two conditions or two cells, gene names are not unique, or ``adata`` is a view or read
+            lazily. ``adata`` is then as it was.
+
+        Warns
+        -----
+        UserWarning
+            If no label has more than one condition, so that nothing is matched within labels.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         if isinstance(adata, MuData):
@@ -309,15 +314,16 @@ class TRVAE(RankingMixin, RNASeqMixin, BaseTRVAE):
         setup_method_args = cls._get_setup_method_args(**locals())
         if not isinstance(mdata, MuData):
             raise ValueError(f"mdata is a {type(mdata).__name__}, but no MuData.")
+        check_not_view(mdata, "mdata")
         modality_of = cls._create_modalities_attr_dict(modalities, setup_method_args)
         setup_args = setup_method_args["setup_args"]
         cells = cells_of(mdata, setup_args)
-        check_cells(cells, as_of_anndata(setup_args), kwargs.get("source_registry"))
+        check_cells(cells, as_of_anndata(setup_args), kwargs)
         fields = [
             MuDataWrapper(field)(*args, mod_key=modality_of[argument], **options)
             for argument, field, args, options in fields_of(**as_of_anndata(setup_args))
         ]
-        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        manager = InOrderDataManager(fields=fields, setup_method_args=setup_method_args)
         manager.register_fields(mdata, **kwargs)
         cls.register_manager(manager)
 

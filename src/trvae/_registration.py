@@ -2,36 +2,70 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import warnings
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from mudata import MuData
+from scipy import sparse
 from scvi import REGISTRY_KEYS
-from scvi.data.fields import (
-    CategoricalJointObsField,
-    LayerField,
-    NumericalJointObsField,
-    NumericalObsField,
-)
+from scvi.data import AnnDataManager
+from scvi.data.fields import LayerField, NumericalJointObsField, NumericalObsField
+from torch.utils.data import Dataset
 
 from trvae._data import (
+    UsedCategoricalJointObsField,
     UsedCategoricalObsField,
+    check_anndata,
     check_categories,
+    check_not_empty,
+    check_not_lazy,
+    check_not_view,
     check_numbers,
     check_unique_genes,
     get_matrix,
     join_names,
+    name_of_matrix,
     positions_of_genes,
 )
 from trvae._mudata import with_genes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from anndata import AnnData
 
 
-def name_of_matrix(layer: str | None) -> str:
-    """The matrix that was set up, as users know it."""
-    return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+class InOrderDataManager(AnnDataManager):
+    """scvi-tools' manager, which gives rows of a file in the order in which they are asked for.
+
+    Of files, scvi-tools gives them in ascending order, and h5py none that is asked for twice.
+    """
+
+    def create_torch_dataset(
+        self, indices: Sequence[int] | None = None, *args, **kwargs
+    ) -> Dataset:
+        """As scvi-tools'."""
+        matrix = self.get_from_registry(REGISTRY_KEYS.X_KEY)
+        is_in_memory = isinstance(matrix, np.ndarray) or sparse.issparse(matrix)
+        if (is_in_memory and not self.adata.isbacked) or kwargs.get("load_sparse_tensor"):
+            return super().create_torch_dataset(indices, *args, **kwargs)
+        rows = np.arange(self.adata.n_obs) if indices is None else np.asarray(indices)
+        return _InOrder(super().create_torch_dataset(None, *args, **kwargs), rows)
+
+
+class _InOrder(Dataset):
+    def __init__(self, dataset: Dataset, rows: np.ndarray):
+        self.dataset = dataset
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, positions: Any) -> dict[str, Any]:
+        rows, order = np.unique(self.rows[np.atleast_1d(positions)], return_inverse=True)
+        minibatch = self.dataset[rows.tolist()]
+        return {name: np.asarray(values)[order] for name, values in minibatch.items()}
 
 
 def fields_of(
@@ -53,7 +87,7 @@ def fields_of(
         ),
         (
             "categorical_covariate_keys",
-            CategoricalJointObsField,
+            UsedCategoricalJointObsField,
             (key.CAT_COVS_KEY, categorical_covariate_keys),
             {},
         ),
@@ -66,35 +100,64 @@ def fields_of(
     ]
 
 
-def check_cells(adata: AnnData, setup_args: dict, source_registry: dict | None) -> None:
-    """Check what a setup method is given before it changes anything."""
+def check_cells(adata: AnnData, setup_args: dict, kwargs: dict) -> None:
+    """Check what a setup method is given before it changes anything.
+
+    Parameters
+    ----------
+    adata
+        The user's cells.
+    setup_args
+        The method's own arguments.
+    kwargs
+        What it has beside them, for :meth:`~scvi.data.AnnDataManager.register_fields`.
+    """
+    check_anndata(adata)
+    check_not_lazy(adata)
+    check_not_view(adata, "adata")
+    source_registry = kwargs.get("source_registry")
+    if source_registry is None and kwargs:
+        raise TypeError(f"There is no argument {join_names(kwargs)}.")
     check_columns(adata, setup_args)
+    layer = setup_args["layer"]
+    if sparse.issparse(getattr(get_matrix(adata, layer), "_meta", None)):
+        raise ValueError(
+            f"{name_of_matrix(layer)} is a dask array of sparse blocks, from which no minibatches "
+            "are read. Call adata.to_memory(), or open the file with "
+            "anndata.read_h5ad(path, backed='r')."
+        )
     if source_registry is not None:
         _check_same_genes(adata, source_registry)
         return
     _check_at_least_two_conditions(adata, setup_args["condition_key"])
     if (library_key := setup_args.get("library_key")) is not None:
         check_numbers(adata, "library_key", library_key, positive=True)
+    if setup_args["labels_key"] is not None:
+        _warn_of_labels_of_one_condition(adata, setup_args)
 
 
 def check_columns(adata: AnnData, setup_args: dict) -> None:
     """Check that what is to be registered is there and complete."""
-    if adata.n_obs == 0 or adata.n_vars == 0:
-        raise ValueError(f"The AnnData is empty: {adata.n_obs} cells x {adata.n_vars} genes.")
+    check_not_empty(adata)
     get_matrix(adata, setup_args["layer"])
     check_unique_genes(adata)
-    for argument in ("condition_key", "labels_key"):
-        if setup_args[argument] is not None:
-            check_categories(adata, argument, setup_args[argument])
+    condition_key, labels_key = setup_args["condition_key"], setup_args["labels_key"]
+    check_categories(adata, "condition_key", condition_key)
+    if labels_key is not None:
+        _check_is_other(condition_key, "labels_key", labels_key)
+        check_categories(adata, "labels_key", labels_key)
     for argument, check in {
         "categorical_covariate_keys": check_categories,
         "continuous_covariate_keys": check_numbers,
     }.items():
-        keys = setup_args[argument] or []
-        if isinstance(keys, str):
+        keys = [] if setup_args[argument] is None else setup_args[argument]
+        if not isinstance(keys, list):
             raise ValueError(f"{argument}={keys!r} is not a list of columns.")
         for key in keys:
+            _check_is_other(condition_key, argument, key)
             check(adata, argument, key)
+            if keys.count(key) > 1:
+                raise ValueError(f"{argument} names {key!r} twice.")
     if (size_factor_key := setup_args.get("size_factor_key")) is not None:
         check_numbers(adata, "size_factor_key", size_factor_key, positive=True)
 
@@ -146,7 +209,7 @@ def registered_genes(registry: dict) -> np.ndarray:
 
 
 def with_genes_of_model(
-    adata: AnnData | MuData, var_names: np.ndarray, modality: str | None
+    adata: AnnData | MuData, var_names: np.ndarray, modality: str | None, genes: str = "genes"
 ) -> AnnData | MuData:
     """Return the cells with the model's genes in its order: a copy unless they are so already."""
     if isinstance(adata, MuData):
@@ -161,16 +224,18 @@ def with_genes_of_model(
         raise ValueError(
             f"The model was set up with a MuData, so that it takes no {type(adata).__name__}."
         )
+    check_anndata(adata)
+    check_not_lazy(adata)
     if np.array_equal(adata.var_names, var_names):
         return adata
-    return adata[:, positions_of_genes(adata, var_names)].copy()
+    return adata[:, positions_of_genes(adata, var_names, genes)].copy()
 
 
 def _check_same_genes(adata: AnnData, source_registry: dict) -> None:
     if not np.array_equal(adata.var_names, registered_genes(source_registry)):
         raise ValueError(
-            "The genes of the AnnData are not those of the model, in its order. "
-            "TRVAE.prepare_query_anndata(adata, model) makes them so."
+            "adata.var_names are not those of the model, in its order. "
+            "prepare_query_anndata(adata, model) makes them so."
         )
 
 
@@ -180,4 +245,24 @@ def _check_at_least_two_conditions(adata: AnnData, condition_key: str) -> None:
         raise ValueError(
             f"condition_key {condition_key!r} has only one condition, {join_names(conditions)}; "
             "a transfer needs at least two."
+        )
+
+
+def _check_is_other(condition_key: Any, argument: str, key: Any) -> None:
+    if key == condition_key:
+        raise ValueError(
+            f"{argument} has {key!r}, which is condition_key: the condition is neither a label nor "
+            "a covariate of its own."
+        )
+
+
+def _warn_of_labels_of_one_condition(adata: AnnData, setup_args: dict) -> None:
+    condition_key, labels_key = setup_args["condition_key"], setup_args["labels_key"]
+    groups = adata.obs[[condition_key, labels_key]].drop_duplicates()
+    if groups[labels_key].is_unique:
+        warnings.warn(
+            f"No label of labels_key {labels_key!r} has more than one condition. Conditions are "
+            "matched within labels, so that none are: leave labels_key out.",
+            UserWarning,
+            stacklevel=5,
         )

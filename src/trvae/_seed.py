@@ -73,7 +73,8 @@ def set_random_states(states: dict) -> None:
 def with_seed(method: Callable, inherited: Callable | None = None) -> Callable:
     """Give a model's method that draws the keyword argument ``seed``, by default 0.
 
-    A method that is called by another one with a seed draws from the other's.
+    A method that is called by another one with a seed draws from the other's. Models that are not
+    trained have no answer.
 
     Parameters
     ----------
@@ -87,6 +88,7 @@ def with_seed(method: Callable, inherited: Callable | None = None) -> Callable:
 
     @functools.wraps(original)
     def wrapped(self, *args, seed: int = 0, **kwargs):
+        self._check_if_trained(warn=False)
         check_seed(seed)
         if self.module.has_latent_draws:
             return method(self, *args, **kwargs)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
-import pandas as pd
 import zarr
 from anndata import AnnData
 from anndata.io import sparse_dataset, write_elem
@@ -72,11 +71,6 @@ def check_writable(folder: Path) -> None:
     """
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f"The folder {folder} can't be written to.")
-
-
-def in_memory(frame: Any) -> pd.DataFrame:
-    """``obs`` or ``var`` in memory, also of an AnnData that is read lazily."""
-    return frame.to_memory() if hasattr(frame, "to_memory") else frame
 
 
 def read_rows(matrix: Any, rows: np.ndarray) -> Any:

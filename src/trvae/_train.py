@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from scvi.dataloaders import DataSplitter
 from scvi.train import TrainingPlan
 from torch.utils.data import DataLoader, Sampler
 
+from trvae._data import check_positive_integer, is_number, join_names
 from trvae._distributed import ALONE, Processes, processes
 
 if TYPE_CHECKING:
@@ -22,6 +24,27 @@ if TYPE_CHECKING:
 MIN_CELLS_PER_CONDITION = 8
 # Where a splitter has the positions of its cells.
 SPLIT = ("train_idx", "val_idx", "test_idx")
+
+
+def check_training(
+    max_epochs: int | None,
+    batch_size: int,
+    train_size: float | None,
+    validation_size: float | None,
+) -> None:
+    """Raise a ``ValueError`` unless a model can be trained with these arguments of its method."""
+    check_positive_integer("batch_size", batch_size)
+    if max_epochs is not None:
+        check_positive_integer("max_epochs", max_epochs)
+    if train_size is not None and not (is_number(train_size) and 0 < train_size <= 1):
+        raise ValueError(f"train_size={train_size!r} is not a number above 0 and up to 1.")
+    if validation_size is not None and not (is_number(validation_size) and validation_size >= 0):
+        raise ValueError(f"validation_size={validation_size!r} is not a number from 0 on.")
+    train_size = 0.9 if train_size is None else train_size
+    if validation_size is not None and train_size + validation_size > 1:
+        raise ValueError(
+            f"train_size={train_size} and validation_size={validation_size} are more than all."
+        )
 
 
 class ConditionBalancedSampler(Sampler[list[int]]):
@@ -58,7 +81,10 @@ class ConditionBalancedSampler(Sampler[list[int]]):
     ):
         least = 2 * processes.number
         if len(condition) < least:
-            raise ValueError(f"Training needs at least {least} cells, got {len(condition)}.")
+            raise ValueError(
+                f"Training needs at least {least} cells or images beside those to validate on, got "
+                f"{len(condition)}."
+            )
         if batch_size < least:
             raise ValueError(f"batch_size={batch_size} is too small: {least} or more.")
         self.n_minibatches = max(1, -(-len(condition) // batch_size))
@@ -137,7 +163,7 @@ class ConditionBalancedDataSplitter(DataSplitter):
             self.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY)
         ).ravel()[self.train_idx]
         balanced = self.condition_balanced
-        if balanced is None:
+        if balanced is None and len(condition) > 0:
             rarest = np.unique(condition, return_counts=True)[1].min() / len(condition)
             balanced = rarest * batch_size < MIN_CELLS_PER_CONDITION
         self._sampler = ConditionBalancedSampler(
@@ -199,6 +225,13 @@ class TRVAETrainingPlan(TrainingPlan):
         max_kl_weight: float = 1.0,
         **kwargs,
     ):
+        if unknown := set(kwargs) - set(inspect.signature(TrainingPlan).parameters):
+            raise ValueError(
+                f"plan_kwargs has {join_names(sorted(unknown))}, which are no arguments of "
+                "scvi.train.TrainingPlan."
+            )
+        if not is_number(lr) or lr < 0:
+            raise ValueError(f"lr={lr!r} is not a number from 0 on.")
         super().__init__(
             module,
             lr=lr,

@@ -14,7 +14,7 @@ import torch
 from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
-from scvi import REGISTRY_KEYS, settings
+from scvi import REGISTRY_KEYS
 from scvi.data._utils import _get_adata_minify_type
 from scvi.module._constants import MODULE_KEYS
 
@@ -29,16 +29,18 @@ from trvae._counterfactual import (
 from trvae._data import (
     cell_positions,
     check_choice,
+    check_not_lazy,
     check_positive_integer,
     check_seed,
     get_matrix,
+    in_memory,
     is_number,
     join_names,
     with_matrix,
 )
 from trvae._linear_response import MIN_LABELS, ResponseOfLabels
 from trvae._mudata import with_prediction
-from trvae._stream import check_output, in_memory, on_cluster, read_rows, write_in_chunks
+from trvae._stream import check_output, on_cluster, read_rows, write_in_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -545,7 +547,7 @@ class TransferMixin(_Model):
         adata, registered = self._read(adata, source)
         if estimate == "counterfactual" and not self._has_expression(registered):
             raise ValueError(
-                "estimate='counterfactual' needs the cells' own expression, which is not kept in "
+                f"estimate='counterfactual' needs the {self._CELLS}' own values, which are not kept in "
                 "this minified AnnData. Use estimate='decoded', or pass the full AnnData."
             )
 
@@ -568,29 +570,34 @@ class TransferMixin(_Model):
 
     def _chosen_cells(self, obs: pd.DataFrame, source, indices) -> tuple[np.ndarray, np.ndarray]:
         """Positions of the selected cells, and the condition that each was measured under."""
-        positions = cell_positions(indices, len(obs))
+        positions = cell_positions(indices, len(obs), cells=self._CELLS)
+        self._check_has_conditions(obs, source)
         if self._condition_key in obs:
             conditions = obs[self._condition_key].to_numpy()[positions]
-        elif source is not None:
-            conditions = np.full(len(positions), source, dtype=object)
         else:
-            raise ValueError(
-                f"condition_key {self._condition_key!r} is not in adata.obs. Name the condition of "
-                "all cells by source_condition=... if they have one in common."
-            )
+            conditions = np.full(len(positions), source, dtype=object)
         if source is not None:
             chosen = conditions == source
             positions, conditions = positions[chosen], conditions[chosen]
         if len(positions) == 0:
             raise ValueError(
-                "No cells are selected: there are none with "
+                f"No {self._CELLS} are selected: there are none with "
                 f"{self._condition_key}={source!r} among those given."
             )
         return positions, conditions
 
+    def _check_has_conditions(self, obs: pd.DataFrame, source: Any) -> None:
+        if self._condition_key not in obs and source is None:
+            raise ValueError(
+                f"condition_key {self._condition_key!r} is not in adata.obs. Name the condition of "
+                f"all {self._CELLS} by source_condition=... if they have one in common."
+            )
+
     def _own_cells(self) -> AnnData | MuData:
         if self.adata is None:
-            raise ValueError("The model has no AnnData of its own. Pass the cells: adata=...")
+            raise ValueError(
+                f"The model has no AnnData of its own. Pass the {self._CELLS}: adata=..."
+            )
         return self.adata
 
     def _read(self, adata, source) -> tuple[AnnData, AnnData]:
@@ -598,6 +605,8 @@ class TransferMixin(_Model):
         if adata is None:
             return self._cells_of(self._own_cells()), self._validate_anndata(None)
         adata = self._cells_of(adata)
+        check_not_lazy(adata)
+        self._check_has_conditions(adata.obs, source)
         if source is not None and self._condition_key not in adata.obs:
             obs = adata.obs.assign(**{self._condition_key: source})
             return adata, self._validate_anndata(adata, obs=obs)
@@ -637,9 +646,7 @@ class TransferMixin(_Model):
     ) -> Iterator[tuple[dict[str, torch.Tensor], dict[str, Any]]]:
         """Minibatches of the selected cells, each with what is inferred at its posterior mean."""
         loader = self._make_data_loader(
-            selection.registered,
-            indices=selection.indices,
-            batch_size=batch_size or settings.batch_size,
+            selection.registered, indices=selection.indices, batch_size=batch_size
         )
         self.module.eval()
         for tensors in loader:
