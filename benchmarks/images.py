@@ -126,8 +126,8 @@ def run(adata: ad.AnnData, judge: Judge, digits: list[str], method: str, seed: i
                 drawn = {
                     name: model.get_transferred_images(source, target, estimate=estimate)[..., 0]
                     for name, estimate in {
-                        method: "decoded",
-                        f"{method}, counterfactual": "counterfactual",
+                        method: "counterfactual",
+                        f"{method}, decoded": "decoded",
                     }.items()
                 }
             real = images_of(adata, digit, target).X.reshape(-1, 28, 28)

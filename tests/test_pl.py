@@ -667,7 +667,9 @@ def test_steps_are_side_by_side(image_model):
     columns = [label.get_text() for label in ax.get_xticklabels()]
     assert columns == ["given", "normal", "", "", "thick"]
     normal = np.flatnonzero(image_model.adata.obs["condition"] == "normal")
-    thick = image_model.get_transferred_images(target_condition="thick", indices=normal[[0, -1]])
+    thick = image_model.get_transferred_images(
+        target_condition="thick", indices=normal[[0, -1]], estimate="decoded"
+    )
     for row, image in enumerate(thick):
         np.testing.assert_allclose(image_at(ax, row, 4), image[..., 0] / 255, atol=1 / 255)
 

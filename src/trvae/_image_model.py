@@ -115,7 +115,7 @@ class ImageTRVAE(BaseTRVAE):
         n_latent: int = 4,
         channels: Sequence[int] = (16, 32),
         pixel_likelihood: PixelLikelihood = "bernoulli",
-        mmd_weight: float = 100.0,
+        mmd_weight: float = 300.0,
         mmd_layer: MMDLayer = "latent",
         mmd_within_labels: bool | None = None,
         mmd_bandwidths: Sequence[float] = BANDWIDTHS,
@@ -251,7 +251,7 @@ class ImageTRVAE(BaseTRVAE):
         adata: AnnData | None = None,
         target_condition: Any = None,
         *,
-        estimate: Estimate = "decoded",
+        estimate: Estimate = "counterfactual",
         **kwargs,
     ) -> AnnData | Path:
         """Predict images as they would be under another condition.
@@ -261,9 +261,9 @@ class ImageTRVAE(BaseTRVAE):
         adata, target_condition, **kwargs
             As in :meth:`trvae.TRVAE.transfer`.
         estimate
+            * ``"counterfactual"``: of this very image. Black and white pixels change as rarely as
+              what is decoded allows; pixels of a normal likelihood by as much as that changes.
             * ``"decoded"``: what the decoder gives for the target condition (the paper's).
-            * ``"counterfactual"``: the image, changed by as much as what is decoded changes. So
-              details are kept that the decoder misses, and traces of what should have vanished.
 
         Returns
         -------
@@ -284,7 +284,7 @@ class ImageTRVAE(BaseTRVAE):
         *,
         source_condition: Any = None,
         indices: Sequence[int] | Sequence[bool] | None = None,
-        estimate: Estimate = "decoded",
+        estimate: Estimate = "counterfactual",
         batch_size: int | None = None,
     ) -> np.ndarray:
         """Images as they would be under another condition.

@@ -101,7 +101,8 @@ class ImageDecoder(nn.Module):
         self.n_latent = n_latent
         self.first = nn.Conv2d(n_latent, channels[-1], 3, padding=1)
         self.offset = CovariateOffset(channels[-1], sizes, 9 * n_latent)
-        self.second = nn.Conv2d(channels[-1], channels[-1], 3, padding=1)
+        # As wide as thick strokes are: what is drawn depends on more than its own place.
+        self.second = nn.Conv2d(channels[-1], channels[-1], 5, padding=2)
         widths = [*reversed(channels), channels[0]]
         self.enlarging = nn.ModuleList(
             nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)

@@ -37,7 +37,7 @@ def transferred_images(
     observed: AnnData | None = None,
     indices: Sequence[int] | Sequence[bool] | None = None,
     n_images: int = 10,
-    estimate: Estimate = "decoded",
+    estimate: Estimate = "counterfactual",
     title: str | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
