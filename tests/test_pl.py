@@ -17,7 +17,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from anndata import AnnData
 from conftest import QUIET, fit
 from matplotlib.colors import to_hex
@@ -132,24 +131,20 @@ def given_image_model(change=0.0):
     obs = pd.DataFrame({"condition": ["normal"] * 6}, index=[f"image_{i}" for i in range(6)])
     adata = AnnData(images, obs=obs)
 
-    def as_images(cells):
-        return cells.X.reshape(-1, 8, 8, 1)
+    def get_images(cells, indices):
+        return cells.X[indices].reshape(-1, 8, 8, 1)
 
     return SimpleNamespace(
         adata=adata,
         conditions=conditions,
         image_shape=(8, 8, 1),
-        module=SimpleNamespace(white=torch.tensor(1.0)),
-        _condition_key="condition",
-        _own_cells=lambda: adata,
-        _chosen_cells=lambda obs, *_: (np.arange(len(obs)), obs["condition"].to_numpy()),
-        _targets=lambda target: target,
-        _as_images=as_images,
+        registry={"setup_args": {"condition_key": "condition"}},
+        get_images=get_images,
         get_transferred_images=lambda cells, targets, indices, **_: np.stack(
-            [as_images(cells[indices]) * scale for scale in (0.5, 0.9)]
+            [get_images(cells, indices) * scale for scale in (0.5, 0.9)]
         ),
         get_interpolated_images=lambda cells, target, indices, n_steps, **_: np.stack(
-            [as_images(cells[indices]) * scale for scale in np.linspace(0.2, 1, n_steps)]
+            [get_images(cells, indices) * scale for scale in np.linspace(0.2, 1, n_steps)]
         ),
     )
 

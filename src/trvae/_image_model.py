@@ -14,6 +14,7 @@ from scvi.utils import setup_anndata_dsp
 from trvae._base_model import BaseTRVAE
 from trvae._counterfactual import expected_grey
 from trvae._data import (
+    cell_positions,
     check_anndata,
     check_choice,
     check_positive_integer,
@@ -115,7 +116,7 @@ class ImageTRVAE(BaseTRVAE):
         n_latent: int = 4,
         channels: Sequence[int] = (16, 32),
         pixel_likelihood: PixelLikelihood = "bernoulli",
-        mmd_weight: float = 300.0,
+        mmd_weight: float = 1_000.0,
         mmd_layer: MMDLayer = "latent",
         mmd_within_labels: bool | None = None,
         mmd_bandwidths: Sequence[float] = BANDWIDTHS,
@@ -277,6 +278,35 @@ class ImageTRVAE(BaseTRVAE):
         """
         return super().transfer(adata, target_condition, estimate=estimate, **kwargs)
 
+    def get_images(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | Sequence[bool] | None = None,
+    ) -> np.ndarray:
+        """Images of an AnnData as they are.
+
+        Parameters
+        ----------
+        adata
+            Images, by default those that the model was trained on. Columns are matched by name.
+        indices
+            Positions of the images, or a mask of them. By default all.
+
+        Returns
+        -------
+        ``n_images x height x width x n_channels``.
+
+        Raises
+        ------
+        ValueError
+            If there are no such images.
+        """
+        adata = self._own_cells() if adata is None else adata
+        positions = cell_positions(indices, adata.n_obs, cells=self._CELLS)
+        pixels = get_matrix(adata[positions, self._var_names], self._layer)
+        pixels = pixels.toarray() if sparse.issparse(pixels) else np.asarray(pixels)
+        return pixels.reshape(-1, *self.image_shape)
+
     def get_transferred_images(
         self,
         adata: AnnData | None = None,
@@ -312,16 +342,10 @@ class ImageTRVAE(BaseTRVAE):
             estimate=estimate,
             batch_size=batch_size,
         )
-        images = self._as_images(predicted)
+        images = self.get_images(predicted)
         if are_several(target_condition):
             return images.reshape(len(target_condition), -1, *self.image_shape)
         return images
-
-    def _as_images(self, adata: AnnData) -> np.ndarray:
-        """Images of an AnnData, whatever the order of its columns."""
-        pixels = get_matrix(adata[:, self._var_names], self._layer)
-        pixels = pixels.toarray() if sparse.issparse(pixels) else np.asarray(pixels)
-        return pixels.reshape(-1, *self.image_shape)
 
     @torch.inference_mode()
     def get_interpolated_images(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
-from trvae._data import check_positive_integer
-from trvae.pl._models import check_is_one_model
+from trvae._data import cell_positions, check_positive_integer
+from trvae.pl._models import cells_to_plot, check_is_one_model, condition_key
 from trvae.pl._output import SMALL_FONT, Output
 
 if TYPE_CHECKING:
@@ -74,20 +75,20 @@ def transferred_images(
     adata, chosen, sources = _chosen(model, adata, source_condition, indices, n_images)
     if target_condition is None:
         target_condition = [one for one in model.conditions if one not in sources]
-    targets = model._targets(target_condition)
+    several = pd.api.types.is_list_like(target_condition)
+    targets = list(target_condition) if several else [target_condition]
     drawn = model.get_transferred_images(
         adata, targets, source_condition=source_condition, indices=chosen, estimate=estimate
     )
-    rows = {_names(sources): model._as_images(adata[chosen])}
+    rows = {_names(sources): model.get_images(adata, chosen)}
     for target, images in zip(targets, drawn, strict=True):
         rows[f"{target}, predicted"] = images
         if observed is not None:
-            real = np.flatnonzero(observed.obs[model._condition_key] == target)
+            real = np.flatnonzero(observed.obs[condition_key(model)] == target)
             if len(real) > 0:
-                shown = observed[_spread(real, n_images)]
-                rows[f"{target}, observed"] = model._as_images(shown)
+                rows[f"{target}, observed"] = model.get_images(observed, _spread(real, n_images))
     output = Output(ax, show, save, return_fig)
-    return _draw(model, rows, [], title, output)
+    return _draw(rows, [], title, output)
 
 
 def interpolated_images(
@@ -134,11 +135,11 @@ def interpolated_images(
         indices=chosen,
         n_steps=n_steps,
     )
-    images = np.concatenate([model._as_images(adata[chosen])[None], steps])
+    images = np.concatenate([model.get_images(adata, chosen)[None], steps])
     rows = dict(enumerate(images.swapaxes(0, 1)))
     columns = ["given", _names(sources), *[""] * (n_steps - 2), str(target_condition)]
     output = Output(ax, show, save, return_fig)
-    return _draw(model, rows, columns, title, output)
+    return _draw(rows, columns, title, output)
 
 
 def _chosen(model, adata, source, indices, n_images) -> tuple[AnnData, list[int], list]:
@@ -147,25 +148,31 @@ def _chosen(model, adata, source, indices, n_images) -> tuple[AnnData, list[int]
     if not hasattr(model, "image_shape"):
         raise ValueError(f"{type(model).__name__} is no model of images, such as ImageTRVAE.")
     check_positive_integer("n_images", n_images)
-    adata = model._own_cells() if adata is None else adata
-    positions, conditions = model._chosen_cells(adata.obs, source, indices)
-    shown = _spread(np.arange(len(positions)), n_images)
-    return adata, positions[shown].tolist(), list(dict.fromkeys(conditions[shown]))
+    adata = cells_to_plot(model, adata)
+    positions = cell_positions(indices, adata.n_obs)
+    if condition_key(model) not in adata.obs:
+        return adata, _spread(positions, n_images), [source]
+    conditions = adata.obs[condition_key(model)]
+    if source is not None and (conditions.iloc[positions] == source).any():
+        positions = positions[(conditions.iloc[positions] == source).to_numpy()]
+    chosen = _spread(positions, n_images)
+    return adata, chosen, list(conditions.iloc[chosen].unique())
 
 
-def _spread(positions: np.ndarray, n: int) -> np.ndarray:
+def _spread(positions: np.ndarray, n: int) -> list[int]:
     """At most ``n`` of them, evenly spread."""
-    return positions[
-        np.linspace(0, len(positions) - 1, min(n, len(positions))).round().astype(int)
-    ]
+    places = np.linspace(0, len(positions) - 1, min(n, len(positions)))
+    return positions[places.round().astype(int)].tolist()
 
 
 def _names(conditions: list) -> str:
     return ", ".join(map(str, conditions))
 
 
-def _draw(model, rows: dict, columns: list[str], title: str | None, output: Output) -> Any:
-    height, width, n_channels = model.image_shape
+def _draw(rows: dict, columns: list[str], title: str | None, output: Output) -> Any:
+    images_of_row = next(iter(rows.values()))
+    height, width, n_channels = images_of_row.shape[1:]
+    white = 255 if images_of_row.dtype.kind in "ui" else 1
     if n_channels not in _CHANNELS:
         allowed = ", ".join(f"{n} ({name})" for n, name in _CHANNELS.items())
         raise ValueError(
@@ -182,7 +189,7 @@ def _draw(model, rows: dict, columns: list[str], title: str | None, output: Outp
             top, left = i * (height + gap), j * (width + gap)
             place = sheet[top : top + height, left : left + width]
             place[..., 3] = 1
-            place[..., : max(n_channels, 3)] = image / model.module.white.item()
+            place[..., : max(n_channels, 3)] = image / white
     size = (
         _INCHES_OF_NAMES + n_columns * _INCHES_AN_IMAGE * width / height,
         _INCHES_AN_IMAGE * (n_rows + 1),

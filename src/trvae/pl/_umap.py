@@ -19,7 +19,7 @@ from trvae._data import (
     check_seed,
 )
 from trvae.pl._colors import styles
-from trvae.pl._models import check_is_one_model
+from trvae.pl._models import cells_to_plot, check_is_one_model
 from trvae.pl._output import SMALL_FONT, Output, legend_outside
 
 if TYPE_CHECKING:
@@ -109,9 +109,7 @@ def umap(
     check_positive_integer("n_neighbors", n_neighbors)
     check_seed(seed)
     check_is_one_model(model, "representation")
-    cells = model.adata if adata is None else adata
-    if cells is None:
-        raise ValueError("The model has no cells of its own. Give some: adata=...")
+    cells = cells_to_plot(model, adata)
     positions = cell_positions(indices, cells.n_obs)
     if len(positions) <= n_neighbors:
         raise ValueError(f"{len(positions)} cells are too few for n_neighbors={n_neighbors}.")
