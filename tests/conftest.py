@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 from contextlib import contextmanager
 
 import pytest
@@ -18,6 +19,18 @@ QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 def pytest_xdist_setupnodes():
     """Give each process that runs tests one core; set here, its libraries find it when they load."""
     os.environ.update(OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="1")
+
+
+@pytest.fixture(autouse=True)
+def _handlers_of_a_script():
+    """What Python itself does, whoever runs the tests: Ray leaves handlers of its own."""
+    before = [
+        (signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler)),
+        (signal.SIGTERM, signal.signal(signal.SIGTERM, signal.SIG_DFL)),
+    ]
+    yield
+    for number, handler in before:
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

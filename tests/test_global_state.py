@@ -256,6 +256,10 @@ CALLS = {
     "ImageTRVAE.train": lambda given: trained_anew(
         trvae.ImageTRVAE, given.images, image_shape=(6, 6)
     ),
+    "ImageTRVAE.get_images": lambda given: given.image_model.get_images(given.images),
+    "ImageTRVAE.get_interpolated_images": lambda given: given.image_model.get_interpolated_images(
+        given.images, "thick"
+    ),
     "ImageTRVAE.get_transferred_images": lambda given: given.image_model.get_transferred_images(
         target_condition="thick"
     ),
@@ -281,6 +285,12 @@ CALLS = {
     "pl.response": lambda given: trvae.pl.response(*given.groups, show=False),
     "pl.response_by_label": lambda given: trvae.pl.response_by_label(
         *given.groups, labels_key="cell_type", show=False
+    ),
+    "pl.transferred_images": lambda given: trvae.pl.transferred_images(
+        given.image_model, target_condition="thick", source_condition="thin", show=False
+    ),
+    "pl.interpolated_images": lambda given: trvae.pl.interpolated_images(
+        given.image_model, target_condition="thick", source_condition="thin", show=False
     ),
     "pl.umap": lambda given: trvae.pl.umap(given.model, n_neighbors=5, show=False),
     "pl.history": lambda given: trvae.pl.history(given.model, show=False),

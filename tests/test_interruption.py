@@ -17,18 +17,6 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM]
 N_EPOCHS = 8
 
 
-@pytest.fixture(autouse=True)
-def _handlers_of_a_script():
-    """What Python itself does, whoever runs the tests."""
-    before = [
-        (signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler)),
-        (signal.SIGTERM, signal.signal(signal.SIGTERM, signal.SIG_DFL)),
-    ]
-    yield
-    for number, handler in before:
-        signal.signal(number, handler)
-
-
 class At(Callback):
     """Do something in an epoch (from 0), and note the weights of those before."""
 
