@@ -25,7 +25,7 @@ autodoc_typehints = "none"
 napoleon_google_docstring = False
 # What is returned is told in sentences and lists, each line of which would be taken for a type.
 napoleon_custom_sections = ["Returns"]
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["deflist", "dollarmath"]
 suppress_warnings = ["ref.term"]
 
 

@@ -222,14 +222,12 @@ def is_found(mutation: Mutation) -> bool:
             capture_output=True,
             text=True,
         )
-    # 1: a test failed. Anything else, such as an error of pytest's own, finds nothing.
-    if done.returncode not in (0, 1):
+    failed = [line.split(" - ")[0] for line in done.stdout.splitlines() if line[:6] == "FAILED"]
+    # An error of pytest's own finds nothing.
+    if done.returncode != 0 and not failed:
         raise RuntimeError(f"{mutation.name}: pytest ended with {done.returncode}\n{done.stdout}")
-    failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
-    print(
-        f"{'found' if done.returncode else 'SURVIVED'}: {mutation.name}", *failed[:1], flush=True
-    )
-    return done.returncode == 1
+    print(f"{'found' if failed else 'SURVIVED'}: {mutation.name}", *failed[:1], flush=True)
+    return len(failed) > 0
 
 
 def main() -> None:
