@@ -108,6 +108,19 @@ def test_layers_and_norms(adata, mmd_layer, normalization):
     assert np.isfinite(model.history["mmd_validation"].astype(float)).all(axis=None)
 
 
+def test_the_kl_divergence_has_its_weight(trained):
+    tensors = next(iter(trained._make_data_loader(trained.adata, batch_size=100)))
+    module = trained.module
+    with torch.no_grad():
+        inferred, generated, full = module(tensors)
+        part = module.loss(tensors, inferred, generated, kl_weight=0.25, final_kl_weight=0.5)
+    kl = full.kl_local["kl_divergence_z"].mean()
+    assert kl > 1
+    torch.testing.assert_close(full.loss - part.loss, 0.75 * kl, rtol=1e-3, atol=0)
+    ahead = part.extra_metrics["objective"] - part.loss
+    torch.testing.assert_close(ahead, 0.25 * kl, rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize("mmd_layer", ["decoder", "latent", "both"])
 @pytest.mark.parametrize("within_labels", [True, False])
 def test_mmd_is_that_of_the_chosen_layer(adata, mmd_layer, within_labels):
