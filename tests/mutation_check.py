@@ -150,7 +150,7 @@ MUTATIONS = [
         "_base_module.py",
         "    grad[:n_rows] = 0\n",
         "",
-        "test_reference_mapping.py",
+        "test_model.py test_reference_mapping.py",
     ),
     Mutation(
         "rare conditions are not repeated",
