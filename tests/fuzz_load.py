@@ -234,7 +234,9 @@ def main(n: int, seed: int, first: int = 0) -> int:
     """Run ``n`` cases and return how many were lost."""
     counts: collections.Counter[str] = collections.Counter()
     start = time.monotonic()
-    context = multiprocessing.get_context("fork")
+    # A fork of a process that has trained waits for threads that it doesn't have.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["trvae"])
     with tempfile.TemporaryDirectory() as models:
         make_models(Path(models))
         following = first
