@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from trvae._plain import read_torch
-from trvae._saved import history_as_arrays, history_as_tables
+from trvae._saved import history_as_arrays, history_as_tables, shapes_of
 from trvae._seed import random_states
 from trvae._stream import check_writable, complete_or_absent, naming_what_is_written
 
@@ -147,7 +147,7 @@ def read_checkpoint(
     if not isinstance(checkpoint, dict) or not checkpoint.keys() >= _PARTS:
         raise ValueError(f"{path} is no checkpoint that train(checkpoint_dir=...) has written.")
     differing = [name for name in model if checkpoint["model"].get(name) != model[name]]
-    if _shapes(checkpoint["weights"]) != _shapes(module.state_dict()):
+    if shapes_of(checkpoint["weights"]) != shapes_of(module.state_dict()):
         differing.append("shapes of weights")
     if differing:
         raise ValueError(
@@ -223,7 +223,3 @@ def _stateful(trainer: Any) -> list[tuple[str, list[Any]]]:
             ],
         ),
     ]
-
-
-def _shapes(weights: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in weights.items()}

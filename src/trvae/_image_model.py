@@ -389,14 +389,12 @@ class ImageTRVAE(BaseTRVAE):
             adata, target_condition, source_condition, indices, "decoded", seed=0
         )
         code = self.conditions.index(target_condition)
+        shares = torch.linspace(0, 1, n_steps)
         minibatches = []
         for tensors, inferred in self._encode(selection, batch_size):
             inputs = self.module._get_generative_input(tensors, inferred)
-            steps = [
-                self.module.interpolate(**inputs, transform_batch=code, share=share).mean
-                for share in np.linspace(0, 1, n_steps).tolist()
-            ]
-            minibatches.append(self._as_registered(torch.stack(steps).cpu().numpy()))
+            px = self.module.interpolate(**inputs, transform_batch=code, shares=shares)
+            minibatches.append(self._as_registered(px.mean.cpu().numpy()))
         images = np.concatenate(minibatches, axis=1)
         return images.reshape(*images.shape[:2], *self.image_shape)
 

@@ -147,12 +147,12 @@ class ImageTRVAEModule(BaseTRVAEModule):
         library: torch.Tensor,
         batch_index: torch.Tensor,
         transform_batch: int,
-        share: float,
+        shares: torch.Tensor,
         cont_covs: torch.Tensor | None = None,
         cat_covs: torch.Tensor | None = None,
         size_factor: torch.Tensor | None = None,
     ) -> Distribution:
-        """Likelihood of images decoded between two conditions.
+        """Likelihood of images decoded between two conditions, ``n_shares x n_images x n_pixels``.
 
         Parameters
         ----------
@@ -160,12 +160,12 @@ class ImageTRVAEModule(BaseTRVAEModule):
             As :meth:`generative` takes them.
         transform_batch
             Code of the condition to go to.
-        share
-            How far, from 0 to 1.
+        shares
+            How far, each from 0 to 1, ``n_shares``.
         """
         source = covariates_of(batch_index, cat_covs, cont_covs)
         target = source._replace(condition=torch.full_like(source.condition, transform_batch))
-        decoded = self.decoder.between(z, source, target, share)
+        decoded = self.decoder.between(z, source, target, shares)
         return self._likelihood(decoded, library, source.condition)
 
     def residual_sd(self, px: Distribution) -> torch.Tensor:

@@ -121,13 +121,15 @@ class ImageDecoder(nn.Module):
         return self._draw(self._enter(z, covariates))
 
     def between(
-        self, z: torch.Tensor, source: Covariates, target: Covariates, share: float
+        self, z: torch.Tensor, source: Covariates, target: Covariates, shares: torch.Tensor
     ) -> DecoderOutput:
         """As :meth:`forward`, with what enters the first layer between that of two conditions.
 
-        ``share`` is 0 for the source, and 1 for the target.
+        Of ``shares``, each from 0 for the source to 1 for the target, decode
+        ``n_shares x n_images``.
         """
-        return self._draw(torch.lerp(self._enter(z, source), self._enter(z, target), share))
+        entered = self._enter(z, source), self._enter(z, target)
+        return self._draw(torch.lerp(*entered, shares.view(-1, *[1] * entered[0].ndim)))
 
     def _enter(self, z: torch.Tensor, covariates: Covariates) -> torch.Tensor:
         """First layer before its activation, ``... x n_images x channels x height x width``."""

@@ -113,7 +113,7 @@ class SavedModel:
         weights = dict(self.content[SAVE_KEYS.MODEL_STATE_DICT_KEY])
         weights.pop(_PYRO, None)
         try:
-            found_shapes = {name: weight.shape for name, weight in weights.items()}
+            found_shapes = shapes_of(weights)
             arguments = self._attributes["init_params_"]
             settings = dict(arguments["non_kwargs"])
             for others in arguments["kwargs"].values():
@@ -121,8 +121,7 @@ class SavedModel:
             # There, weights have a shape but take no memory, however large forged settings are.
             with torch.device("meta"):
                 model = model_class(registry=self.registry, **settings)
-            state = model.module.state_dict()
-            shapes = {name: weight.shape for name, weight in state.items()}
+            shapes = shapes_of(model.module.state_dict())
         except DAMAGE as error:
             raise ValueError(f"{self.path} does not hold a whole {name}: {error}") from error
         if shapes != found_shapes:
@@ -202,6 +201,11 @@ class SavedModel:
         attributes["history_"] = tables
         if holds_left_out(content):
             raise ValueError(f"{self.path} holds tables of pandas, which are no plain data.")
+
+
+def shapes_of(weights: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
+    """Shape of each of the weights, by name."""
+    return {name: weight.shape for name, weight in weights.items()}
 
 
 def history_as_arrays(history: dict[str, pd.DataFrame] | None) -> dict[str, dict] | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from trvae._data import cell_positions, check_positive_integer
+from trvae._transfer import are_several
 from trvae.pl._models import cells_to_plot, check_is_one_model, condition_key
 from trvae.pl._output import SMALL_FONT, Output
 
@@ -75,8 +75,7 @@ def transferred_images(
     adata, chosen, sources = _chosen(model, adata, source_condition, indices, n_images)
     if target_condition is None:
         target_condition = [one for one in model.conditions if one not in sources]
-    several = pd.api.types.is_list_like(target_condition)
-    targets = list(target_condition) if several else [target_condition]
+    targets = list(target_condition) if are_several(target_condition) else [target_condition]
     drawn = model.get_transferred_images(
         adata, targets, source_condition=source_condition, indices=chosen, estimate=estimate
     )
