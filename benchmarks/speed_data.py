@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import anndata as ad
+import h5py
 import numpy as np
 import scanpy as sc
 from accuracy import read_kang
 from anndata.experimental import AnnCollection
+from anndata.io import read_elem, sparse_dataset
 from scipy import sparse
 from scvi.dataloaders import CollectionAdapter
 
@@ -72,10 +74,7 @@ def prepare_source(path: Path, source: str) -> None:
         adata = ad.read_h5ad(path)
         rows = np.array_split(np.arange(adata.n_obs), 4)
         for part, rows_of_part in zip(_parts(path), rows, strict=True):
-            cells = adata[rows_of_part].copy()
-            # scvi-tools reads a collection's layers, not its X.
-            cells.layers["counts"] = cells.X
-            cells.write_h5ad(part)
+            adata[rows_of_part].copy().write_h5ad(part)
     if source == SHARDS and not _shards(path).exists():
         from annbatch import DatasetCollection
 
@@ -84,6 +83,14 @@ def prepare_source(path: Path, source: str) -> None:
 
 def _parts(path: Path) -> list[Path]:
     return [path.with_name(f"{path.stem}_part_{i}.h5ad") for i in range(4)]
+
+
+def _open_part(part: Path) -> ad.AnnData:
+    """Return an AnnData with its counts on disk, as a layer: of a collection, no others are read."""
+    file = h5py.File(part)
+    counts = sparse_dataset(file["X"])
+    obs, var = read_elem(file["obs"]), read_elem(file["var"])
+    return ad.AnnData(counts, obs=obs, var=var, layers={"counts": counts})
 
 
 def _shards(path: Path) -> Path:
@@ -105,9 +112,12 @@ def _open_shards(path: Path):
     )
 
 
-def model_of(path: Path, source: str, likelihood: str) -> tuple[trvae.TRVAE, dict]:
+def model_of(
+    path: Path, source: str, likelihood: str, decoder: str = "additive"
+) -> tuple[trvae.TRVAE, dict]:
     """Return a model of the cells in a file, and what its ``train`` needs to read them."""
     kwargs = {
+        "decoder": decoder,
         "hidden_sizes": WIDTHS,
         "gene_likelihood": "nb" if likelihood == "nb" else "normal",
         "seed": SEED,
@@ -116,7 +126,7 @@ def model_of(path: Path, source: str, likelihood: str) -> tuple[trvae.TRVAE, dic
         datamodule = _open_shards(path)
         return trvae.TRVAE(registry=datamodule.registry, **kwargs), {"datamodule": datamodule}
     if source == FOUR_FILES:
-        files = [ad.read_h5ad(part, backed="r") for part in _parts(path)]
+        files = [_open_part(part) for part in _parts(path)]
         collection = AnnCollection(files, join_vars="inner", join_obs="inner", label="file")
         cells, layer = CollectionAdapter(collection), "counts"
     else:

@@ -276,9 +276,11 @@ def test_a_full_disk_loses_no_saved_model(adata, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "notes.txt").touch()
     old.save(tmp_path / "model", overwrite=True)
-    for folder, overwrite in (("model", True), ("new", False)):
+    for folder, overwrite, save_anndata in (
+        ("model", True, False), ("new", False, False), ("model", True, True), ("new", False, True),
+    ):  # fmt: skip
         with full_disk(), pytest.raises(OSError, match=f"{folder} could not be written"):
-            new.save(tmp_path / folder, overwrite=overwrite)
+            new.save(tmp_path / folder, overwrite=overwrite, save_anndata=save_anndata)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     files = sorted(path.name for path in (tmp_path / "model").iterdir())
     assert files == ["model.pt", "notes.txt"]

@@ -1,5 +1,6 @@
 import anndata
 import dask.array as da
+import h5py
 import numpy as np
 import pytest
 from anndata.experimental import read_lazy
@@ -213,6 +214,29 @@ def test_a_full_disk_leaves_nothing_that_is_not_complete(
     # There is room again.
     trained.transfer(control, "treated", **arguments)
     assert_same(read(out), trained.transfer(control, "treated", **ARGUMENTS))
+
+
+def content(path):
+    found = {}
+    with h5py.File(path) as file:
+        file.visititems(
+            lambda name, item: found.update(
+                {name: item[()] if isinstance(item, h5py.Dataset) else dict(item.attrs)}
+            )
+        )
+    return found
+
+
+@pytest.mark.parametrize("place", ["memory", "disk"])
+def test_cells_are_written_as_anndata_does(adata, tmp_path, place):
+    adata.obs["text"] = adata.obs["condition"].astype(str).astype(object)
+    adata.raw = adata[:, :5].copy()
+    adata.copy().write_h5ad(tmp_path / "theirs.h5ad")
+    cells = adata if place == "memory" else anndata.read_h5ad(tmp_path / "theirs.h5ad", backed="r")
+    with full_disk(), pytest.raises(OSError, match="File too large"):
+        _stream.write_h5ad(tmp_path / "full.h5ad", cells)
+    _stream.write_h5ad(tmp_path / "ours.h5ad", cells, compression="gzip")
+    np.testing.assert_equal(content(tmp_path / "ours.h5ad"), content(tmp_path / "theirs.h5ad"))
 
 
 def test_a_folder_that_cannot_be_written_is_known_at_once(trained, control, tmp_path, monkeypatch):

@@ -1,10 +1,13 @@
 import anndata
+import h5py
 import numpy as np
 import pytest
 import scvi
 import torch
 from anndata.experimental import AnnCollection
+from anndata.io import read_elem, sparse_dataset
 from conftest import QUIET, SMALL, fit
+from scipy import sparse
 from scvi.dataloaders import CollectionAdapter
 
 import trvae
@@ -191,7 +194,14 @@ def _saved_in_two_files(adata, folder):
     return [anndata.read_h5ad(path, backed="r") for path in paths]
 
 
-@pytest.mark.parametrize("source", ["one backed file", "two files"])
+def _opened(path):
+    file = h5py.File(path)
+    counts = sparse_dataset(file["X"])
+    obs, var = read_elem(file["obs"]), read_elem(file["var"])
+    return anndata.AnnData(counts, obs=obs, var=var, layers={"counts": counts})
+
+
+@pytest.mark.parametrize("source", ["one backed file", "two files", "two files, counts on disk"])
 def test_training_on_files_is_training_in_memory(adata, tmp_path, source):
     layer = {}
     if source == "one backed file":
@@ -199,7 +209,10 @@ def test_training_on_files_is_training_in_memory(adata, tmp_path, source):
         files = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
     else:
         layer = {"layer": "counts"}
+        adata.X = sparse.csr_matrix(adata.X)
         parts = _saved_in_two_files(adata, tmp_path)
+        if source == "two files, counts on disk":
+            parts = [_opened(part.filename) for part in parts]
         files = CollectionAdapter(
             AnnCollection(parts, join_vars="inner", join_obs="inner", label="file")
         )

@@ -65,7 +65,7 @@ from trvae._registration import (
 )
 from trvae._saved import FORMAT_VERSION, SavedModel, history_as_arrays
 from trvae._seed import seeded, with_seed
-from trvae._stream import complete_or_as_before, naming_what_is_written
+from trvae._stream import complete_or_as_before, naming_what_is_written, write_h5ad
 from trvae._support import balanced_sample
 from trvae._train import (
     SPLIT,
@@ -690,6 +690,7 @@ class BaseTRVAE(
         dir_path: str | Path,
         prefix: str | None = None,
         overwrite: bool = False,
+        save_anndata: bool = False,
         *args,
         **kwargs,
     ) -> None:
@@ -707,6 +708,8 @@ class BaseTRVAE(
         overwrite
             Whether a model that is saved there may be replaced. It is, once the new one is
             complete.
+        save_anndata
+            Whether to save the data beside it.
         *args, **kwargs
             Passed to :meth:`scvi.model.base.BaseModelClass.save`.
 
@@ -728,7 +731,11 @@ class BaseTRVAE(
             self._with_plain_history(),
             complete_or_as_before(folder) as unfinished,
         ):
-            super().save(str(unfinished), prefix, False, *args, **kwargs)
+            unfinished.mkdir(exist_ok=True)
+            if save_anndata and isinstance(self.adata, AnnData) and not kwargs:
+                write_h5ad(unfinished / f"{prefix or ''}{SAVE_KEYS.ADATA_FNAME}", self.adata)
+                save_anndata = False
+            super().save(str(unfinished), prefix, True, save_anndata, *args, **kwargs)
 
     @contextmanager
     def _with_plain_history(self) -> Iterator[None]:

@@ -35,7 +35,7 @@ from trvae._evaluate import HeldOut, hold_out, predict_held_out
 from trvae._interruption import end_if_interrupted
 from trvae._module import GeneLikelihood
 from trvae._mudata import DEFAULT_MODALITY, cells_of, places_of
-from trvae._stream import complete_or_absent
+from trvae._stream import complete_or_absent, write_h5ad
 from trvae._transfer import Estimate
 
 if TYPE_CHECKING:
@@ -555,4 +555,4 @@ def _write(adata: AnnData, path: Path) -> None:
     """Write beside and rename, so that an interruption leaves no half-written file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with complete_or_absent(path) as unfinished:
-        adata.write_h5ad(unfinished, compression="gzip")
+        write_h5ad(unfinished, adata, compression="gzip")

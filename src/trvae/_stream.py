@@ -332,9 +332,37 @@ class _FileOfHDF5(io.FileIO):
 @contextmanager
 def _open_hdf5(path: Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
     with _FileOfHDF5(path, "r+" if path.exists() else "w+") as file:
-        with h5py.File(file, "r+" if path.stat().st_size > 0 else "w") as root:
-            yield root, file.check
-        file.check()
+        try:
+            with h5py.File(file, "r+" if path.stat().st_size > 0 else "w") as root:
+                yield root, file.check
+        finally:
+            # HDF5 itself complains of what it can't read again.
+            file.check()
+
+
+def write_h5ad(path: Path, adata: AnnData, **dataset_kwargs: Any) -> None:
+    """Write an AnnData as its own method does, which crashes if the disk is full.
+
+    Parameters
+    ----------
+    path
+        File to write.
+    adata
+        What to write.
+    **dataset_kwargs
+        Passed to HDF5, such as ``compression``.
+
+    Raises
+    ------
+    OSError
+        If it can't be written.
+    """
+    # As AnnData itself does before it writes.
+    adata.strings_to_categoricals()
+    if adata.raw is not None:
+        adata.strings_to_categoricals(adata.raw.var)
+    with _open_hdf5(path) as (root, _):
+        write_elem(root, "/", adata, dataset_kwargs=dataset_kwargs)
 
 
 @contextmanager
