@@ -23,7 +23,7 @@ WIDTHS, BATCH_SIZE, N_GENES, SEED = (256, 64), 128, 2_000, 0
 IN_MEMORY, ONE_FILE, FOUR_FILES, SHARDS = (
     "in memory",
     "from disk",
-    "from four files",
+    "from four files on disk",
     "from shards",
 )
 
