@@ -26,6 +26,55 @@ def test_matching_leaves_the_reference_as_it_is(reference_and_query):
     assert "reference_z" not in model.module.state_dict()
 
 
+@pytest.mark.parametrize("unfrozen", [False, True])
+@pytest.mark.parametrize("match_reference", [False, True])
+def test_a_saved_query_is_trained_as_it_was(
+    reference_and_query, tmp_path, match_reference, unfrozen
+):
+    reference, query = reference_and_query
+    mapped = trvae.TRVAE.load_query_data(
+        query, reference, match_reference=match_reference, unfrozen=unfrozen
+    )
+    mapped.train(max_epochs=2, **QUIET)
+    mapped.save(tmp_path / "mapped")
+    loaded = trvae.TRVAE.load(tmp_path / "mapped", query)
+    before = {name: weight.clone() for name, weight in loaded.module.state_dict().items()}
+    loaded.train(max_epochs=2, **QUIET)
+    np.testing.assert_array_equal(
+        np.unique(loaded.reference_cells_["condition"]), [2] if unfrozen else [0, 1, 2]
+    )
+    assert loaded.module._has_reference == match_reference
+    for name, known in reference.module.state_dict().items():
+        after = loaded.module.state_dict()[name]
+        assert unfrozen or torch.equal(after[: len(known)], known), name
+        if len(after) > len(known):
+            assert not torch.equal(after[len(known) :], before[name][len(known) :]), name
+
+
+@pytest.mark.parametrize(("source", "target"), [("control", "again"), ("again", "control")])
+def test_a_query_learns_its_condition(reference_and_query, source, target):
+    reference, _ = reference_and_query
+    cells = {
+        name: reference.adata[reference.adata.obs["condition"] == name].copy()
+        for name in ("control", "treated")
+    }
+    cells["again"] = cells.pop("treated")
+    cells["again"].obs["condition"] = "again"
+    mapped = trvae.TRVAE.load_query_data(cells["again"], reference)
+    # What is predicted is the network's own.
+    mapped.linear_weight = 0.0
+    log_mean = {name: np.log(np.ravel(group.X.mean(0))) for name, group in cells.items()}
+    missed = []
+    for lr in (0.0, 1e-2):
+        mapped.train(**LONG | {"plan_kwargs": {"lr": lr}}, **QUIET)
+        predicted = mapped.transfer(cells[source], target, source_condition=source)
+        error = np.log(np.ravel(predicted.X.mean(0))) - log_mean[target]
+        missed.append(np.linalg.norm(error) / np.linalg.norm(log_mean[target] - log_mean[source]))
+    # As shares of the change.
+    assert missed[0] > 0.3
+    assert missed[1] < 0.1
+
+
 @pytest.mark.parametrize("match_reference", [False, True])
 def test_a_query_of_one_condition_has_the_reference_to_match(reference_and_query, match_reference):
     reference, query = reference_and_query

@@ -152,7 +152,7 @@ class BaseTRVAE(
         if mmd_within_labels and not has_labels:
             raise ValueError("mmd_within_labels=True needs labels: setup_anndata(labels_key=...).")
         self.seed = seed
-        self._cells_of_reference: dict[str, np.ndarray] | None = None
+        self.mapping_: dict[str, Any] | None = None
         self.mean_profiles_: np.ndarray | None = None
         self.modelled_shares_: np.ndarray | None = None
         self.reference_cells_: dict[str, np.ndarray] | None = None
@@ -630,7 +630,7 @@ class BaseTRVAE(
 
         So what the model has seen is known where its cells are not.
         """
-        known = self._cells_of_reference if self._is_frozen else None
+        known = self.mapping_["reference_cells"] if self.mapping_ and self._is_frozen else None
         codes = [REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.LABELS_KEY]
         if datamodule is None:
             condition, label = (
@@ -679,6 +679,15 @@ class BaseTRVAE(
                 f"No training {self._CELLS} are kept with this model: it was not trained so."
             )
         return self.reference_cells_
+
+    def _train_as_mapped(self) -> None:
+        """Let training change what it may after a mapping, and compare with what it shall."""
+        if self.mapping_ is None:
+            return
+        if self.mapping_["n_rows"] is not None:
+            self.module.train_new_categories_only(self.mapping_["n_rows"])
+        if self.mapping_["matches_reference"]:
+            self.module.compare_with(self.mapping_["reference_cells"])
 
     @property
     def _is_frozen(self) -> bool:
@@ -801,7 +810,7 @@ class BaseTRVAE(
                 )
             # Weights are drawn before those that are saved take their place.
             with saved.in_private_folder() as folder, seeded(0):
-                return super().load(
+                model = super().load(
                     folder,
                     adata,
                     accelerator,
@@ -809,6 +818,8 @@ class BaseTRVAE(
                     datamodule=datamodule,
                     allowed_classes_names_list=allowed_classes_names_list,
                 )
+            model._train_as_mapped()
+            return model
         except (AttributeError, LookupError, TypeError) as error:
             raise ValueError(f"{saved.path} does not fit the cells: {error!r}") from error
 
@@ -988,14 +999,18 @@ class BaseTRVAE(
         else:
             model = super().load_query_data(adata, reference, unfrozen=True, **kwargs)
         model._take_from_reference(reference)
+        if reference_cells is not None and model.module.mmd_within_labels and adata is not None:
+            model._check_shares_labels(reference_cells)
+        known_rows = {name: len(weight) for name, weight in reference.module.named_parameters()}
+        model.mapping_ = {
+            "reference_cells": reference.reference_cells_,
+            "n_rows": None if unfrozen else known_rows,
+            "matches_reference": match_reference,
+        }
+        model._train_as_mapped()
         if not unfrozen:
-            model.module.train_new_categories_only(reference.module.state_dict())
             # A query without anything new is mapped already.
             model.is_trained_ = not any(p.requires_grad for p in model.module.parameters())
-        if reference_cells is not None:
-            if model.module.mmd_within_labels and adata is not None:
-                model._check_shares_labels(reference_cells)
-            model.module.compare_with(reference_cells)
         return model
 
     def _check_shares_labels(self, reference_cells: dict[str, np.ndarray]) -> None:
@@ -1034,7 +1049,7 @@ class BaseTRVAE(
 
     def _take_from_reference(self, reference: Any) -> None:
         """Take what a reference has learnt from its cells beside the weights."""
-        self.reference_cells_ = self._cells_of_reference = reference.reference_cells_
+        self.reference_cells_ = reference.reference_cells_
 
     # ----------------------------------------------------------------- representations
 

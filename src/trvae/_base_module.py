@@ -163,16 +163,17 @@ class BaseTRVAEModule(BaseMinifiedModeModuleClass):
         finally:
             self._latent_noise = None
 
-    def train_new_categories_only(self, reference: dict[str, torch.Tensor]) -> None:
+    def train_new_categories_only(self, n_rows: Mapping[str, int]) -> None:
         """Freeze all weights but the rows that the categories' tables have more.
 
         Parameters
         ----------
-        reference
-            State of the module that this one was extended from. New categories are the last.
+        n_rows
+            Of each weight, how many rows it had in the module that this one was extended from. New
+            categories are the last.
         """
         for name, parameter in self.named_parameters():
-            n_known = len(reference[name])
+            n_known = n_rows[name]
             parameter.requires_grad = len(parameter) > n_known
             if parameter.requires_grad:
                 parameter.register_hook(functools.partial(_without_rows, n_known))
