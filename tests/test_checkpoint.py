@@ -27,8 +27,8 @@ class Keep(Callback):
             shutil.copytree(self.folder, self.folder.with_name("kept"))
 
 
-def small(adata, seed=0):
-    return untrained(adata.copy(), seed=seed, dropout_rate=0.2)
+def small(adata, seed=0, **kwargs):
+    return untrained(adata.copy(), **({"seed": seed, "dropout_rate": 0.2} | kwargs))
 
 
 def image(adata, seed=0):
@@ -185,14 +185,16 @@ def checkpoint(tmp_path_factory):
 @pytest.mark.parametrize(
     ("other", "differing"),
     [
-        ({"hidden_sizes": (16, 16)}, "settings, shapes of weights"),
-        ({"mmd_weight": 3.0}, "settings"),
-        ({"gene_likelihood": "poisson"}, "settings, shapes of weights"),
+        ({"hidden_sizes": (16, 16)}, "hidden_sizes, shapes of weights"),
+        ({"mmd_weight": 3.0}, "mmd_weight"),
+        ({"gene_likelihood": "poisson"}, "gene_likelihood, shapes of weights"),
+        ({"dropout_rate": 0.1}, "dropout_rate"),
+        ({"seed": 1}, "seed"),
     ],
 )
 def test_a_checkpoint_of_another_model_is_refused(adata, checkpoint, other, differing):
-    model = untrained(adata, **other)
-    with pytest.raises(ValueError, match=f"training.ckpt is .* they differ in {differing}"):
+    model = small(adata, **other)
+    with pytest.raises(ValueError, match=f"training.ckpt is .* they differ in {differing}\\."):
         model.train(max_epochs=3, resume_from=checkpoint, **QUIET)
     assert not model.is_trained
 
@@ -200,7 +202,11 @@ def test_a_checkpoint_of_another_model_is_refused(adata, checkpoint, other, diff
 def test_a_checkpoint_of_other_cells_is_refused(adata, checkpoint):
     renamed = adata.copy()
     renamed.var_names = [f"other_{name}" for name in adata.var_names]
-    for cells, differing in ((adata[:-1].copy(), "number of cells"), (renamed, "genes")):
+    doubled = adata.copy()
+    doubled.X = 2 * doubled.X
+    for cells, differing in (
+        (adata[:-1].copy(), "number of cells"), (renamed, "genes"), (doubled, "values"),
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=f"they differ in {differing}"):
             small(cells).train(max_epochs=3, resume_from=checkpoint, **QUIET)
 

@@ -5,7 +5,7 @@ import mudata
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import QUIET, SMALL, fit
+from conftest import QUIET, SMALL, fit, full_disk
 from mudata import MuData
 
 import trvae
@@ -248,6 +248,15 @@ def test_save_and_load(model, adata, tmp_path, cells):
         list(mdata["rna"].var_names)
         == list(loaded.get_var_names()["rna"])[:: -1 if cells == "given reversed" else 1]
     )
+
+
+def test_a_full_disk_is_an_error(model, adata, tmp_path):
+    mdata = as_mudata(adata)
+    with full_disk(), pytest.raises(OSError, match="model could not be written"):
+        model.save(tmp_path / "model", save_anndata=True)
+    with full_disk(), pytest.raises(OSError, match="out.h5mu could not be written"):
+        model.transfer(mdata, **ARGUMENTS, out=tmp_path / "out.h5mu", chunk_size=20)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.h5mu.parts"]
 
 
 @pytest.mark.parametrize("from_path", [False, True])

@@ -142,6 +142,16 @@ def test_goes_on_where_it_was_interrupted(trained, control, tmp_path, monkeypatc
     assert not (tmp_path / "p.h5ad").exists()
     with pytest.raises(ValueError, match=r"another transfer \(they differ in seed\)"):
         trained.transfer(control, "treated", **(arguments | {"seed": 4}))
+    doubled = control.copy()
+    doubled.X = 2 * doubled.X
+    with pytest.raises(ValueError, match=r"another transfer \(they differ in values\)"):
+        trained.transfer(doubled, "treated", **arguments)
+    with (
+        monkeypatch.context() as other,
+        pytest.raises(ValueError, match=r"\(they differ in model\)"),
+    ):
+        other.setattr(trained, "linear_weight", 0.0)
+        trained.transfer(control, "treated", **arguments)
     done.insert(0, None)  # From now on, 100 cells leave 2 chunks.
     monkeypatch.setattr(
         type(trained), "_predict", lambda *args: done.append(args[1]) or predict(*args)

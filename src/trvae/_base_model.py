@@ -65,7 +65,13 @@ from trvae._registration import (
 )
 from trvae._saved import FORMAT_VERSION, SavedModel, history_as_arrays
 from trvae._seed import seeded, with_seed
-from trvae._stream import complete_or_as_before, naming_what_is_written, write_h5ad
+from trvae._stream import (
+    check_room,
+    complete_or_as_before,
+    digest_of_rows,
+    naming_what_is_written,
+    write_h5ad,
+)
 from trvae._support import balanced_sample
 from trvae._train import (
     SPLIT,
@@ -258,6 +264,32 @@ class BaseTRVAE(
     def _check_values(self, values: Any, where: str) -> None:
         """Raise a ``ValueError`` unless the values suit the likelihood."""
         raise NotImplementedError
+
+    def _check_is_as_set_up(self) -> None:
+        """Raise a ``ValueError`` if the model's own data has changed since the model was made."""
+        adata = self._cells_of(self.adata)
+        if not np.array_equal(adata.var_names, self._var_names):
+            raise ValueError(
+                f"The {self._GENES} of adata have changed since the model was made. Make another "
+                "model of it, or change a copy: adata.copy()."
+            )
+        if not adata.isbacked and self.minified_data_type is None:
+            self._check_values(get_matrix(adata, self._layer), name_of_matrix(self._layer))
+
+    def _check_codes(self) -> None:
+        """Raise a ``ValueError`` if what was registered of the model's own data is another's."""
+        obs = self._cells_of(self.adata).obs
+        for key in (REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.LABELS_KEY):
+            state = self._field_state(key)
+            if (column := state.get("original_key")) not in obs:
+                continue
+            found = np.ravel(self.adata_manager.get_from_registry(key))
+            names = np.asarray(state["categorical_mapping"])
+            if found.max() >= len(names) or (names[found] != np.asarray(obs[column])).any():
+                raise ValueError(
+                    f"obs[{column!r}] of adata has changed since the model was made, or adata was "
+                    "set up anew. Make another model of it, or use a copy: adata.copy()."
+                )
 
     def _check_own_data(self) -> None:
         matrix = get_matrix(self._cells_of(self.adata), self._layer)
@@ -513,6 +545,9 @@ class BaseTRVAE(
             }
         if self.minified_data_type is not None:
             raise ValueError("A model can't be trained on the cells of a minified AnnData.")
+        if datamodule is None and self.adata is not None:
+            self._check_is_as_set_up()
+            self._check_codes()
         if not any(parameter.requires_grad for parameter in self.module.parameters()):
             raise ValueError(
                 "There is nothing to train: the query has no new condition or category. "
@@ -583,12 +618,22 @@ class BaseTRVAE(
 
     def _identity(self, datamodule: Any | None) -> dict[str, Any]:
         """What a checkpoint must be of to go on from it."""
-        cells = self.adata if datamodule is None else datamodule
+        cells, values = self.adata if datamodule is None else datamodule, None
+        if datamodule is None:
+            matrix = get_matrix(self._cells_of(self.adata), self._layer)
+            values = digest_of_rows(matrix, np.arange(self.adata.n_obs))
+        settings = dict(self.init_params_["non_kwargs"])
+        # Not of the training.
+        settings.pop("linear_weight", None)
         return {
-            "settings": self._model_summary_string,
+            **{
+                name: str(list(value) if isinstance(value, tuple) else value)
+                for name, value in settings.items()
+            },
             "conditions": list(map(str, self.conditions)),
             "genes": list(map(str, self._var_names)),
             "number of cells": getattr(cells, "n_obs", None),
+            "values": values,
         }
 
     @contextmanager
@@ -744,6 +789,13 @@ class BaseTRVAE(
             if save_anndata and isinstance(self.adata, AnnData) and not kwargs:
                 write_h5ad(unfinished / f"{prefix or ''}{SAVE_KEYS.ADATA_FNAME}", self.adata)
                 save_anndata = False
+            elif save_anndata:
+                name = (
+                    SAVE_KEYS.MDATA_FNAME
+                    if isinstance(self.adata, MuData)
+                    else SAVE_KEYS.ADATA_FNAME
+                )
+                check_room(unfinished / f"{prefix or ''}{name}", self.adata)
             super().save(str(unfinished), prefix, True, save_anndata, *args, **kwargs)
 
     @contextmanager

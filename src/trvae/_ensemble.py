@@ -21,7 +21,6 @@ from trvae._transfer import TransferMixin
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import torch
     from anndata import AnnData
 
     from trvae._transfer import Minibatch, Selection
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 _IN_COMMON = {
     "adata", "conditions", "data_is_sparse_", "expression_is_nonnegative_",
     "get_anndata_manager", "linear_weight", "mean_profiles_", "modelled_shares_", "module",
-    "registry", "summary_stats", "_CELLS", "_cells_of", "_condition_key", "_gene_order", "_layer",
+    "registry", "summary_stats", "_CELLS", "_cells_of", "_check_is_as_set_up", "_condition_key", "_gene_order", "_layer",
     "_modality", "_validate_anndata", "_var_names",
 }  # fmt: skip
 
@@ -162,7 +161,7 @@ class TRVAEEnsemble(TransferMixin, ConfidenceMixin, RankingMixin):
         for model in self.models:
             model._check_if_trained(**kwargs)
 
-    def _state(self) -> Iterator[torch.Tensor]:
+    def _state(self) -> Iterator[np.ndarray]:
         for model in self.models:
             yield from model._state()
 

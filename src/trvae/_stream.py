@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import io
 import json
 import os
 import shutil
+import sys
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _TASK = "task.json"
+_N_SAMPLED = 64
 
 
 def check_output(out: str | Path, is_mudata: bool) -> Path:
@@ -86,6 +90,29 @@ def read_rows(matrix: Any, rows: np.ndarray) -> Any:
     # Files are read in ascending order only.
     ascending, inverse = np.unique(rows, return_inverse=True)
     return computed(matrix[ascending])[inverse]
+
+
+def digest(*arrays: np.ndarray) -> str:
+    """Digest of numbers or names, which differs if any of them does."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(array.tobytes() if array.dtype.kind in "fui" else str(list(array)).encode())
+    return found.hexdigest()
+
+
+def digest_of_rows(matrix: Any, rows: np.ndarray) -> str:
+    """Digest of a sample of rows, by which other values are known without reading all of them.
+
+    Parameters
+    ----------
+    matrix
+        As in :func:`read_rows`.
+    rows
+        Positions, of which at most 64 are read, equally far from each other.
+    """
+    sample = rows[np.unique(np.linspace(0, len(rows) - 1, _N_SAMPLED).round().astype(int))]
+    values = read_rows(matrix, sample)
+    return digest(values.toarray() if sparse.issparse(values) else np.asarray(values))
 
 
 def write_in_chunks(
@@ -291,6 +318,28 @@ def _load(path: Path) -> Any:
     return sparse.load_npz(path)
 
 
+def check_room(path: Path, data: AnnData | MuData) -> None:
+    """Raise an ``OSError`` unless there is room for a file that HDF5 writes itself.
+
+    With the disk full, it would end the process.
+
+    Parameters
+    ----------
+    path
+        The file, which is not there yet.
+    data
+        What is to be written.
+    """
+    parts = data.mod.values() if isinstance(data, MuData) else [data]
+    n_bytes = sum(map(sys.getsizeof, parts))
+    if hasattr(os, "posix_fallocate"):  # macOS has not.
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, n_bytes)
+        path.unlink()
+    elif shutil.disk_usage(path.parent).free < n_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def remove(path: Path) -> None:
     """Remove a file, or a folder with all that is in it, if it is there."""
     if path.is_dir():
@@ -373,7 +422,11 @@ def _written(path: Path, skeleton: AnnData | MuData) -> Iterator[tuple[Any, Call
     """
     is_zarr = path.suffix == ".zarr"
     if isinstance(skeleton, MuData):
-        skeleton.write_zarr(path) if is_zarr else skeleton.write_h5mu(path)
+        if is_zarr:
+            skeleton.write_zarr(path)
+        else:
+            check_room(path, skeleton)
+            skeleton.write_h5mu(path)
     else:
         # As AnnData itself does before it writes.
         skeleton.strings_to_categoricals()

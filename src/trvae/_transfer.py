@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import pickle
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
@@ -40,7 +39,14 @@ from trvae._data import (
 )
 from trvae._linear_response import MIN_LABELS, ResponseOfLabels
 from trvae._mudata import with_prediction
-from trvae._stream import check_output, on_cluster, read_rows, write_in_chunks
+from trvae._stream import (
+    check_output,
+    digest,
+    digest_of_rows,
+    on_cluster,
+    read_rows,
+    write_in_chunks,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -317,17 +323,21 @@ class TransferMixin(_Model):
                 "estimate": estimate,
                 "seed": seed,
                 "chunk_size": chunk_size,
-                "cells": _digest(keys, conditions.astype(str)),
-                "genes": _digest(np.asarray(one.registered.var_names[one.gene_order])),
-                "model": _digest(*map(_to_numpy, self._state())),
+                "cells": digest(keys, conditions.astype(str)),
+                "values": digest_of_rows(matrix, positions),
+                "genes": digest(np.asarray(one.registered.var_names[one.gene_order])),
+                "model": digest(*self._state()),
             },
             progress_bar,
         )
         return out
 
-    def _state(self) -> Iterable[torch.Tensor]:
+    def _state(self) -> Iterable[np.ndarray]:
         """All that the prediction depends on beside the cells."""
-        return self.module.state_dict().values()
+        state = [_to_numpy(weight) for weight in self.module.state_dict().values()]
+        if self.mean_profiles_ is not None:
+            state += [self.mean_profiles_, self.modelled_shares_, np.array(self.linear_weight)]
+        return state
 
     def _predict_chunk(self, cells, keys, target, source, estimate, seed, batch_size):
         selection = self._select(cells, target, source, None, estimate, seed)
@@ -598,6 +608,7 @@ class TransferMixin(_Model):
             raise ValueError(
                 f"The model has no AnnData of its own. Pass the {self._CELLS}: adata=..."
             )
+        self._check_is_as_set_up()
         return self.adata
 
     def _read(self, adata, source) -> tuple[AnnData, AnnData]:
@@ -832,13 +843,6 @@ def _to_csr(dense: np.ndarray) -> sparse.csr_matrix:
     return sparse.csr_matrix(
         (dense.ravel()[positions], positions % n_columns, bounds), shape=dense.shape
     )
-
-
-def _digest(*arrays: np.ndarray) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(array.tobytes() if array.dtype.kind in "fui" else str(list(array)).encode())
-    return digest.hexdigest()
 
 
 def _cell_keys(names: pd.Index) -> np.ndarray:
