@@ -1,4 +1,5 @@
 import json
+import re
 import signal
 
 import anndata
@@ -217,11 +218,32 @@ def test_errors_come_before_training_on_one_line(run, data, arguments, message, 
     assert "Traceback" not in result.output
 
 
+def test_files_that_are_not_there_are_one_line(run, data, tmp_path):
+    train = ("train", tmp_path / "none.h5ad", *KEYS, "--out", tmp_path / "out")
+    transfer = (
+        "transfer",
+        tmp_path / "none",
+        data,
+        "--to",
+        "treated",
+        "--out",
+        tmp_path / "o.h5ad",
+    )
+    for command, what in ((train, "There is no .*none.h5ad"), (transfer, "none")):
+        result = run(*command)
+        assert result.exit_code == 1
+        assert re.fullmatch(f"Error: .*{what}.*", result.stderr.strip())
+
+
 def test_an_existing_model_is_not_replaced(run, data, tmp_path):
     (tmp_path / "model").mkdir()
     result = run("train", data, *KEYS, "--out", tmp_path / "model", "--max-epochs", 1)
     assert result.exit_code == 1
     assert "exists already" in result.stderr
+    held_out = ("--label", "type_0", "--from", "control", "--to", "treated")
+    result = run("evaluate", data, *KEYS, *held_out, "--out", tmp_path)
+    assert result.exit_code == 1
+    assert "model exists already" in result.stderr
 
 
 def test_help_names_every_command(run):

@@ -51,7 +51,7 @@ app = typer.Typer(
 )
 console = Console()
 
-Data = Annotated[Path, typer.Argument(help="h5ad, h5mu or zarr with the cells.", exists=True)]
+Data = Annotated[Path, typer.Argument(help="h5ad, h5mu or zarr with the cells.")]
 ConditionKey = Annotated[str, typer.Option(help="Column of obs with the conditions.")]
 LabelsKey = Annotated[str | None, typer.Option(help="Column of obs with the cell types.")]
 Layer = Annotated[str | None, typer.Option(help="Layer with the counts; X if not given.")]
@@ -255,7 +255,7 @@ def train(
 @app.command()
 @reporting
 def transfer(
-    model: Annotated[Path, typer.Argument(help="Folder of a saved model.", exists=True)],
+    model: Annotated[Path, typer.Argument(help="Folder of a saved model.")],
     data: Data,
     to: Annotated[list[str], typer.Option(help="Condition to predict; may be given repeatedly.")],
     out: Annotated[Path, typer.Option(help="h5ad, h5mu or zarr for the prediction.")],
@@ -311,7 +311,7 @@ def _assess(
 @app.command("map")
 @reporting
 def map_query(
-    model: Annotated[Path, typer.Argument(help="Folder of the reference model.", exists=True)],
+    model: Annotated[Path, typer.Argument(help="Folder of the reference model.")],
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder for the model with the new conditions.")],
     latent: Annotated[
@@ -361,6 +361,7 @@ def evaluate(
     max_epochs: MaxEpochs = None,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> dict:
     """Hold out one cell type's treated cells, predict them, and compare with the measured ones.
@@ -369,6 +370,7 @@ def evaluate(
     --from control --to stimulated
     """
     if out is not None:
+        _check_new(out / "model", overwrite)
         out.mkdir(parents=True, exist_ok=True)
     keys: dict[str, Any] = {
         "condition_key": condition_key,
@@ -437,7 +439,8 @@ def _write_results(predicted: AnnData, model: TRVAE | ImageTRVAE, record: dict, 
     """Write all but the figure."""
     _write(predicted, out / "predicted.h5ad")
     model.save(str(out / "model"), overwrite=True)
-    (out / "metrics.json").write_text(_to_json(record) + "\n")
+    with complete_or_absent(out / "metrics.json") as unfinished:
+        unfinished.write_text(_to_json(record) + "\n")
     console.print(
         f"Wrote figure.png, predicted.h5ad, model and metrics.json to {out}.", soft_wrap=True
     )
@@ -499,6 +502,8 @@ def _check_new(out: Path, overwrite: bool) -> None:
 
 def _read(path: Path, *, lazily: bool = False) -> AnnData | MuData:
     """Read a file or a zarr store, or open it to be read bit by bit."""
+    if not path.exists():
+        raise FileNotFoundError(f"There is no {path}.")
     if path.suffix == ".zarr":
         if zarr.open_group(path, mode="r").attrs.get("encoding-type") == "MuData":
             return read_zarr_of_mudata(path)
