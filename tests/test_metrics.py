@@ -317,3 +317,24 @@ def test_the_reference_must_be_comparable_and_described():
         )  # fmt: skip
     with pytest.raises(ValueError, match="n_top_genes=0 is not a positive integer"):
         metrics.transfer_metrics(observed, observed, control, n_top_genes=0)
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        metrics.coverage,
+        metrics.energy_distance,
+        metrics.frechet_distance,
+        metrics.maximum_mean_discrepancy,
+        lambda predicted, observed: metrics.pearson_of_change(predicted, observed, observed),
+        metrics.r2_of_means,
+        metrics.r2_of_variances,
+        metrics.rank_changed_genes,
+        metrics.rmse_of_means,
+        metrics.welch_t,
+        lambda predicted, observed: metrics.de_rank_correlation(predicted[0], observed[0]),
+    ],
+)
+def test_groups_of_different_genes_are_an_error(measure):
+    with pytest.raises(ValueError):
+        measure(RNG.random((6, 3)), RNG.random((6, 4)))

@@ -1137,8 +1137,8 @@ class BaseTRVAE(
         ValueError
             If the cells don't fit the model.
 
-        Notes
-        -----
+        References
+        ----------
         Lotfollahi et al., *Bioinformatics* 36, i610 (2020), section 2.
         """
         self._check_if_trained(warn=False)

@@ -61,7 +61,7 @@ class BaseTRVAEModule(BaseMinifiedModeModuleClass):
         + w_{MMD} \sum_{i<j} \mathrm{MMD}^2(y_i, y_j)
 
     with :math:`y_i` the activations of the first decoder layer of the cells of condition
-    :math:`i` (Lotfollahi et al., *Bioinformatics* 36, i610, 2020).
+    :math:`i`.
 
     Parameters
     ----------
@@ -75,6 +75,10 @@ class BaseTRVAEModule(BaseMinifiedModeModuleClass):
         Size of ``z``.
     mmd_weight, mmd_layer, mmd_within_labels, mmd_bandwidths
         See :class:`~trvae.TRVAE`.
+
+    References
+    ----------
+    Lotfollahi et al., *Bioinformatics* 36, i610 (2020), section 2.
     """
 
     decoder: nn.Module
@@ -461,6 +465,10 @@ class BaseTRVAEModule(BaseMinifiedModeModuleClass):
         Returns
         -------
         A number, or one for each cell, ``n_cells``.
+
+        References
+        ----------
+        Burda, Grosse & Salakhutdinov, *ICLR* (2016): importance-weighted autoencoders.
         """
         log_weights: list[torch.Tensor] = []
         while (n_left := n_mc_samples - sum(len(w) for w in log_weights)) > 0:

@@ -70,6 +70,11 @@ class ConfidenceMixin(_Model):
         -----
         At most 5,000 training cells, of all labels and conditions alike, are kept with the model
         for this.
+
+        References
+        ----------
+        Ishimtsev, Bernstein, Burnaev & Nazarov, *PMLR* 60 (2017): the conformal anomaly detector
+        whose measure of strangeness is the distance to the nearest neighbours.
         """
         check_positive_integer("n_neighbors", n_neighbors)
         selection = self._select(adata, target_condition, source_condition, indices, "decoded", 0)

@@ -98,6 +98,8 @@ class TRVAEEnsemble(TransferMixin, ConfidenceMixin, RankingMixin):
 
         Raises
         ------
+        ValueError, RuntimeError, OSError
+            As :meth:`TRVAE.train`.
         KeyboardInterrupt, SystemExit
             If Ctrl-C or SIGTERM end the training of a model: the ensemble is then not complete.
         """
@@ -123,6 +125,11 @@ class TRVAEEnsemble(TransferMixin, ConfidenceMixin, RankingMixin):
             Whether what is there already may be overwritten.
         **kwargs
             Passed to :meth:`TRVAE.save`.
+
+        Raises
+        ------
+        ValueError, OSError
+            As :meth:`TRVAE.save`.
         """
         for i, model in enumerate(self.models):
             model.save(str(Path(dir_path) / str(i)), overwrite=overwrite, **kwargs)

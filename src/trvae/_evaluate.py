@@ -103,20 +103,43 @@ class TRVAEMethod:
 
     @property
     def model(self) -> TRVAE:
-        """The model that :meth:`fit` trained."""
+        """The model that :meth:`fit` trained.
+
+        Raises
+        ------
+        RuntimeError
+            If none was trained.
+        """
         if self._model is None:
             raise RuntimeError("There is no model yet: call fit first.")
         return self._model
 
     def fit(self, adata, *, seed, **keys) -> None:
-        """As :meth:`TransferMethod.fit`."""
+        """As :meth:`TransferMethod.fit`.
+
+        Raises
+        ------
+        ValueError, RuntimeError
+            As :meth:`trvae.TRVAE.setup_anndata`, :class:`~trvae.TRVAE` and
+            :meth:`trvae.TRVAE.train`.
+        KeyboardInterrupt, SystemExit
+            If Ctrl-C or SIGTERM end the training.
+        """
         TRVAE.setup_anndata(adata, **keys)
         self._model = TRVAE(adata, seed=seed, **self.model_kwargs)
         self._model.train(**self.train_kwargs)
         end_if_interrupted(self._model)
 
     def transfer(self, adata, target_condition, *, seed) -> AnnData:
-        """As :meth:`TransferMethod.transfer`."""
+        """As :meth:`TransferMethod.transfer`.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`trvae.TRVAE.transfer`.
+        RuntimeError
+            If there is no model yet.
+        """
         return self.model.transfer(adata, target_condition, seed=seed, **self.transfer_kwargs)
 
 
@@ -301,6 +324,9 @@ def evaluate(
         If ``adata`` is a MuData, a column, label or condition is not in it, a prediction could not be compared as
         in :func:`trvae.metrics.transfer_metrics`, a method has the name of a baseline, or ``out``
         has the results of other data or settings.
+    KeyboardInterrupt, SystemExit
+        If Ctrl-C or SIGTERM end the training of a :class:`~trvae.TRVAEMethod`, of which nothing is
+        kept. What was finished before is in ``out``.
     """
     if isinstance(adata, MuData):
         raise ValueError(

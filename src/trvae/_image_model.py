@@ -193,14 +193,50 @@ class ImageTRVAE(BaseTRVAE):
 
     @classmethod
     def load(cls, dir_path: str | Path, adata: Any = None, *args, **kwargs) -> Any:
-        """As :meth:`trvae.TRVAE.load`; images are to be as in training."""
+        """Load a saved model.
+
+        Parameters
+        ----------
+        dir_path, *args, **kwargs
+            As in :meth:`trvae.TRVAE.load`.
+        adata
+            As in :meth:`trvae.TRVAE.load`; images are to be as in training.
+
+        Returns
+        -------
+        The model as it was saved.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`trvae.TRVAE.load`, or if images have another shape or other pixels than in
+            training.
+        """
         model = super().load(dir_path, adata, *args, **kwargs)
         model._check_is_as_in_training(adata)
         return model
 
     @classmethod
     def load_query_data(cls, adata: AnnData | None = None, *args, **kwargs) -> Any:
-        """As :meth:`trvae.TRVAE.load_query_data`; images are to be as in training."""
+        """Map images of new conditions onto a trained reference.
+
+        Parameters
+        ----------
+        adata
+            As in :meth:`trvae.TRVAE.load_query_data`; images are to be as in training.
+        *args, **kwargs
+            As in :meth:`trvae.TRVAE.load_query_data`.
+
+        Returns
+        -------
+        As :meth:`trvae.TRVAE.load_query_data`.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`trvae.TRVAE.load_query_data`, or if images have another shape or other pixels
+            than in training.
+        """
         model = super().load_query_data(adata, *args, **kwargs)
         model._check_is_as_in_training(adata)
         return model

@@ -60,7 +60,7 @@ class GreyBernoulli(torch.distributions.Bernoulli):
 
 
 class ImageTRVAEModule(BaseTRVAEModule):
-    """Convolutional transfer VAE (Lotfollahi et al., *Bioinformatics* 36, i610, 2020).
+    """The network of :class:`~trvae.ImageTRVAE`.
 
     The loss is that of :class:`~trvae._base_module.BaseTRVAEModule`.
 
@@ -80,6 +80,10 @@ class ImageTRVAEModule(BaseTRVAEModule):
         See :class:`~trvae.ImageTRVAE`.
     mmd_weight, mmd_layer, mmd_within_labels, mmd_bandwidths
         See :class:`~trvae.ImageTRVAE`.
+
+    References
+    ----------
+    Lotfollahi et al., *Bioinformatics* 36, i610 (2020), section 3.1.
     """
 
     decoder: ImageDecoder

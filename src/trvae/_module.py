@@ -33,7 +33,7 @@ DecoderName = Literal["additive", "conditional"]
 
 
 class TRVAEModule(BaseTRVAEModule):
-    """Transfer variational autoencoder (Lotfollahi et al., *Bioinformatics* 36, i610, 2020).
+    """The network of :class:`~trvae.TRVAE`.
 
     The loss is that of :class:`~trvae._base_module.BaseTRVAEModule`.
 
@@ -57,6 +57,10 @@ class TRVAEModule(BaseTRVAEModule):
         See :class:`~trvae.TRVAE`.
     decoder, effect_sizes, mmd_weight, mmd_layer, mmd_within_labels, mmd_bandwidths
         See :class:`~trvae.TRVAE`.
+
+    References
+    ----------
+    Lotfollahi et al., *Bioinformatics* 36, i610 (2020), section 2.
     """
 
     def __init__(

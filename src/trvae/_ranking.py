@@ -75,6 +75,10 @@ class RankingMixin(_Model):
         tells how clearly the predicted cells differ from the measured ones. It is no evidence
         that real cells respond: every prediction is of the same model, and more cells make it
         smaller.
+
+        References
+        ----------
+        Wolf, Angerer & Theis, *Genome Biology* 19, 15 (2018): scanpy, whose tests these are.
         """
         self._condition_code(target_condition, "target_condition")
         cells = self._cells_of(self._own_cells() if adata is None else adata)

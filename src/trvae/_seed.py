@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 import random
+import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from scvi import settings
+from scvi.utils import de_dsp
 
 from trvae._data import check_seed
 
@@ -101,13 +103,23 @@ def with_seed(method: Callable, inherited: Callable | None = None) -> Callable:
     is_variadic = last.kind is inspect.Parameter.VAR_KEYWORD
     parameters = [*others, argument, last] if is_variadic else [*others, last, argument]
     wrapped.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    doc = inspect.cleandoc(original.__doc__ or "")
+    doc = _filled_in(inspect.cleandoc(original.__doc__ or ""))
     if inherited is not None:
         first_line, _, rest = doc.partition("\n")
         doc = f"{first_line}\n\n{inspect.cleandoc(method.__doc__ or '')}\n{rest}"
     before, returns, after = doc.partition("\n\nReturns\n")
     wrapped.__doc__ = before + _SEED_DOC + returns + after
     return wrapped
+
+
+def _filled_in(doc: str) -> str:
+    """A docstring with the descriptions that scvi-tools has left as placeholders."""
+    return re.sub(
+        r"^%\((\w+)\)s$",
+        lambda found: de_dsp.params.get(found[1], found[0]),
+        doc,
+        flags=re.MULTILINE,
+    )
 
 
 def overriding(inherited: Callable) -> Callable[[Callable], Callable]:

@@ -226,10 +226,10 @@ class TransferMixin(_Model):
         RuntimeError
             If the model is not trained.
 
-        Notes
-        -----
-        Transferring between conditions goes back to Lotfollahi et al., *Bioinformatics* 36, i610
-        (2020), section 2, who take the decoded mean.
+        References
+        ----------
+        Lotfollahi et al., *Bioinformatics* 36, i610 (2020), section 2: transfer between conditions,
+        of which they take the decoded mean.
         """
         data = self._own_cells() if adata is None else adata
         if out is not None:
@@ -405,6 +405,10 @@ class TransferMixin(_Model):
             ``library_size`` or ``n_samples`` is not positive.
         RuntimeError
             If the model is not trained.
+
+        References
+        ----------
+        As of :meth:`transfer`.
         """
         if library_size != "observed" and not (is_number(library_size) and library_size > 0):
             raise ValueError(f"library_size={library_size!r} is neither 'observed' nor positive.")

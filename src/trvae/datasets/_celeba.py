@@ -58,8 +58,8 @@ def celeba(
     FileNotFoundError
         If the images or the attributes are not there.
     ValueError
-        If there is no such attribute, the file of attributes is not as CelebA's, or an image can't
-        be read.
+        If there is no such attribute, a number is not one of those allowed, the file of attributes
+        is not as CelebA's, or an image can't be read.
 
     References
     ----------

@@ -61,7 +61,8 @@ def stroke_digits(
     ImportError
         If ``root`` is given and scikit-image is not installed.
     ValueError
-        If ``n`` is given without ``root`` or is more than there are.
+        If ``n`` is given without ``root`` or is more than there are, a number is not one of those
+        allowed, or ``mnist.npz`` does not have MNIST's arrays.
 
     Notes
     -----

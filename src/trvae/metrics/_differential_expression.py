@@ -17,6 +17,15 @@ def welch_t(control: np.ndarray, treated: np.ndarray) -> np.ndarray:
     Returns
     -------
     ``n_genes``; 0 for genes without variance.
+
+    Raises
+    ------
+    ValueError
+        If the numbers of genes differ.
+
+    References
+    ----------
+    Welch, *Biometrika* 34, 28 (1947).
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         t = ttest_ind(treated, control, equal_var=False).statistic
@@ -37,6 +46,15 @@ def rank_changed_genes(control: np.ndarray, treated: np.ndarray) -> np.ndarray:
     -------
     Positions of the genes, ``n_genes``, from the largest to the smallest absolute Welch's t;
     genes without variance come last.
+
+    Raises
+    ------
+    ValueError
+        If the numbers of genes differ.
+
+    References
+    ----------
+    Welch, *Biometrika* 34, 28 (1947).
     """
     return rank_by_clarity(welch_t(control, treated))
 
@@ -93,6 +111,15 @@ def de_rank_correlation(predicted_t: np.ndarray, observed_t: np.ndarray) -> floa
     Returns
     -------
     Between -1 and 1; NaN if nothing changes.
+
+    Raises
+    ------
+    ValueError
+        If the numbers of genes differ.
+
+    References
+    ----------
+    Spearman, *American Journal of Psychology* 15, 72 (1904).
     """
     if not predicted_t.any() or not observed_t.any():
         return float("nan")

@@ -21,6 +21,11 @@ def r2_of_means(predicted: np.ndarray, observed: np.ndarray) -> float:
     -------
     Between 0 and 1; NaN if all genes have the same mean.
 
+    Raises
+    ------
+    ValueError
+        If the numbers of genes differ.
+
     References
     ----------
     Lotfollahi et al., *Bioinformatics* 36, i610 (2020), section 3; Lotfollahi et al., *Nature
@@ -41,6 +46,11 @@ def r2_of_variances(predicted: np.ndarray, observed: np.ndarray) -> float:
     -------
     Between 0 and 1; NaN if all genes have the same variance.
 
+    Raises
+    ------
+    ValueError
+        If the numbers of genes differ.
+
     References
     ----------
     Lotfollahi et al., *Bioinformatics* 36, i610 (2020), section 3.
@@ -59,6 +69,15 @@ def pearson_of_change(predicted: np.ndarray, observed: np.ndarray, control: np.n
     Returns
     -------
     Between -1 and 1; NaN if nothing changes.
+
+    Raises
+    ------
+    ValueError
+        If the numbers of genes differ.
+
+    References
+    ----------
+    Roohani, Huang & Leskovec, *Nature Biotechnology* 42, 927 (2024).
     """
     before = control.mean(0)
     return _pearson(predicted.mean(0) - before, observed.mean(0) - before)
@@ -79,6 +98,15 @@ def rmse_of_means(
     Returns
     -------
     At least 0, in units of the values.
+
+    Raises
+    ------
+    ValueError
+        If the numbers of genes differ.
+
+    References
+    ----------
+    Mejia et al., *arXiv* 2506.22641 (2025): the weighted mean squared error.
     """
     squared = (predicted.mean(0) - observed.mean(0)) ** 2
     return float(np.sqrt(np.average(squared, weights=weights)))
@@ -98,6 +126,11 @@ def energy_distance(predicted: np.ndarray, observed: np.ndarray) -> float:
     Returns
     -------
     At least 0, and 0 if the two groups are the same.
+
+    Raises
+    ------
+    ValueError
+        If the numbers of features differ.
 
     References
     ----------
@@ -123,6 +156,11 @@ def frechet_distance(predicted: np.ndarray, observed: np.ndarray) -> float:
     Returns
     -------
     At least 0, in squared units of the coordinates.
+
+    Raises
+    ------
+    ValueError
+        If the numbers of features differ.
 
     References
     ----------
@@ -155,6 +193,11 @@ def maximum_mean_discrepancy(predicted: np.ndarray, observed: np.ndarray) -> flo
     -------
     At least 0, and 0 if the two groups are the same (the V-statistic).
 
+    Raises
+    ------
+    ValueError
+        If the numbers of features differ.
+
     References
     ----------
     Gretton et al., *JMLR* 13, 723 (2012), equation 5 and section 8.
@@ -182,6 +225,11 @@ def coverage(predicted: np.ndarray, observed: np.ndarray, level: float = 0.9) ->
     Between 0 and 1, averaged over genes; ``level`` if the distributions agree. Where many
     predicted values are equal, such as zeros, a quantile can fall among them; an observed value
     equal to them is then counted by that share of them that is inside.
+
+    Raises
+    ------
+    ValueError
+        If the numbers of genes differ.
 
     References
     ----------

@@ -134,6 +134,12 @@ def transfer_metrics(
     ValueError
         If genes differ, a group has fewer than two cells, counts would be compared with values
         that are none, a key is missing, or no other label was measured under both conditions.
+
+    References
+    ----------
+    Ahlmann-Eltze, Huber & Anders, *Nature Methods* 22, 1657 (2025): why a prediction is to be
+    compared with the mean and with linear models; Mejia et al., *arXiv* 2506.22641 (2025): errors
+    weighted by significance. Those of the other measures are in :mod:`trvae.metrics`.
     """
     comparison = TransferComparison(
         observed,
