@@ -131,12 +131,16 @@ def read_results(folder: Path) -> pd.DataFrame:
 
 
 def how(folder: Path) -> str:
-    """Commands, versions and machines behind the results, as a Markdown list."""
+    """Commands, seeds, versions and machines behind the results, as a Markdown list."""
     lines = []
     for line in (folder / "environment.jsonl").read_text().splitlines():
         record = json.loads(line)
         versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
-        lines.append(f"- `{record['command']}`, {record['date']}, {record['machine']}; {versions}")
+        seeds = ", ".join(map(str, record["seeds"]))
+        lines.append(
+            f"- `{record['command']}` (seeds: {seeds}), {record['date']}, {record['machine']}; "
+            f"{versions}"
+        )
     return "\n".join(dict.fromkeys(lines))
 
 
@@ -176,6 +180,14 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def cpu_model() -> str:
+    """The processor's name in brackets, or nothing where the system doesn't tell it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f" ({names[0]})" if names else ""
+
+
 def record_environment(folder: Path, methods: list[str], seeds: list[int]) -> None:
     """Write down what the results in a folder depend on beside the code."""
     record = {
@@ -183,7 +195,7 @@ def record_environment(folder: Path, methods: list[str], seeds: list[int]) -> No
         "date": date.today().isoformat(),
         "methods": methods,
         "seeds": seeds,
-        "machine": f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads, "
+        "machine": f"{os.cpu_count()} CPU cores{cpu_model()}, {torch.get_num_threads()} threads, "
         f"{platform.platform()}",
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
     }

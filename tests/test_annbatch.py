@@ -12,22 +12,25 @@ def cells():
     return trvae.datasets.simulated(n_cells=64, n_genes=40, n_cell_types=2)
 
 
-def datamodule_of(adata, folder, **kwargs):
+def shards_of(adata, folder, **kwargs):
     """Cells of two files, in shards that annbatch reads."""
-    from scvi.dataloaders import AnnbatchDataModule
-
     half = np.arange(adata.n_obs) % 2 == 0
     paths = [folder / "1.h5ad", folder / "2.h5ad"]
     for path, part in zip(paths, (adata[half], adata[~half]), strict=True):
         part.copy().write_h5ad(path)
-    collection = annbatch.DatasetCollection(folder / "cells.zarr").add_adatas(paths)
+    return annbatch.DatasetCollection(folder / "cells.zarr").add_adatas(paths, **kwargs)
+
+
+def datamodule_of(adata, folder, **kwargs):
+    from scvi.dataloaders import AnnbatchDataModule
+
     loader = annbatch.Loader(
         chunk_size=32,
         preload_nchunks=8,
         batch_size=64,
         shuffle=True,
         rng=np.random.default_rng(0),
-    ).use_collection(collection)
+    ).use_collection(shards_of(adata, folder))
     return AnnbatchDataModule(
         loader,
         batch_key="condition",
@@ -93,3 +96,46 @@ def test_data_module_must_know_the_conditions(cells, tmp_path):
     registry["setup_args"]["batch_key"] = None
     with pytest.raises(ValueError, match="no batch_key"):
         trvae.TRVAE(registry=registry)
+
+
+def test_minibatches_balanced_by_condition(tmp_path):
+    from annbatch.samplers import WeightedClassSampler
+    from scvi.dataloaders import AnnbatchDataModule
+
+    # As in docs/scaling.md. The data module's own class_sampler_key would draw each minibatch
+    # from one condition, of which the MMD is 0.
+    class Balanced(AnnbatchDataModule):
+        def train_dataloader(self):
+            return self.dataset
+
+    # A tenth of the cells is treated.
+    cells = trvae.datasets.simulated(n_genes=40, n_cell_types=2, n_cells=[[144] * 2, [16] * 2])
+    # Without preloading many chunks, a minibatch would be of few chunks, each of one condition.
+    pieces = {"chunk_size": 8, "preload_nchunks": 32, "batch_size": 64}
+    collection = shards_of(cells, tmp_path, groupby="condition")
+    sampler = WeightedClassSampler(
+        **pieces,
+        classes=collection.obs(columns=["condition"])["condition"].array,
+        num_samples=cells.n_obs,
+        rng=np.random.default_rng(0),
+    )
+    datamodule = Balanced(
+        annbatch.Loader(batch_sampler=sampler).use_collection(collection),
+        batch_key="condition",
+        label_key="cell_type",
+        var_names=list(cells.var_names),
+    )
+    model = trvae.TRVAE(registry=datamodule.registry, seed=0, **SMALL)
+    seen = []
+    model.module.register_forward_pre_hook(
+        lambda module, inputs: (
+            seen.append(inputs[0]["batch"].float().mean().item()) if module.training else None
+        )
+    )
+    model.train(max_epochs=10, batch_size=64, datamodule=datamodule, **QUIET)
+    assert len(seen) == 10 * 5
+    assert 0.4 < np.mean(seen) < 0.6
+    assert 0.1 < min(seen) and max(seen) < 0.9
+    assert (model.history["mmd_train"].astype(float) > 0).all(axis=None)
+    assert np.isfinite(model.mean_profiles_[:2]).all()
+    assert model.transfer(cells, "treated").shape == cells.shape

@@ -21,7 +21,8 @@ def weights_after_training(n_processes, out):
     return torch.load(out)
 
 
-def test_two_processes_train_as_one(tmp_path):
+# Draws are off in the script, as processes draw independently.
+def test_two_processes_train_as_one_without_draws(tmp_path):
     one, two = (weights_after_training(n, tmp_path / f"{n}.pt") for n in (1, 2))
     assert one.keys() == two.keys()
     for name, weight in one.items():

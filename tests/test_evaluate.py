@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -125,6 +126,45 @@ def test_results_of_other_data_are_not_mixed(adata, shift, tmp_path):
         trvae.evaluate(adata, **arguments, n_top_genes=10)
     with pytest.raises(ValueError, match="they differ in cells_and_genes"):
         trvae.evaluate(adata[::-1], **arguments)
+
+
+def test_an_interruption_leaves_no_truncated_file(adata, shift, tmp_path, monkeypatch):
+    arguments = {**KEYS, **QUICK, "methods": {"shift": shift}, "out": tmp_path}
+
+    def interrupted(path, text):
+        with path.open("w") as file:
+            file.write(text[:20])
+        raise KeyboardInterrupt
+
+    def evaluate_interrupted():
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Path, "write_text", interrupted)
+            trvae.evaluate(adata, **arguments)
+
+    evaluate_interrupted()
+    assert not any(tmp_path.iterdir())
+    whole = trvae.evaluate(adata, **arguments)
+    # The file of results is written anew if its last line is unfinished.
+    results = tmp_path / "results.jsonl"
+    lines = results.read_text()
+    results.write_text(lines + lines[:20])
+    evaluate_interrupted()
+    assert results.read_text() == lines + lines[:20]
+    n_fitted = shift.fitted
+    pd.testing.assert_frame_equal(trvae.evaluate(adata, **arguments), whole)
+    assert shift.fitted == n_fitted
+    assert results.read_text() == lines
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"layer": nu', b"[]", b'{"layer": "\xff"}'])
+def test_damaged_settings_are_named(adata, shift, tmp_path, damage):
+    settings = tmp_path / "settings.json"
+    settings.write_bytes(damage)
+    with pytest.raises(ValueError, match=r"settings\.json is damaged"):
+        trvae.evaluate(adata, **KEYS, **QUICK, methods={"shift": shift}, out=tmp_path)
+    # It is all that tells what the results beside it are of.
+    assert settings.read_bytes() == damage
+    assert shift.fitted == 0
 
 
 def test_genes_are_chosen_without_the_held_out_cells(adata):

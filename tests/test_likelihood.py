@@ -49,16 +49,25 @@ def zero_inflation(log_mu):
     return torch.linspace(-3, 3, log_mu.numel(), dtype=log_mu.dtype).reshape(log_mu.shape)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+# In single precision, terms of some hundreds are rounded that nearly cancel.
+AGREEMENT = [
+    (torch.float64, {"rtol": 1e-5, "atol": 1e-8}, {"rtol": 1e-5, "atol": 1e-8}),
+    (torch.float32, {"rtol": 1e-4, "atol": 1e-5}, {"rtol": 1e-4, "atol": 1e-4}),
+]
+
+
+@pytest.mark.parametrize(("dtype", "of_values", "of_gradients"), AGREEMENT)
 @pytest.mark.parametrize("theta_shape", [(1, 40), (30, 40)])
 @pytest.mark.parametrize("name", LIKELIHOODS)
-def test_agrees_with_scvi_tools_gradients_included(name, theta_shape, dtype):
+def test_agrees_with_scvi_tools_gradients_included(
+    name, theta_shape, dtype, of_values, of_gradients
+):
     counts, log_mu, log_theta = parameters(theta_shape, dtype)
     logits = zero_inflation(log_mu)
     leaves = [tensor.requires_grad_() for tensor in (log_mu, log_theta, logits)]
     ours, theirs = (make(log_mu, log_theta.exp(), logits) for make in LIKELIHOODS[name])
     log_probs = [distribution.log_prob(counts) for distribution in (ours, theirs)]
-    torch.testing.assert_close(*log_probs, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(*log_probs, **of_values)
     for leaf in leaves:
         grads = [
             torch.autograd.grad(p.sum(), leaf, retain_graph=True, allow_unused=True)[0]
@@ -66,7 +75,7 @@ def test_agrees_with_scvi_tools_gradients_included(name, theta_shape, dtype):
         ]
         assert (grads[0] is None) == (grads[1] is None)
         if grads[0] is not None:
-            torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(*grads, **of_gradients)
     torch.testing.assert_close(ours.mean, theirs.mean)
     torch.testing.assert_close(ours.scale, log_mu.exp())
 

@@ -25,6 +25,7 @@ from trvae._data import (
 )
 from trvae._interruption import end_if_interrupted
 from trvae._model import TRVAE
+from trvae._stream import complete_or_absent
 from trvae.metrics._normalize import is_counts
 from trvae.metrics._transfer_metrics import BASELINES, TransferComparison
 
@@ -321,9 +322,9 @@ def evaluate(
     Raises
     ------
     ValueError
-        If ``adata`` is a MuData, a column, label or condition is not in it, a prediction could not be compared as
-        in :func:`trvae.metrics.transfer_metrics`, a method has the name of a baseline, or ``out``
-        has the results of other data or settings.
+        If ``adata`` is a MuData, a column, label or condition is not in it, a prediction could
+        not be compared as in :func:`trvae.metrics.transfer_metrics`, a method has the name of a
+        baseline, or ``out`` has the results of other data or settings, or a damaged file of settings.
     KeyboardInterrupt, SystemExit
         If Ctrl-C or SIGTERM end the training of a :class:`~trvae.TRVAEMethod`, of which nothing is
         kept. What was finished before is in ``out``.
@@ -406,7 +407,7 @@ class _Results:
         folder.mkdir(parents=True, exist_ok=True)
         settings = folder / _SETTINGS
         if settings.exists():
-            before = json.loads(settings.read_text())
+            before = self._read_settings(settings)
             if before != fingerprint:
                 differing = [key for key in fingerprint if before.get(key) != fingerprint[key]]
                 raise ValueError(
@@ -414,7 +415,21 @@ class _Results:
                     f"{', '.join(differing)}). Name another folder."
                 )
         else:
-            settings.write_text(json.dumps(fingerprint, indent=2) + "\n")
+            with complete_or_absent(settings) as unfinished:
+                unfinished.write_text(json.dumps(fingerprint, indent=2) + "\n")
+
+    @staticmethod
+    def _read_settings(path: Path) -> dict:
+        try:
+            settings = json.loads(path.read_text())
+            if not isinstance(settings, dict):
+                raise ValueError("it is not an object")
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is damaged ({error}). Name another folder, or remove the file if the "
+                "results beside it are of the same data and settings."
+            ) from error
+        return settings
 
     def _read(self, path: Path) -> None:
         if not path.exists():
@@ -431,7 +446,8 @@ class _Results:
                 }
                 complete += line
         if complete != text:
-            path.write_text(complete)
+            with complete_or_absent(path) as unfinished:
+                unfinished.write_text(complete)
 
     @staticmethod
     def _name(key: tuple) -> str:
