@@ -274,6 +274,8 @@ def test_a_normal_model_survives_saving(adata, tmp_path):
     before = model.transfer(adata, "treated").X.toarray()
     np.testing.assert_array_equal(loaded.transfer(adata, "treated").X.toarray(), before)
     assert before.min() == 0
+    with pytest.raises(ValueError, match="no cells of its own to train on"):
+        loaded.train(max_epochs=1, **QUIET)
 
 
 @pytest.mark.parametrize("from_path", [False, True])

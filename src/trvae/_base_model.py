@@ -545,7 +545,12 @@ class BaseTRVAE(
             }
         if self.minified_data_type is not None:
             raise ValueError("A model can't be trained on the cells of a minified AnnData.")
-        if datamodule is None and self.adata is not None:
+        if datamodule is None:
+            if self.adata is None:
+                raise ValueError(
+                    f"The model has no {self._CELLS} of its own to train on. Load it with an "
+                    "AnnData, or give a datamodule."
+                )
             self._check_is_as_set_up()
             self._check_codes()
         if not any(parameter.requires_grad for parameter in self.module.parameters()):
