@@ -93,7 +93,7 @@ def with_x(make):
 
 def with_value(value, gene_likelihood="nb"):
     def make(x):
-        x = np.log1p(x) if gene_likelihood == "normal" else x
+        x = (np.log1p(x) if gene_likelihood == "normal" else x).astype(np.float64)
         x[3, 2] = value
         return x
 
@@ -128,6 +128,17 @@ def conditions(control, treated, dtype=None):
     return with_obs(condition=column)
 
 
+def named(name, column):
+    """Data with a column of another name."""
+
+    def change(adata):
+        adata.obs["age"] = 1.0
+        adata.obs = adata.obs.rename(columns={column: name})
+        return adata
+
+    return change
+
+
 def numbers(value=1.0):
     """A column of ones but for the first cell."""
 
@@ -145,6 +156,12 @@ def of_type(dtype, value=None):
         return x
 
     return with_x(make)
+
+
+def with_swapped_bytes(adata):
+    # As a file of such a machine is read. SciPy would make none itself.
+    adata.X.data = adata.X.data.astype(">i8")
+    return adata
 
 
 def as_mudata(adata, modality="rna"):
@@ -493,6 +510,32 @@ SECTIONS = {
             happens="Taken; predictions can be below 0, too.",
             change=with_x(lambda x: np.log1p(x) - 1),
         ),
+        *(
+            Row(
+                f"a value of {value:g}{of_likelihood}",
+                construct(gene_likelihood=likelihood),
+                f"adata.X has values as large as {value:g}, beyond the range of float32 (up to "
+                "3.40282e+38), in which networks compute.",
+                change=with_value(value, likelihood),
+            )
+            for value, likelihood, of_likelihood in (
+                (1e39, "nb", " among counts"),
+                (1e39, "normal", " among log-normalised values"),
+                (-1e39, "normal", " among log-normalised values"),
+            )
+        ),
+        Row(
+            "a count above 2⁵³",
+            construct(),
+            "adata.X has counts up to 1e+30, more than 2**53, up to which all can be told apart.",
+            change=with_value(1e30),
+        ),
+        Row(
+            "a count of 2⁴⁰",
+            use(),
+            happens="Taken; loss and predictions are finite.",
+            change=with_value(2.0**40),
+        ),
         Row("no cells", setup(), EMPTY + "0 x 20.", change=lambda a: a[:0].copy()),
         Row("no genes", setup(), EMPTY + "72 x 0.", change=lambda a: a[:, :0].copy()),
         Row(
@@ -565,6 +608,34 @@ SECTIONS = {
             setup(),
             "adata.X is not of numbers, but of type complex64.",
             change=of_type(np.complex64),
+        ),
+        Row(
+            "counts of type `longdouble`",
+            setup(),
+            "which PyTorch does not have. Convert it: adata.X.astype('float32').",
+            change=of_type(np.longdouble),
+        ),
+        Row(
+            "numbers of another machine's order of bytes",
+            setup(),
+            "adata.X is of type '>f4', which PyTorch does not have. Convert it: "
+            "adata.X.astype('float32').",
+            change=of_type(">f4"),
+        ),
+        Row(
+            "the same, in CSR",
+            setup(),
+            "adata.X is of type '>i8', which PyTorch does not have.",
+            change=with_swapped_bytes,
+        ),
+        Row(
+            "the same, in a layer",
+            setup(layer="counts"),
+            "adata.layers['counts'] is of type '>f8', which PyTorch does not have. Convert it: "
+            "adata.layers['counts'].astype('float32').",
+            change=lambda a: AnnData(
+                a.X, a.obs, a.var, layers={"counts": a.X.toarray().astype(">f8")}
+            ),
         ),
         *(
             Row(
@@ -796,6 +867,25 @@ SECTIONS = {
             setup(condition_key=["condition"]),
             "condition_key ['condition'] is not in adata.obs",
         ),
+        *(
+            Row(
+                f"a column named `{name!r}` as `{argument}`".replace("'", '"'),
+                setup(**{argument: [name] if argument.endswith("keys") else name}),
+                f"{argument} {name!r} is not a string that isn't empty. Rename the column of "
+                "adata.obs.",
+                change=named(name, column),
+            )
+            for name, argument, column in (
+                ("", "condition_key", "condition"),
+                (0, "condition_key", "condition"),
+                ("", "labels_key", "cell_type"),
+                (0, "labels_key", "cell_type"),
+                ("", "categorical_covariate_keys", "batch"),
+                ("", "continuous_covariate_keys", "age"),
+                ("", "size_factor_key", "age"),
+                (0, "library_key", "age"),
+            )
+        ),
         Row(
             "two columns of the same name",
             setup(condition_key="batch"),
@@ -878,6 +968,27 @@ SECTIONS = {
             change=conditions(0, "high", object),
         ),
         Row(
+            "conditions that are lists",
+            setup(),
+            "condition_key 'condition' has values that can't be categories (unhashable type: "
+            "'list'). Make them text, such as by adata.obs['condition'].astype(str).",
+            change=conditions([0], [1]),
+        ),
+        Row(
+            "conditions without an order",
+            setup(),
+            "condition_key 'condition' has values that can't be categories ('<' not supported",
+            change=conditions(object(), object(), object),
+        ),
+        Row(
+            "labels that are sets",
+            setup(labels_key="cell_type"),
+            "labels_key 'cell_type' has values that can't be categories (unhashable type: 'set').",
+            change=with_obs(
+                cell_type=lambda obs: pd.Series([{name} for name in obs["cell_type"]], obs.index)
+            ),
+        ),
+        Row(
             "a declared condition without a cell",
             use(check=knows("control", "treated")),
             happens="Not one of the model's conditions.",
@@ -952,8 +1063,20 @@ SECTIONS = {
         Row(
             "a continuous covariate of text",
             setup(**AGE),
-            "continuous_covariate_keys 'age' is not numeric, but of type object.",
+            "continuous_covariate_keys 'age' is not of real numbers, but of type object.",
             change=with_obs(age=lambda obs: pd.Series("old", obs.index, dtype=object)),
+        ),
+        Row(
+            "a continuous covariate of complex numbers",
+            setup(**AGE),
+            "continuous_covariate_keys 'age' is not of real numbers, but of type complex128.",
+            change=with_obs(age=numbers(1j)),
+        ),
+        Row(
+            "1e39 in a continuous covariate",
+            setup(**AGE),
+            "continuous_covariate_keys 'age' has values as large as 1e+39, beyond the range of",
+            change=with_obs(age=numbers(1e39)),
         ),
         Row(
             "a continuous covariate of booleans",
@@ -1145,6 +1268,15 @@ SECTIONS = {
                     "validation_size=0.5",
                     {"validation_size": 0.5},
                     "train_size=0.9 and validation_size=0.5 are more than all.",
+                ),
+                *(
+                    (
+                        f"early_stopping=True, with {name}={value}",
+                        {"early_stopping": True, name: value},
+                        "Early stopping watches 'objective_validation', but there are no cells or "
+                        "images to validate on.",
+                    )
+                    for name, value in {"train_size": 1.0, "validation_size": 0}.items()
                 ),
                 (
                     'plan_kwargs={"learning_rate": 1e-3}',

@@ -37,6 +37,7 @@ from trvae._data import (
     cell_positions,
     check_anndata,
     check_choice,
+    check_from_0,
     check_positive_integer,
     check_seed,
     get_matrix,
@@ -138,8 +139,7 @@ class BaseTRVAE(
         if adata is not None and not isinstance(adata, MuData):
             check_anndata(adata)
         check_choice("mmd_layer", mmd_layer, get_args(MMDLayer))
-        if not is_number(mmd_weight) or mmd_weight < 0:
-            raise ValueError(f"mmd_weight={mmd_weight!r} is not a number from 0 on.")
+        check_from_0("mmd_weight", mmd_weight)
         if not is_list_of(mmd_bandwidths, lambda s: is_number(s) and s > 0):
             raise ValueError(f"mmd_bandwidths={mmd_bandwidths!r} are not positive numbers.")
         if seed is not None:

@@ -12,7 +12,7 @@ from scvi.dataloaders import DataSplitter
 from scvi.train import TrainingPlan
 from torch.utils.data import DataLoader, Sampler
 
-from trvae._data import check_positive_integer, is_number, join_names
+from trvae._data import check_from_0, check_positive_integer, is_number, join_names
 from trvae._distributed import ALONE, Processes, processes
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def check_training(
         check_positive_integer("max_epochs", max_epochs)
     if train_size is not None and not (is_number(train_size) and 0 < train_size <= 1):
         raise ValueError(f"train_size={train_size!r} is not a number above 0 and up to 1.")
-    if validation_size is not None and not (is_number(validation_size) and validation_size >= 0):
-        raise ValueError(f"validation_size={validation_size!r} is not a number from 0 on.")
+    if validation_size is not None:
+        check_from_0("validation_size", validation_size)
     train_size = 0.9 if train_size is None else train_size
     if validation_size is not None and train_size + validation_size > 1:
         raise ValueError(
@@ -230,8 +230,7 @@ class TRVAETrainingPlan(TrainingPlan):
                 f"plan_kwargs has {join_names(sorted(unknown))}, which are no arguments of "
                 "scvi.train.TrainingPlan."
             )
-        if not is_number(lr) or lr < 0:
-            raise ValueError(f"lr={lr!r} is not a number from 0 on.")
+        check_from_0("lr", lr)
         super().__init__(
             module,
             lr=lr,
