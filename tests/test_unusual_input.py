@@ -429,6 +429,27 @@ def queries(data, here):
     assert mapped.conditions == ["control", "treated", "new"]
 
 
+def query_in_place(data, here):
+    trvae.TRVAE.load_query_data(data, here.model, inplace_subset_query_vars=True)
+
+
+def load_saved(data, here):
+    here.model.save(here.folder / "model")
+    trvae.TRVAE.load(here.folder / "model", data)
+
+
+def loaded_if_trusted(data, here):
+    data = data.copy()
+    model = trained_on(data, here)
+    model.save(here.folder / "model")
+    with pytest.raises(
+        ValueError, match=r"If you saved it yourself, .* load\(..., trusted=True\)"
+    ):
+        trvae.TRVAE.load(here.folder / "model", data)
+    loaded = trvae.TRVAE.load(here.folder / "model", data, trusted=True)
+    assert loaded.conditions == model.conditions
+
+
 def sparse_coo(data, here):
     with pytest.raises(ValueError, match="Only CSR and CSC"):
         AnnData(data.X.tocoo())
@@ -782,6 +803,22 @@ SECTIONS = {
             "adata is a ndarray, but no AnnData.",
             change=lambda a: a.X.toarray(),
         ),
+        *(
+            Row(f"{name} in place of an AnnData, to {to}", ask, message, change=change)
+            for name, message, change in (
+                (
+                    "a data frame",
+                    "adata is a DataFrame, but no AnnData.",
+                    lambda a: a.to_df(),
+                ),
+                ("a path", "adata is a str, but no AnnData.", lambda a: "cells.h5ad"),
+                ("`True`", "adata is a bool, but no AnnData.", lambda a: True),
+            )
+            for to, ask in (
+                ("`load`", load_saved),
+                ("`load_query_data`, in place", query_in_place),
+            )
+        ),
         Row(
             "an AnnData that is read lazily, to `load_query_data`",
             lambda data, here: trvae.TRVAE.load_query_data(lazily(data, here), here.model),
@@ -987,6 +1024,19 @@ SECTIONS = {
             change=with_obs(
                 cell_type=lambda obs: pd.Series([{name} for name in obs["cell_type"]], obs.index)
             ),
+        ),
+        Row(
+            "conditions that are dates",
+            loaded_if_trusted,
+            happens="Taken. A model that is saved is loaded with `trusted=True` only, as the error "
+            "tells.",
+            change=conditions(pd.Timestamp("2020-01-01"), pd.Timestamp("2021-01-01")),
+        ),
+        Row(
+            "conditions that are intervals",
+            loaded_if_trusted,
+            happens="Taken, and loaded, as dates are.",
+            change=with_obs(condition=lambda obs: pd.cut(np.arange(len(obs)), 2)),
         ),
         Row(
             "a declared condition without a cell",

@@ -37,6 +37,7 @@ from trvae._data import (
     cell_positions,
     check_anndata,
     check_choice,
+    check_data,
     check_from_0,
     check_positive_integer,
     check_seed,
@@ -64,7 +65,7 @@ from trvae._registration import (
     registered_genes,
     with_genes_of_model,
 )
-from trvae._saved import FORMAT_VERSION, SavedModel, history_as_arrays
+from trvae._saved import FORMAT_VERSION, SavedModel, check_prefix, history_as_arrays
 from trvae._seed import seeded, with_seed
 from trvae._stream import complete_or_as_before, naming_what_is_written, write_h5ad
 from trvae._support import balanced_sample
@@ -136,8 +137,7 @@ class BaseTRVAE(
         name = type(self).__name__
         if adata is None and registry is None:
             raise ValueError(f"Give adata, registered with {name}.setup_anndata, or a registry.")
-        if adata is not None and not isinstance(adata, MuData):
-            check_anndata(adata)
+        check_data(adata)
         check_choice("mmd_layer", mmd_layer, get_args(MMDLayer))
         check_from_0("mmd_weight", mmd_weight)
         if not is_list_of(mmd_bandwidths, lambda s: is_number(s) and s > 0):
@@ -725,10 +725,11 @@ class BaseTRVAE(
         Raises
         ------
         ValueError
-            If the folder is there already, and not to be overwritten.
+            If the folder is there already, and not to be overwritten, or ``prefix`` has a slash.
         OSError
             If it can't be written, as the disk is full. What was there before is still there.
         """
+        check_prefix(prefix)
         folder = Path(dir_path).absolute()
         if folder.exists() and not overwrite:
             raise ValueError(f"{dir_path} is there already. Name another, or give overwrite=True.")
@@ -795,14 +796,18 @@ class BaseTRVAE(
         ------
         ValueError
             If nothing is saved there, a file is damaged, holds other things than tensors and plain
-            data, is of another class or of a newer version, or a column or a gene is missing.
+            data, is of another class or of a newer version, or a column or a gene is missing; if
+            ``adata`` is no AnnData, or the cells saved there are another model's.
         """
+        check_prefix(prefix)
+        if adata is not False:
+            check_data(adata)
         _download(backup_url, str(dir_path), f"{prefix or ''}{SAVE_KEYS.MODEL_FNAME}")
         saved = SavedModel.read(dir_path, prefix, trusted=trusted)
         saved.check_is_of(cls, allowed_classes_names_list)
-        if adata is None:
-            adata = saved.cells()
         try:
+            if adata is None:
+                adata = saved.cells()
             if isinstance(adata, AnnData | MuData):
                 modality = expression_modality(saved.registry["setup_args"])
                 adata = with_genes_of_model(
@@ -988,6 +993,7 @@ class BaseTRVAE(
             raise ValueError(
                 "Give reference_model: a trained model, or the folder it is saved in."
             )
+        check_data(adata)
         reference = cls._loaded(reference_model)
         reference_cells = reference._kept_reference_cells() if match_reference else None
         if adata is not None and not kwargs.get("inplace_subset_query_vars"):

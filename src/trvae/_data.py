@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from mudata import MuData
 from scipy import sparse
 from scvi.data.fields import CategoricalJointObsField, CategoricalObsField
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-
-    from mudata import MuData
 
 _ROWS_AT_ONCE = 10_000
 _NAMES_SHOWN = 10
@@ -74,6 +73,12 @@ def check_anndata(adata: Any) -> None:
     """Raise a ``ValueError`` unless it is an AnnData."""
     if not isinstance(adata, AnnData):
         raise ValueError(f"adata is a {type(adata).__name__}, but no AnnData.")
+
+
+def check_data(data: Any) -> None:
+    """Raise a ``ValueError`` unless it is an AnnData, a MuData or ``None``."""
+    if data is not None and not isinstance(data, MuData):
+        check_anndata(data)
 
 
 def check_not_empty(adata: AnnData) -> None:
@@ -182,8 +187,7 @@ def check_categories(adata: AnnData, argument: str, key: str) -> None:
     try:
         values = column.unique()
         kinds = {type(value).__name__ for value in values}
-        # Declared categories have their order already.
-        if len(kinds) == 1 and not isinstance(column.dtype, pd.CategoricalDtype):
+        if len(kinds) == 1:
             sorted(values)
     except TypeError as error:
         raise ValueError(
