@@ -546,16 +546,25 @@ SECTIONS = {
             )
         ),
         Row(
-            "a count above 2⁵³",
+            "a count above 2³²",
             construct(),
-            "adata.X has counts up to 1e+30, more than 2**53, up to which all can be told apart.",
+            "adata.X has counts up to 1e+30, more than 2**32, up to which counts can be drawn.",
             change=with_value(1e30),
         ),
         Row(
-            "a count of 2⁴⁰",
-            use(),
-            happens="Taken; loss and predictions are finite.",
-            change=with_value(2.0**40),
+            "the same, to a trained model",
+            transfer(),
+            "adata.X has counts up to 1e+10, more than 2**32, up to which counts can be drawn.",
+            change=with_value(1e10),
+        ),
+        *(
+            Row(
+                f'a count of 2³², with `gene_likelihood="{likelihood}"`',
+                use(gene_likelihood=likelihood),
+                happens="Taken; loss and predictions are finite.",
+                change=with_value(2.0**32),
+            )
+            for likelihood in ("nb", "poisson")
         ),
         Row("no cells", setup(), EMPTY + "0 x 20.", change=lambda a: a[:0].copy()),
         Row("no genes", setup(), EMPTY + "72 x 0.", change=lambda a: a[:, :0].copy()),

@@ -18,8 +18,9 @@ _ROWS_AT_ONCE = 10_000
 _NAMES_SHOWN = 10
 # Booleans, integers and floats, by NumPy's letters; PyTorch has none of more bytes.
 _KINDS_OF_NUMBERS, _MOST_BYTES = "biuf", 8
-# Networks compute in float32. Counts are drawn in float64, which has no odd numbers above.
-_LARGEST_VALUE, _LARGEST_COUNT = float(np.finfo(np.float32).max), 2**53
+# Networks compute in float32. SciPy's quantiles of Poisson are NaN from means of about 2**35 on,
+# those of the binomial from 2**51; far above, they are searched for without end.
+_LARGEST_VALUE, _LARGEST_COUNT = float(np.finfo(np.float32).max), 2**32
 
 
 class UsedCategoricalObsField(CategoricalObsField):
@@ -336,8 +337,8 @@ def check_expression(matrix: Any, gene_likelihood: str, where: str) -> None:
             )
     if gene_likelihood != "normal" and largest > _LARGEST_COUNT:
         raise ValueError(
-            f"{where} has counts up to {largest:g}, more than 2**53, up to which all can be told "
-            "apart. Remove or replace them."
+            f"{where} has counts up to {largest:g}, more than 2**32, up to which counts can be "
+            "drawn. Remove or replace them."
         )
     if gene_likelihood == "normal" and only_integers and largest > 1:
         raise ValueError(

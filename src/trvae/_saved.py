@@ -22,6 +22,7 @@ from scvi.model.base._constants import SAVE_KEYS
 from trvae._data import join_names
 from trvae._plain import DAMAGE, OtherThingsError, holds_left_out, read_torch
 from trvae._seed import seeded
+from trvae._stream import remove
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -223,6 +224,22 @@ class SavedModel:
             raise ValueError(
                 f"{self.path} holds tables of pandas, which are no plain data. {_TRUST}"
             )
+
+
+def remove_saved(folder: Path, prefix: str | None) -> None:
+    """Remove a saved model with its cells, and the folder if nothing else is in it.
+
+    Parameters
+    ----------
+    folder
+        Where it was saved.
+    prefix
+        What the names of its files begin with.
+    """
+    for name in (SAVE_KEYS.MODEL_FNAME, SAVE_KEYS.ADATA_FNAME, SAVE_KEYS.MDATA_FNAME):
+        remove(folder / f"{prefix or ''}{name}")
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def check_prefix(prefix: str | None) -> None:
