@@ -1348,6 +1348,56 @@ SECTIONS = {
                     {"plan_kwargs": {"lr": -1}},
                     "lr=-1 is not a number from 0 on.",
                 ),
+                *(
+                    (
+                        f'plan_kwargs={{"{name}": {value}}}',
+                        {"plan_kwargs": {name: value}},
+                        f"{name}={value} is not a number from 0 on.",
+                    )
+                    for name, value in {
+                        "lr": np.nan,
+                        "max_kl_weight": np.nan,
+                        "weight_decay": -1,
+                        "eps": np.inf,
+                        "lr_min": -1,
+                    }.items()
+                ),
+                (
+                    'plan_kwargs={"n_epochs_kl_warmup": -1}',
+                    {"plan_kwargs": {"n_epochs_kl_warmup": -1}},
+                    "n_epochs_kl_warmup=-1 is not a number from 0 on.",
+                ),
+                *(
+                    (
+                        f'{name}="lr"',
+                        {name: "lr"},
+                        f"{name}='lr' is not a dictionary of arguments.",
+                    )
+                    for name in ("plan_kwargs", "datasplitter_kwargs")
+                ),
+                (
+                    "datamodule=1",
+                    {"datamodule": 1},
+                    "datamodule is a int, but no LightningDataModule.",
+                ),
+                (
+                    "callbacks=[1]",
+                    {"callbacks": [1]},
+                    "callbacks=[1] is not a list of Lightning's Callback objects.",
+                ),
+                *(
+                    (
+                        f'datasplitter_kwargs={{"external_indexing": [{name}]}}',
+                        {"datasplitter_kwargs": {"external_indexing": [np.array(given)]}},
+                        "datasplitter_kwargs['external_indexing'] is not of positions from 0 to 71, "
+                        f"of 72 cells or images: it has {message}",
+                    )
+                    for name, given, message in (
+                        ("np.arange(1, 73)", range(1, 73), "72."),
+                        ("np.arange(-1, 71)", range(-1, 71), "-1."),
+                        ("np.arange(72.0)", np.arange(72.0), "0.0, 1.0, 2.0"),
+                    )
+                ),
             )
         ),
         Row(

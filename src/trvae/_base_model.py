@@ -73,6 +73,7 @@ from trvae._train import (
     SPLIT,
     ConditionBalancedDataSplitter,
     TRVAETrainingPlan,
+    check_passed_on,
     check_training,
     minibatches_of,
 )
@@ -493,6 +494,7 @@ class BaseTRVAE(
         ``kl_local``, ``mmd`` and ``objective``, beside ``train_loss`` and ``validation_loss``.
         """
         check_training(max_epochs, batch_size, train_size, validation_size)
+        check_passed_on(plan_kwargs, datasplitter_kwargs, datamodule, callbacks)
         if max_epochs is None:
             n_cells = (self.adata if datamodule is None else datamodule).n_obs
             epochs = round(self._default_steps * batch_size / max(n_cells, 1))
