@@ -54,7 +54,7 @@ def with_value(adata, value):
         (
             lambda a: with_obs(a, "size", "large"),
             {"size_factor_key": "size"},
-            "size_factor_key 'size' is not numeric",
+            "size_factor_key 'size' is not of real numbers",
         ),
         (
             lambda a: with_obs(a, "age", np.inf),

@@ -86,6 +86,30 @@ def test_save_load_and_disk(ensemble, adata, tmp_path):
     assert (anndata.read_zarr(out).X != expected).nnz == 0
 
 
+def test_a_smaller_ensemble_takes_the_place_of_a_larger_one(ensemble, adata, tmp_path):
+    folder = tmp_path / "ensemble"
+    ensemble.save(folder, save_anndata=True)
+    (folder / "README").touch()
+    smaller = trvae.TRVAEEnsemble._of(ensemble.models[1:])
+    with pytest.raises(ValueError, match="ensemble has models of an ensemble already. Name anot"):
+        smaller.save(folder)
+    assert len(trvae.TRVAEEnsemble.load(folder).models) == 3
+    smaller.save(folder, overwrite=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["0", "1", "README"]
+    loaded = trvae.TRVAEEnsemble.load(folder, adata=False)
+    assert [model.seed for model in loaded.models] == [6, 7]
+
+
+def test_what_others_put_in_a_folder_stays(ensemble, tmp_path):
+    ensemble.save(tmp_path)
+    (tmp_path / "2" / "notes").touch()
+    smaller = trvae.TRVAEEnsemble._of(ensemble.models[:2])
+    smaller.save(tmp_path, overwrite=True)
+    assert [path.name for path in (tmp_path / "2").iterdir()] == ["notes"]
+    with pytest.raises(ValueError, match="No model is saved in .*2'"):
+        trvae.TRVAEEnsemble.load(tmp_path, adata=False)
+
+
 def test_wrong_arguments(ensemble, adata, tmp_path):
     trvae.TRVAE.setup_anndata(adata, condition_key="condition")
     with pytest.raises(ValueError, match="n_models=0"):

@@ -133,7 +133,7 @@ def test_the_command_says_so_in_a_line(saved, tmp_path):
 def test_a_trusted_file_may_hold_anything(saved):
     interval = pd.Interval(0, 1)
     changed(saved, lambda content: PLACES["attribute"](content, interval))
-    with pytest.raises(ValueError, match="holds tables of pandas"):
+    with pytest.raises(ValueError, match=r"holds tables of pandas.* load\(..., trusted=True\)"):
         trvae.TRVAE.load(saved)
     assert trvae.TRVAE.load(saved, trusted=True).note_ == interval
 
@@ -268,6 +268,34 @@ def test_damaged_cells(saved):
     with pytest.raises(ValueError, match=f"{path} can't be read, so it may be damaged"):
         trvae.TRVAE.load(saved)
     assert trvae.TRVAE.load(saved, other_cells()).adata.n_obs == 120
+
+
+def test_cells_of_a_model_that_was_there_before(saved):
+    other = fit(trvae.datasets.simulated(n_cells=10, n_genes=20), train={"max_epochs": 1})
+    other.save(saved, overwrite=True)
+    cells = re.escape(str(saved / "adata.h5ad"))
+    with pytest.raises(
+        ValueError, match=f"{cells} has 120 cells, but the model .* is of 60: they"
+    ):
+        trvae.TRVAE.load(saved)
+    assert trvae.TRVAE.load(saved, adata=False).conditions == ["control", "treated"]
+    other.save(saved, overwrite=True, save_anndata=True)
+    assert trvae.TRVAE.load(saved).adata.n_obs == 60
+
+
+@pytest.mark.parametrize("prefix", ["../", "a/b_", "/tmp/", "a\\b_", 3])
+def test_a_prefix_does_not_leave_the_folder(saved, prefix):
+    there = sorted(saved.parent.rglob("*"))
+    model = trvae.TRVAE.load(saved)
+    for ask in (
+        lambda: model.save(saved / "new", prefix=prefix),
+        lambda: model.save(saved, prefix=prefix, overwrite=True, save_anndata=True),
+        lambda: trvae.TRVAE.load(saved, prefix=prefix),
+        lambda: trvae.TRVAE.load_registry(saved, prefix=prefix),
+    ):
+        with pytest.raises(ValueError, match=f"prefix={re.escape(repr(prefix))} is not what"):
+            ask()
+    assert sorted(saved.parent.rglob("*")) == there
 
 
 @pytest.mark.parametrize("content", [{}, [1], {"a": 1}, {"model_state_dict": {}, "attr_dict": {}}])

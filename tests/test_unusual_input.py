@@ -93,7 +93,7 @@ def with_x(make):
 
 def with_value(value, gene_likelihood="nb"):
     def make(x):
-        x = np.log1p(x) if gene_likelihood == "normal" else x
+        x = (np.log1p(x) if gene_likelihood == "normal" else x).astype(np.float64)
         x[3, 2] = value
         return x
 
@@ -128,6 +128,17 @@ def conditions(control, treated, dtype=None):
     return with_obs(condition=column)
 
 
+def named(name, column):
+    """Data with a column of another name."""
+
+    def change(adata):
+        adata.obs["age"] = 1.0
+        adata.obs = adata.obs.rename(columns={column: name})
+        return adata
+
+    return change
+
+
 def numbers(value=1.0):
     """A column of ones but for the first cell."""
 
@@ -145,6 +156,12 @@ def of_type(dtype, value=None):
         return x
 
     return with_x(make)
+
+
+def with_swapped_bytes(adata):
+    # As a file of such a machine is read. SciPy would make none itself.
+    adata.X.data = adata.X.data.astype(">i8")
+    return adata
 
 
 def as_mudata(adata, modality="rna"):
@@ -412,6 +429,27 @@ def queries(data, here):
     assert mapped.conditions == ["control", "treated", "new"]
 
 
+def query_in_place(data, here):
+    trvae.TRVAE.load_query_data(data, here.model, inplace_subset_query_vars=True)
+
+
+def load_saved(data, here):
+    here.model.save(here.folder / "model")
+    trvae.TRVAE.load(here.folder / "model", data)
+
+
+def loaded_if_trusted(data, here):
+    data = data.copy()
+    model = trained_on(data, here)
+    model.save(here.folder / "model")
+    with pytest.raises(
+        ValueError, match=r"If you saved it yourself, .* load\(..., trusted=True\)"
+    ):
+        trvae.TRVAE.load(here.folder / "model", data)
+    loaded = trvae.TRVAE.load(here.folder / "model", data, trusted=True)
+    assert loaded.conditions == model.conditions
+
+
 def sparse_coo(data, here):
     with pytest.raises(ValueError, match="Only CSR and CSC"):
         AnnData(data.X.tocoo())
@@ -493,6 +531,41 @@ SECTIONS = {
             happens="Taken; predictions can be below 0, too.",
             change=with_x(lambda x: np.log1p(x) - 1),
         ),
+        *(
+            Row(
+                f"a value of {value:g}{of_likelihood}",
+                construct(gene_likelihood=likelihood),
+                f"adata.X has values as large as {value:g}, beyond the range of float32 (up to "
+                "3.40282e+38), in which networks compute.",
+                change=with_value(value, likelihood),
+            )
+            for value, likelihood, of_likelihood in (
+                (1e39, "nb", " among counts"),
+                (1e39, "normal", " among log-normalised values"),
+                (-1e39, "normal", " among log-normalised values"),
+            )
+        ),
+        Row(
+            "a count above 2³²",
+            construct(),
+            "adata.X has counts up to 1e+30, more than 2**32, up to which counts can be drawn.",
+            change=with_value(1e30),
+        ),
+        Row(
+            "the same, to a trained model",
+            transfer(),
+            "adata.X has counts up to 1e+10, more than 2**32, up to which counts can be drawn.",
+            change=with_value(1e10),
+        ),
+        *(
+            Row(
+                f'a count of 2³², with `gene_likelihood="{likelihood}"`',
+                use(gene_likelihood=likelihood),
+                happens="Taken; loss and predictions are finite.",
+                change=with_value(2.0**32),
+            )
+            for likelihood in ("nb", "poisson")
+        ),
         Row("no cells", setup(), EMPTY + "0 x 20.", change=lambda a: a[:0].copy()),
         Row("no genes", setup(), EMPTY + "72 x 0.", change=lambda a: a[:, :0].copy()),
         Row(
@@ -565,6 +638,34 @@ SECTIONS = {
             setup(),
             "adata.X is not of numbers, but of type complex64.",
             change=of_type(np.complex64),
+        ),
+        Row(
+            "counts of type `longdouble`",
+            setup(),
+            "which PyTorch does not have. Convert it: adata.X.astype('float32').",
+            change=of_type(np.longdouble),
+        ),
+        Row(
+            "numbers of another machine's order of bytes",
+            setup(),
+            "adata.X is of type '>f4', which PyTorch does not have. Convert it: "
+            "adata.X.astype('float32').",
+            change=of_type(">f4"),
+        ),
+        Row(
+            "the same, in CSR",
+            setup(),
+            "adata.X is of type '>i8', which PyTorch does not have.",
+            change=with_swapped_bytes,
+        ),
+        Row(
+            "the same, in a layer",
+            setup(layer="counts"),
+            "adata.layers['counts'] is of type '>f8', which PyTorch does not have. Convert it: "
+            "adata.layers['counts'].astype('float32').",
+            change=lambda a: AnnData(
+                a.X, a.obs, a.var, layers={"counts": a.X.toarray().astype(">f8")}
+            ),
         ),
         *(
             Row(
@@ -711,6 +812,22 @@ SECTIONS = {
             "adata is a ndarray, but no AnnData.",
             change=lambda a: a.X.toarray(),
         ),
+        *(
+            Row(f"{name} in place of an AnnData, to {to}", ask, message, change=change)
+            for name, message, change in (
+                (
+                    "a data frame",
+                    "adata is a DataFrame, but no AnnData.",
+                    lambda a: a.to_df(),
+                ),
+                ("a path", "adata is a str, but no AnnData.", lambda a: "cells.h5ad"),
+                ("`True`", "adata is a bool, but no AnnData.", lambda a: True),
+            )
+            for to, ask in (
+                ("`load`", load_saved),
+                ("`load_query_data`, in place", query_in_place),
+            )
+        ),
         Row(
             "an AnnData that is read lazily, to `load_query_data`",
             lambda data, here: trvae.TRVAE.load_query_data(lazily(data, here), here.model),
@@ -796,6 +913,25 @@ SECTIONS = {
             setup(condition_key=["condition"]),
             "condition_key ['condition'] is not in adata.obs",
         ),
+        *(
+            Row(
+                f"a column named `{name!r}` as `{argument}`".replace("'", '"'),
+                setup(**{argument: [name] if argument.endswith("keys") else name}),
+                f"{argument} {name!r} is not a string that isn't empty. Rename the column of "
+                "adata.obs.",
+                change=named(name, column),
+            )
+            for name, argument, column in (
+                ("", "condition_key", "condition"),
+                (0, "condition_key", "condition"),
+                ("", "labels_key", "cell_type"),
+                (0, "labels_key", "cell_type"),
+                ("", "categorical_covariate_keys", "batch"),
+                ("", "continuous_covariate_keys", "age"),
+                ("", "size_factor_key", "age"),
+                (0, "library_key", "age"),
+            )
+        ),
         Row(
             "two columns of the same name",
             setup(condition_key="batch"),
@@ -878,6 +1014,40 @@ SECTIONS = {
             change=conditions(0, "high", object),
         ),
         Row(
+            "conditions that are lists",
+            setup(),
+            "condition_key 'condition' has values that can't be categories (unhashable type: "
+            "'list'). Make them text, such as by adata.obs['condition'].astype(str).",
+            change=conditions([0], [1]),
+        ),
+        Row(
+            "conditions without an order",
+            setup(),
+            "condition_key 'condition' has values that can't be categories ('<' not supported",
+            change=conditions(object(), object(), object),
+        ),
+        Row(
+            "labels that are sets",
+            setup(labels_key="cell_type"),
+            "labels_key 'cell_type' has values that can't be categories (unhashable type: 'set').",
+            change=with_obs(
+                cell_type=lambda obs: pd.Series([{name} for name in obs["cell_type"]], obs.index)
+            ),
+        ),
+        Row(
+            "conditions that are dates",
+            loaded_if_trusted,
+            happens="Taken. A model that is saved is loaded with `trusted=True` only, as the error "
+            "tells.",
+            change=conditions(pd.Timestamp("2020-01-01"), pd.Timestamp("2021-01-01")),
+        ),
+        Row(
+            "conditions that are intervals",
+            loaded_if_trusted,
+            happens="Taken, and loaded, as dates are.",
+            change=with_obs(condition=lambda obs: pd.cut(np.arange(len(obs)), 2)),
+        ),
+        Row(
             "a declared condition without a cell",
             use(check=knows("control", "treated")),
             happens="Not one of the model's conditions.",
@@ -952,8 +1122,20 @@ SECTIONS = {
         Row(
             "a continuous covariate of text",
             setup(**AGE),
-            "continuous_covariate_keys 'age' is not numeric, but of type object.",
+            "continuous_covariate_keys 'age' is not of real numbers, but of type object.",
             change=with_obs(age=lambda obs: pd.Series("old", obs.index, dtype=object)),
+        ),
+        Row(
+            "a continuous covariate of complex numbers",
+            setup(**AGE),
+            "continuous_covariate_keys 'age' is not of real numbers, but of type complex128.",
+            change=with_obs(age=numbers(1j)),
+        ),
+        Row(
+            "1e39 in a continuous covariate",
+            setup(**AGE),
+            "continuous_covariate_keys 'age' has values as large as 1e+39, beyond the range of",
+            change=with_obs(age=numbers(1e39)),
         ),
         Row(
             "a continuous covariate of booleans",
@@ -1146,6 +1328,15 @@ SECTIONS = {
                     {"validation_size": 0.5},
                     "train_size=0.9 and validation_size=0.5 are more than all.",
                 ),
+                *(
+                    (
+                        f"early_stopping=True, with {name}={value}",
+                        {"early_stopping": True, name: value},
+                        "Early stopping watches 'objective_validation', but there are no cells or "
+                        "images to validate on.",
+                    )
+                    for name, value in {"train_size": 1.0, "validation_size": 0}.items()
+                ),
                 (
                     'plan_kwargs={"learning_rate": 1e-3}',
                     {"plan_kwargs": {"learning_rate": 1e-3}},
@@ -1156,6 +1347,56 @@ SECTIONS = {
                     'plan_kwargs={"lr": -1}',
                     {"plan_kwargs": {"lr": -1}},
                     "lr=-1 is not a number from 0 on.",
+                ),
+                *(
+                    (
+                        f'plan_kwargs={{"{name}": {value}}}',
+                        {"plan_kwargs": {name: value}},
+                        f"{name}={value} is not a number from 0 on.",
+                    )
+                    for name, value in {
+                        "lr": np.nan,
+                        "max_kl_weight": np.nan,
+                        "weight_decay": -1,
+                        "eps": np.inf,
+                        "lr_min": -1,
+                    }.items()
+                ),
+                (
+                    'plan_kwargs={"n_epochs_kl_warmup": -1}',
+                    {"plan_kwargs": {"n_epochs_kl_warmup": -1}},
+                    "n_epochs_kl_warmup=-1 is not a number from 0 on.",
+                ),
+                *(
+                    (
+                        f'{name}="lr"',
+                        {name: "lr"},
+                        f"{name}='lr' is not a dictionary of arguments.",
+                    )
+                    for name in ("plan_kwargs", "datasplitter_kwargs")
+                ),
+                (
+                    "datamodule=1",
+                    {"datamodule": 1},
+                    "datamodule is a int, but no LightningDataModule.",
+                ),
+                (
+                    "callbacks=[1]",
+                    {"callbacks": [1]},
+                    "callbacks=[1] is not a list of Lightning's Callback objects.",
+                ),
+                *(
+                    (
+                        f'datasplitter_kwargs={{"external_indexing": [{name}]}}',
+                        {"datasplitter_kwargs": {"external_indexing": [np.array(given)]}},
+                        "datasplitter_kwargs['external_indexing'] is not of positions from 0 to 71, "
+                        f"of 72 cells or images: it has {message}",
+                    )
+                    for name, given, message in (
+                        ("np.arange(1, 73)", range(1, 73), "72."),
+                        ("np.arange(-1, 71)", range(-1, 71), "-1."),
+                        ("np.arange(72.0)", np.arange(72.0), "0.0, 1.0, 2.0"),
+                    )
                 ),
             )
         ),

@@ -37,6 +37,8 @@ from trvae._data import (
     cell_positions,
     check_anndata,
     check_choice,
+    check_data,
+    check_from_0,
     check_positive_integer,
     check_seed,
     get_matrix,
@@ -63,7 +65,7 @@ from trvae._registration import (
     registered_genes,
     with_genes_of_model,
 )
-from trvae._saved import FORMAT_VERSION, SavedModel, history_as_arrays
+from trvae._saved import FORMAT_VERSION, SavedModel, check_prefix, history_as_arrays
 from trvae._seed import seeded, with_seed
 from trvae._stream import (
     check_room,
@@ -77,6 +79,7 @@ from trvae._train import (
     SPLIT,
     ConditionBalancedDataSplitter,
     TRVAETrainingPlan,
+    check_passed_on,
     check_training,
     minibatches_of,
 )
@@ -141,11 +144,9 @@ class BaseTRVAE(
         name = type(self).__name__
         if adata is None and registry is None:
             raise ValueError(f"Give adata, registered with {name}.setup_anndata, or a registry.")
-        if adata is not None and not isinstance(adata, MuData):
-            check_anndata(adata)
+        check_data(adata)
         check_choice("mmd_layer", mmd_layer, get_args(MMDLayer))
-        if not is_number(mmd_weight) or mmd_weight < 0:
-            raise ValueError(f"mmd_weight={mmd_weight!r} is not a number from 0 on.")
+        check_from_0("mmd_weight", mmd_weight)
         if not is_list_of(mmd_bandwidths, lambda s: is_number(s) and s > 0):
             raise ValueError(f"mmd_bandwidths={mmd_bandwidths!r} are not positive numbers.")
         if seed is not None:
@@ -525,6 +526,7 @@ class BaseTRVAE(
         ``kl_local``, ``mmd`` and ``objective``, beside ``train_loss`` and ``validation_loss``.
         """
         check_training(max_epochs, batch_size, train_size, validation_size)
+        check_passed_on(plan_kwargs, datasplitter_kwargs, datamodule, callbacks)
         if max_epochs is None:
             n_cells = (self.adata if datamodule is None else datamodule).n_obs
             epochs = round(self._default_steps * batch_size / max(n_cells, 1))
@@ -775,10 +777,11 @@ class BaseTRVAE(
         Raises
         ------
         ValueError
-            If the folder is there already, and not to be overwritten.
+            If the folder is there already, and not to be overwritten, or ``prefix`` has a slash.
         OSError
             If it can't be written, as the disk is full. What was there before is still there.
         """
+        check_prefix(prefix)
         folder = Path(dir_path).absolute()
         if folder.exists() and not overwrite:
             raise ValueError(f"{dir_path} is there already. Name another, or give overwrite=True.")
@@ -852,14 +855,18 @@ class BaseTRVAE(
         ------
         ValueError
             If nothing is saved there, a file is damaged, holds other things than tensors and plain
-            data, is of another class or of a newer version, or a column or a gene is missing.
+            data, is of another class or of a newer version, or a column or a gene is missing; if
+            ``adata`` is no AnnData, or the cells saved there are another model's.
         """
+        check_prefix(prefix)
+        if adata is not False:
+            check_data(adata)
         _download(backup_url, str(dir_path), f"{prefix or ''}{SAVE_KEYS.MODEL_FNAME}")
         saved = SavedModel.read(dir_path, prefix, trusted=trusted)
         saved.check_is_of(cls, allowed_classes_names_list)
-        if adata is None:
-            adata = saved.cells()
         try:
+            if adata is None:
+                adata = saved.cells()
             if isinstance(adata, AnnData | MuData):
                 modality = expression_modality(saved.registry["setup_args"])
                 adata = with_genes_of_model(
@@ -1045,6 +1052,7 @@ class BaseTRVAE(
             raise ValueError(
                 "Give reference_model: a trained model, or the folder it is saved in."
             )
+        check_data(adata)
         reference = cls._loaded(reference_model)
         reference_cells = reference._kept_reference_cells() if match_reference else None
         if adata is not None and not kwargs.get("inplace_subset_query_vars"):

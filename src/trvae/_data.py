@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from mudata import MuData
 from scipy import sparse
 from scvi.data.fields import CategoricalJointObsField, CategoricalObsField
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from mudata import MuData
-
 _ROWS_AT_ONCE = 10_000
 _NAMES_SHOWN = 10
-# Booleans, integers and floats, by NumPy's letters.
-_KINDS_OF_NUMBERS = "biuf"
+# Booleans, integers and floats, by NumPy's letters; PyTorch has none of more bytes.
+_KINDS_OF_NUMBERS, _MOST_BYTES = "biuf", 8
+# Networks compute in float32. SciPy's quantiles of Poisson are NaN from means of about 2**35 on,
+# those of the binomial from 2**51; far above, they are searched for without end.
+_LARGEST_VALUE, _LARGEST_COUNT = float(np.finfo(np.float32).max), 2**32
 
 
 class UsedCategoricalObsField(CategoricalObsField):
@@ -72,6 +74,12 @@ def check_anndata(adata: Any) -> None:
     """Raise a ``ValueError`` unless it is an AnnData."""
     if not isinstance(adata, AnnData):
         raise ValueError(f"adata is a {type(adata).__name__}, but no AnnData.")
+
+
+def check_data(data: Any) -> None:
+    """Raise a ``ValueError`` unless it is an AnnData, a MuData or ``None``."""
+    if data is not None and not isinstance(data, MuData):
+        check_anndata(data)
 
 
 def check_not_empty(adata: AnnData) -> None:
@@ -132,6 +140,12 @@ def get_matrix(adata: AnnData, layer: str | None) -> Any:
             f"{where} is not of numbers, but of type {matrix.dtype}. If it holds numbers, convert "
             f"it: {where}.astype('float32')."
         )
+    if matrix.dtype.itemsize > _MOST_BYTES or not matrix.dtype.isnative:
+        # NumPy's own name for float128 and such doesn't tell the order of bytes.
+        raise ValueError(
+            f"{where} is of type {matrix.dtype.str!r}, which PyTorch does not have. Convert it: "
+            f"{where}.astype('float32')."
+        )
     if isinstance(matrix, np.ma.MaskedArray):
         raise ValueError(
             f"{where} is a masked array, of which the masked values are not known. Give them one, "
@@ -157,23 +171,45 @@ def check_obs_column(
     return column
 
 
+def _column_to_register(adata: AnnData, argument: str, key: str) -> pd.Series:
+    column = check_obs_column(adata, argument, key)
+    # Whatever counts as false is no key to scvi-tools.
+    if not isinstance(key, str) or not key:
+        raise ValueError(
+            f"{argument} {key!r} is not a string that isn't empty. Rename the column of adata.obs."
+        )
+    return column
+
+
 def check_categories(adata: AnnData, argument: str, key: str) -> None:
     """Raise a ``ValueError`` unless the column of ``obs`` is complete and of one type."""
-    kinds = {type(value).__name__ for value in check_obs_column(adata, argument, key).unique()}
+    column = _column_to_register(adata, argument, key)
+    as_text = f"such as by adata.obs[{key!r}].astype(str)."
+    try:
+        values = column.unique()
+        kinds = {type(value).__name__ for value in values}
+        if len(kinds) == 1:
+            sorted(values)
+    except TypeError as error:
+        raise ValueError(
+            f"{argument} {key!r} has values that can't be categories ({error}). Make them text, "
+            f"{as_text}"
+        ) from error
     if len(kinds) > 1:
         raise ValueError(
             f"{argument} {key!r} mixes values of types {join_names(sorted(kinds))}. "
-            f"Make them one, such as by adata.obs[{key!r}].astype(str)."
+            f"Make them one, {as_text}"
         )
 
 
 def check_numbers(adata: AnnData, argument: str, key: str, *, positive: bool = False) -> None:
     """Raise a ``ValueError`` unless the column of ``obs`` holds finite (positive) numbers."""
-    column = check_obs_column(adata, argument, key)
-    if not pd.api.types.is_numeric_dtype(column):
-        raise ValueError(f"{argument} {key!r} is not numeric, but of type {column.dtype}.")
+    column = _column_to_register(adata, argument, key)
+    if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_complex_dtype(column):
+        raise ValueError(f"{argument} {key!r} is not of real numbers, but of type {column.dtype}.")
     if not np.isfinite(column).all():
         raise ValueError(f"{argument} {key!r} has infinite values.")
+    _check_size(column.to_numpy(dtype=float), f"{argument} {key!r}")
     if positive and not (column > 0).all():
         raise ValueError(
             f"{argument} {key!r} has values that are not positive (as low as {column.min()})."
@@ -188,6 +224,12 @@ def is_integer(value: Any) -> bool:
 def is_number(value: Any) -> bool:
     """Whether it is a finite number; booleans are none."""
     return is_integer(value) or (isinstance(value, float | np.floating) and np.isfinite(value))
+
+
+def check_from_0(argument: str, given: Any) -> None:
+    """Raise a ``ValueError`` unless ``given`` is a finite number that is not negative."""
+    if not is_number(given) or given < 0:
+        raise ValueError(f"{argument}={given!r} is not a number from 0 on.")
 
 
 def is_list_of(values: Any, allowed: Callable[[Any], bool]) -> bool:
@@ -276,7 +318,7 @@ def check_expression(matrix: Any, gene_likelihood: str, where: str) -> None:
     for values in _blocks_of_values(matrix):
         if values.size == 0:
             continue
-        _check_finite(values, where)
+        _check_size(values, where)
         fractional = values[values % 1 != 0]
         only_integers = only_integers and fractional.size == 0
         largest = max(largest, float(values.max()))
@@ -293,6 +335,11 @@ def check_expression(matrix: Any, gene_likelihood: str, where: str) -> None:
                 f"gene_likelihood={gene_likelihood!r} is for raw counts. Register the layer that "
                 "holds the counts, or use gene_likelihood='normal' for log-normalised values."
             )
+    if gene_likelihood != "normal" and largest > _LARGEST_COUNT:
+        raise ValueError(
+            f"{where} has counts up to {largest:g}, more than 2**32, up to which counts can be "
+            "drawn. Remove or replace them."
+        )
     if gene_likelihood == "normal" and only_integers and largest > 1:
         raise ValueError(
             f"{where} holds only integers (up to {largest:g}), which look like raw counts, but "
@@ -307,7 +354,7 @@ def is_nonnegative(matrix: Any) -> bool:
 
 
 def value_range(matrix: Any, where: str) -> tuple[float, float]:
-    """The smallest and the largest of 0 and all values, or a ``ValueError`` if any isn't finite.
+    """The smallest and the largest of 0 and all values, or a ``ValueError`` if any is no float32.
 
     Parameters
     ----------
@@ -316,17 +363,24 @@ def value_range(matrix: Any, where: str) -> tuple[float, float]:
     """
     low = high = 0.0
     for values in _blocks_of_values(matrix):
-        _check_finite(values, where)
+        _check_size(values, where)
         low = min(low, float(values.min(initial=0)))
         high = max(high, float(values.max(initial=0)))
     return low, high
 
 
-def _check_finite(values: np.ndarray, where: str) -> None:
+def _check_size(values: np.ndarray, where: str) -> None:
+    """Raise a ``ValueError`` if any isn't finite, or wouldn't be as a float32."""
     n_bad = int(values.size - np.isfinite(values).sum())
     if n_bad:
         raise ValueError(
             f"{where} has {n_bad} values that are NaN or infinite. Remove or replace them."
+        )
+    largest = max(float(values.max(initial=0)), float(values.min(initial=0)), key=abs)
+    if abs(largest) > _LARGEST_VALUE:
+        raise ValueError(
+            f"{where} has values as large as {largest:g}, beyond the range of float32 (up to "
+            f"{_LARGEST_VALUE:g}), in which networks compute. Remove or rescale them."
         )
 
 

@@ -16,6 +16,7 @@ from trvae._data import check_positive_integer, check_seed
 from trvae._interruption import end_if_interrupted
 from trvae._model import TRVAE
 from trvae._ranking import RankingMixin
+from trvae._saved import remove_saved
 from trvae._transfer import TransferMixin
 
 if TYPE_CHECKING:
@@ -129,10 +130,20 @@ class TRVAEEnsemble(TransferMixin, ConfidenceMixin, RankingMixin):
         Raises
         ------
         ValueError, OSError
-            As :meth:`TRVAE.save`.
+            As :meth:`TRVAE.save`, or if models of a larger ensemble are there already, and not to be
+            overwritten.
         """
+        superfluous = [f for f in _numbered(dir_path) if int(f.name) >= len(self.models)]
+        if superfluous and not overwrite:
+            raise ValueError(
+                f"{dir_path} has models of an ensemble already. Name another folder, or give "
+                "overwrite=True."
+            )
         for i, model in enumerate(self.models):
             model.save(str(Path(dir_path) / str(i)), overwrite=overwrite, **kwargs)
+        # They would be loaded as if they were of this ensemble.
+        for folder in superfluous:
+            remove_saved(folder, kwargs.get("prefix"))
 
     @classmethod
     def load(cls, dir_path: str | Path, *args: Any, **kwargs: Any) -> TRVAEEnsemble:
@@ -150,10 +161,9 @@ class TRVAEEnsemble(TransferMixin, ConfidenceMixin, RankingMixin):
         ValueError
             If there is no ensemble, or as in :meth:`TRVAE.load`.
         """
-        folders = [folder for folder in Path(dir_path).glob("*") if folder.name.isdecimal()]
+        folders = _numbered(dir_path)
         if not folders:
             raise ValueError(f"There is no ensemble in {str(dir_path)!r}.")
-        folders.sort(key=lambda folder: int(folder.name))
         return cls._of([TRVAE.load(folder, *args, **kwargs) for folder in folders])
 
     @classmethod
@@ -193,6 +203,12 @@ class TRVAEEnsemble(TransferMixin, ConfidenceMixin, RankingMixin):
             for model in self.models
         ]
         return sum(tables[1:], tables[0]) / len(tables)
+
+
+def _numbered(dir_path: str | Path) -> list[Path]:
+    """The folders of an ensemble's models, in their order."""
+    folders = [folder for folder in Path(dir_path).glob("*") if folder.name.isdecimal()]
+    return sorted(folders, key=lambda folder: int(folder.name))
 
 
 def _average(minibatches: tuple[Minibatch, ...]) -> Minibatch:

@@ -312,3 +312,18 @@ class InterruptibleTrainRunner(TrainRunner):
     """scvi-tools' runner with a trainer that can be stopped."""
 
     _trainer_cls = InterruptibleTrainer
+
+    def __init__(self, model: Any, training_plan: Any, data_splitter: Any, *args, **kwargs):
+        super().__init__(model, training_plan, data_splitter, *args, **kwargs)
+        # scvi-tools looks at its own splitter only, and Lightning after an epoch. Data modules of
+        # others don't tell how many cells they validate on.
+        stopping = self.trainer.early_stopping_callback
+        if (
+            stopping is not None
+            and "validation" in stopping.monitor
+            and getattr(data_splitter, "n_val", None) == 0
+        ):
+            raise ValueError(
+                f"Early stopping watches {stopping.monitor!r}, but there are no cells or images to "
+                "validate on. Lower train_size, or give early_stopping=False."
+            )

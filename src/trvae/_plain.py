@@ -50,6 +50,10 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (
 _TABLES = {"pandas", "pyarrow"}
 
 
+class OtherThingsError(ValueError):
+    """That a file holds, as far as can be told undamaged, other things than plain data."""
+
+
 class LeftOut:
     """In place of a table of pandas, whose pickles change with its versions."""
 
@@ -119,7 +123,8 @@ def _telling_of(path: Path) -> Iterator[None]:
     try:
         yield
     except DAMAGE as error:
-        raise ValueError(
+        kind = OtherThingsError if isinstance(error, OtherThingsError) else ValueError
+        raise kind(
             f"{path} is damaged, or holds other things than tensors and plain data: "
             f"{str(error) or type(error).__name__}"
         ) from error
@@ -248,7 +253,9 @@ class _Reader:
             return _Named(self._known[module, attribute])
         if self._load_storage is not None and module.split(".")[0] in _TABLES:
             return _Named(_leave_out)
-        raise ValueError(f"it asks for {module}.{attribute}, which was not run. Don't trust it.")
+        raise OtherThingsError(
+            f"it asks for {module}.{attribute}, which was not run. Don't trust it."
+        )
 
     def _marked(self) -> list[Any]:
         values, self._stack = self._stack, self._waiting.pop()
@@ -338,7 +345,7 @@ def _empty_dict(*_: Any) -> dict:
 def _dtype(name: str, *_: Any) -> _Unfinished:
     dtype = np.dtype(_as(str, name))
     if dtype.kind not in _ARRAY_KINDS + "O":
-        raise ValueError(f"it has values of type {dtype}.")
+        raise OtherThingsError(f"it has values of type {dtype}.")
     return _Unfinished(lambda state: dtype.newbyteorder(state[1]))
 
 
@@ -359,7 +366,7 @@ def _filled_array(
     size = _product(shape)
     if _as(np.dtype, dtype).kind == "O":
         if not all(isinstance(value, _SCALAR_TYPES) for value in _as(list, data)):
-            raise TypeError("it has an array of other things than numbers and strings.")
+            raise OtherThingsError("it has an array of other things than numbers and strings.")
         array = np.empty(len(data), object)
         array[:] = data
         return array.reshape(shape, order=order)

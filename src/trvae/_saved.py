@@ -15,11 +15,14 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import read_h5ad
+from scvi import REGISTRY_KEYS
+from scvi.data.fields import LayerField
 from scvi.model.base._constants import SAVE_KEYS
 
 from trvae._data import join_names
-from trvae._plain import DAMAGE, holds_left_out, read_torch
+from trvae._plain import DAMAGE, OtherThingsError, holds_left_out, read_torch
 from trvae._seed import seeded
+from trvae._stream import remove
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +35,10 @@ FORMAT_VERSION = 1
 
 _SETUP_METHODS = ("setup_anndata", "setup_mudata")
 _PYRO = "pyro_param_store"
+_TRUST = (
+    "If you saved it yourself, or trust who did to run code here, load(..., trusted=True) loads "
+    "what is no plain data, such as conditions that are dates."
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ class SavedModel:
             If there is no such file, it is damaged, it holds other things than tensors and plain
             data, or no model, or it is of a newer version.
         """
+        check_prefix(prefix)
         prefix = prefix or ""
         path = Path(dir_path) / f"{prefix}{SAVE_KEYS.MODEL_FNAME}"
         if not path.is_file():
@@ -74,7 +82,10 @@ class SavedModel:
             file = io.BytesIO(path.read_bytes())
             content = torch.load(file, map_location="cpu", weights_only=False)
         else:
-            content = read_torch(path)
+            try:
+                content = read_torch(path)
+            except OtherThingsError as error:
+                raise ValueError(f"{error} {_TRUST}") from error
         saved = cls(path, prefix, content)
         saved._check_content()
         return saved
@@ -138,7 +149,7 @@ class SavedModel:
         Raises
         ------
         ValueError
-            If their file can't be read.
+            If their file can't be read, or they are not as many as the model's.
         """
         is_mudata = self.registry.get("setup_method_name") == "setup_mudata"
         name = SAVE_KEYS.MDATA_FNAME if is_mudata else SAVE_KEYS.ADATA_FNAME
@@ -148,9 +159,19 @@ class SavedModel:
         try:
             # MuData draws names for columns that it makes for a while.
             with seeded(0):
-                return mudata.read_h5mu(path) if is_mudata else read_h5ad(path)
+                cells = mudata.read_h5mu(path) if is_mudata else read_h5ad(path)
         except Exception as error:
             raise ValueError(f"{path} can't be read, so it may be damaged: {error}") from error
+        # A model that is saved without cells leaves those there that were saved before.
+        field = self.registry["field_registries"][REGISTRY_KEYS.X_KEY]
+        n_cells = field["summary_stats"].get(LayerField.N_CELLS_KEY, cells.n_obs)
+        if cells.n_obs != n_cells:
+            raise ValueError(
+                f"{path} has {cells.n_obs} cells, but the model beside it is of {n_cells}: they "
+                "are another model's. Give the model's cells, load(dir_path, adata), or "
+                "adata=False to load it without, and remove the file."
+            )
+        return cells
 
     @contextmanager
     def in_private_folder(self) -> Iterator[str]:
@@ -200,7 +221,34 @@ class SavedModel:
             raise ValueError(f"{self.path} holds a history that can't be read: {error}") from error
         attributes["history_"] = tables
         if holds_left_out(content):
-            raise ValueError(f"{self.path} holds tables of pandas, which are no plain data.")
+            raise ValueError(
+                f"{self.path} holds tables of pandas, which are no plain data. {_TRUST}"
+            )
+
+
+def remove_saved(folder: Path, prefix: str | None) -> None:
+    """Remove a saved model with its cells, and the folder if nothing else is in it.
+
+    Parameters
+    ----------
+    folder
+        Where it was saved.
+    prefix
+        What the names of its files begin with.
+    """
+    for name in (SAVE_KEYS.MODEL_FNAME, SAVE_KEYS.ADATA_FNAME, SAVE_KEYS.MDATA_FNAME):
+        remove(folder / f"{prefix or ''}{name}")
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def check_prefix(prefix: str | None) -> None:
+    """Raise a ``ValueError`` unless what the names of files begin with keeps them in the folder."""
+    if prefix is not None and (not isinstance(prefix, str) or set(prefix) & {"/", "\\"}):
+        raise ValueError(
+            f"prefix={prefix!r} is not what names of files can begin with: a string without a "
+            "slash or backslash."
+        )
 
 
 def shapes_of(weights: dict[str, torch.Tensor]) -> dict[str, torch.Size]:

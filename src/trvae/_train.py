@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from lightning.pytorch import Callback, LightningDataModule
 from scvi import REGISTRY_KEYS, settings
 from scvi.dataloaders import DataSplitter
 from scvi.train import TrainingPlan
 from torch.utils.data import DataLoader, Sampler
 
-from trvae._data import check_positive_integer, is_number, join_names
+from trvae._data import check_from_0, check_positive_integer, is_number, join_names
 from trvae._distributed import ALONE, Processes, processes
 
 if TYPE_CHECKING:
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
 
 # Cells of each condition in a minibatch, below which minibatches are balanced.
 MIN_CELLS_PER_CONDITION = 8
+# Arguments of the plan.
+_NUMBERS_FROM_0 = {
+    "lr", "eps", "weight_decay", "max_kl_weight", "min_kl_weight", "lr_factor", "lr_patience",
+    "lr_threshold", "lr_min",
+}  # fmt: skip
+_WARMUPS = {"n_epochs_kl_warmup", "n_steps_kl_warmup"}
 # Where a splitter has the positions of its cells.
 SPLIT = ("train_idx", "val_idx", "test_idx")
 
@@ -38,13 +45,46 @@ def check_training(
         check_positive_integer("max_epochs", max_epochs)
     if train_size is not None and not (is_number(train_size) and 0 < train_size <= 1):
         raise ValueError(f"train_size={train_size!r} is not a number above 0 and up to 1.")
-    if validation_size is not None and not (is_number(validation_size) and validation_size >= 0):
-        raise ValueError(f"validation_size={validation_size!r} is not a number from 0 on.")
+    if validation_size is not None:
+        check_from_0("validation_size", validation_size)
     train_size = 0.9 if train_size is None else train_size
     if validation_size is not None and train_size + validation_size > 1:
         raise ValueError(
             f"train_size={train_size} and validation_size={validation_size} are more than all."
         )
+
+
+def check_passed_on(
+    plan_kwargs: Any, datasplitter_kwargs: Any, datamodule: Any, callbacks: Any
+) -> None:
+    """Raise a ``ValueError`` unless what scvi-tools and Lightning are given is of their types."""
+    for argument, given in {
+        "plan_kwargs": plan_kwargs,
+        "datasplitter_kwargs": datasplitter_kwargs,
+    }.items():
+        if given is not None and not isinstance(given, dict):
+            raise ValueError(f"{argument}={given!r} is not a dictionary of arguments.")
+    if datamodule is not None and not isinstance(datamodule, LightningDataModule):
+        raise ValueError(
+            f"datamodule is a {type(datamodule).__name__}, but no LightningDataModule."
+        )
+    if callbacks is not None and not (
+        isinstance(callbacks, list | tuple) and all(isinstance(c, Callback) for c in callbacks)
+    ):
+        raise ValueError(f"callbacks={callbacks!r} is not a list of Lightning's Callback objects.")
+
+
+def _check_split(split: Any, n_cells: int) -> None:
+    """Raise a ``ValueError`` if any position of a split is not a cell's; scvi-tools checks more."""
+    for part in split if isinstance(split, list) else []:
+        wrong = np.asarray([] if part is None else part).ravel()
+        if wrong.dtype.kind in "iu":
+            wrong = wrong[(wrong < 0) | (wrong >= n_cells)]
+        if len(wrong) > 0:
+            raise ValueError(
+                "datasplitter_kwargs['external_indexing'] is not of positions from 0 to "
+                f"{n_cells - 1}, of {n_cells} cells or images: it has {join_names(wrong)}."
+            )
 
 
 class ConditionBalancedSampler(Sampler[list[int]]):
@@ -133,6 +173,7 @@ class ConditionBalancedDataSplitter(DataSplitter):
 
     def __init__(self, *args, condition_balanced: bool | None = None, **kwargs):
         super().__init__(*args, **kwargs)
+        _check_split(self.external_indexing, self.adata_manager.adata.n_obs)
         self.condition_balanced = condition_balanced
         self._sampler: ConditionBalancedSampler | None = None
 
@@ -230,8 +271,10 @@ class TRVAETrainingPlan(TrainingPlan):
                 f"plan_kwargs has {join_names(sorted(unknown))}, which are no arguments of "
                 "scvi.train.TrainingPlan."
             )
-        if not is_number(lr) or lr < 0:
-            raise ValueError(f"lr={lr!r} is not a number from 0 on.")
+        numbers = {"lr": lr, "eps": eps, "weight_decay": weight_decay} | kwargs
+        for name, given in (numbers | {"max_kl_weight": max_kl_weight}).items():
+            if name in _NUMBERS_FROM_0 or (name in _WARMUPS and given is not None):
+                check_from_0(name, given)
         super().__init__(
             module,
             lr=lr,
