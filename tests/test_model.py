@@ -301,48 +301,6 @@ def test_query_training_changes_nothing_for_the_reference(adata, tmp_path, from_
     assert mapped.transfer(query, "control").n_obs == query.n_obs
 
 
-def set_up_with_another_column(adata):
-    adata.obs["half"] = np.where(np.arange(adata.n_obs) % 2, "a", "b")
-    trvae.TRVAE.setup_anndata(adata, condition_key="half", labels_key="cell_type")
-
-
-def rename_labels(adata):
-    adata.obs["cell_type"] = adata.obs["cell_type"].astype(str).replace("type_0", "type_1")
-
-
-def take_logarithms(adata):
-    adata.X = adata.X.log1p()
-
-
-def drop_genes(adata):
-    adata._inplace_subset_var(adata.var_names[:-1])
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            set_up_with_another_column,
-            "'condition'. of adata has changed .* or adata was set up anew",
-        ),
-        (rename_labels, "'cell_type'. of adata has changed"),
-        (take_logarithms, "adata.X .* not integers|adata.X"),
-        (drop_genes, "genes of adata have changed since the model was made"),
-    ],
-)
-def test_changes_of_the_own_data_are_noticed(adata, change, message):
-    model = fit(adata, train={"max_epochs": 1})
-    change(model.adata)
-    with pytest.raises(ValueError, match=message):
-        model.train(max_epochs=1, **QUIET)
-    if change in (take_logarithms, drop_genes):
-        with pytest.raises(ValueError, match=message):
-            model.transfer(target_condition="treated", source_condition="control")
-    else:
-        # What is asked does not depend on what others have registered.
-        assert model.transfer(target_condition="treated").n_obs == adata.n_obs
-
-
 @pytest.mark.parametrize("method", ["get_latent_representation", "get_mmd_representation"])
 def test_cells_to_represent(trained, control, method):
     represent = getattr(trained, method)

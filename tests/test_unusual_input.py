@@ -223,6 +223,43 @@ def train(setup_arguments=None, **arguments):
     return lambda data, here: trained_on(data, here, setup_arguments, arguments)
 
 
+def log_values(adata):
+    adata.X = np.log1p(adata.X)
+
+
+def drop_a_gene(adata):
+    adata._inplace_subset_var(adata.var_names[:-1])
+
+
+def exchange_labels(adata):
+    adata.obs["cell_type"] = adata.obs["cell_type"].to_numpy()[::-1]
+
+
+def set_up_anew(adata):
+    adata.obs["half"] = np.where(np.arange(adata.n_obs) % 2, "a", "b")
+    trvae.TRVAE.setup_anndata(adata, condition_key="half", labels_key="cell_type")
+
+
+def change_own(change, then):
+    """Change the AnnData that a trained model is of, and go on with the model."""
+
+    def ask(data, here):
+        data = data.copy()
+        model = trained_on(data, here, {"labels_key": "cell_type"})
+        change(data)
+        then(model)
+
+    return ask
+
+
+def train_on(model):
+    model.train(max_epochs=1, **QUIET)
+
+
+def transfer_own(model):
+    assert model.transfer(target_condition="treated").n_obs == 72
+
+
 def transfer(target="treated", cells=None, **arguments):
     """Transfer the data with a trained model."""
     return lambda data, here: here.model.transfer(
@@ -1428,6 +1465,29 @@ SECTIONS = {
             use(train={"batch_size": 1000}),
             happens="One minibatch.",
         ),
+        *[
+            Row(f"{what} after the model was made", change_own(change, train_on), message)
+            for what, change, message in (
+                (
+                    "counts that become logarithms",
+                    log_values,
+                    "adata.X has values that are not int",
+                ),
+                ("a gene that is removed", drop_a_gene, "The genes of adata have changed since"),
+                (
+                    "other labels",
+                    exchange_labels,
+                    "obs['cell_type'] of adata has changed since the model was made, or adata was "
+                    "set up anew. Make another model of it, or use a copy: adata.copy().",
+                ),
+                (
+                    "another set-up",
+                    set_up_anew,
+                    "obs['condition'] of adata has changed since the model was made, or adata was "
+                    "set up anew.",
+                ),
+            )
+        ],
         Row(
             "a question to a model that is not trained",
             asks_all,
@@ -1446,6 +1506,24 @@ SECTIONS = {
             transfer(None),
             "target_condition None is not one of the model's conditions: 'control', 'treated'.",
         ),
+        *[
+            Row(f"{what} after training", change_own(change, transfer_own), message, happens)
+            for what, change, message, happens in (
+                (
+                    "counts that become logarithms",
+                    log_values,
+                    "adata.X has values that are not",
+                    "",
+                ),
+                ("a gene that is removed", drop_a_gene, "The genes of adata have changed", ""),
+                (
+                    "another set-up",
+                    set_up_anew,
+                    "",
+                    "The model's own columns are registered again.",
+                ),
+            )
+        ],
         Row("no target in a list", transfer([]), "target_condition is an empty list."),
         Row(
             "a target twice",
