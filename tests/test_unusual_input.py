@@ -1431,6 +1431,7 @@ SECTIONS = {
                     )
                     for name, given, message in (
                         ("np.arange(1, 73)", range(1, 73), "72."),
+                        ("np.array([0, 100])", [0, 100], "100."),
                         ("np.arange(-1, 71)", range(-1, 71), "-1."),
                         ("np.arange(72.0)", np.arange(72.0), "0.0, 1.0, 2.0"),
                     )

@@ -507,7 +507,8 @@ class BaseTRVAE(
         Raises
         ------
         ValueError
-            If there are fewer than two cells to train on, ``batch_size`` is below 2, another
+            If there are fewer than two cells to train on, none to validate on that early stopping
+            watches, an argument is not of its type, ``batch_size`` is below 2, another
             number is not one of those allowed, the cells are minified, all weights are frozen, several processes train a model that has no seed or
             are to write checkpoints, or a checkpoint is damaged or of another model.
         RuntimeError

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 _ROWS_AT_ONCE = 10_000
 _NAMES_SHOWN = 10
-# Booleans, integers and floats, by NumPy's letters; PyTorch has none of more bytes.
-_KINDS_OF_NUMBERS, _MOST_BYTES = "biuf", 8
+# Booleans, integers and floats, by NumPy's letters, and the type among them that PyTorch lacks.
+_KINDS_OF_NUMBERS, _LONGDOUBLE = "biuf", "g"
 # Networks compute in float32. SciPy's quantiles of Poisson are NaN from means of about 2**35 on,
 # those of the binomial from 2**51; far above, they are searched for without end.
 _LARGEST_VALUE, _LARGEST_COUNT = float(np.finfo(np.float32).max), 2**32
@@ -140,8 +140,7 @@ def get_matrix(adata: AnnData, layer: str | None) -> Any:
             f"{where} is not of numbers, but of type {matrix.dtype}. If it holds numbers, convert "
             f"it: {where}.astype('float32')."
         )
-    if matrix.dtype.itemsize > _MOST_BYTES or not matrix.dtype.isnative:
-        # NumPy's own name for float128 and such doesn't tell the order of bytes.
+    if matrix.dtype.char == _LONGDOUBLE or not matrix.dtype.isnative:
         raise ValueError(
             f"{where} is of type {matrix.dtype.str!r}, which PyTorch does not have. Convert it: "
             f"{where}.astype('float32')."

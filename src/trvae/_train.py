@@ -19,6 +19,7 @@ from trvae._distributed import ALONE, Processes, processes
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from scvi.data import AnnDataManager
     from scvi.module.base import BaseModuleClass
 
 # Cells of each condition in a minibatch, below which minibatches are balanced.
@@ -164,16 +165,22 @@ class ConditionBalancedDataSplitter(DataSplitter):
 
     Parameters
     ----------
-    *args, **kwargs
+    adata_manager, *args, **kwargs
         Passed to :class:`~scvi.dataloaders.DataSplitter`.
     condition_balanced
         Whether every minibatch shall have cells of every condition. ``None``: if chance alone
         would leave the rarest condition with too few.
     """
 
-    def __init__(self, *args, condition_balanced: bool | None = None, **kwargs):
-        super().__init__(*args, **kwargs)
-        _check_split(self.external_indexing, self.adata_manager.adata.n_obs)
+    def __init__(
+        self,
+        adata_manager: AnnDataManager,
+        *args,
+        condition_balanced: bool | None = None,
+        **kwargs,
+    ):
+        _check_split(kwargs.get("external_indexing"), adata_manager.adata.n_obs)
+        super().__init__(adata_manager, *args, **kwargs)
         self.condition_balanced = condition_balanced
         self._sampler: ConditionBalancedSampler | None = None
 
