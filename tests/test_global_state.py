@@ -1,5 +1,6 @@
 """No public call leaves anything outside of its own models and files other than it was."""
 
+import inspect
 import logging
 import os
 import pickle
@@ -196,6 +197,10 @@ REPRESENTED = {
     "get_mmd_representation": lambda model, to, given: model.get_mmd_representation(),
     "conditions": lambda model, to, given: model.conditions,
     "get_elbo": lambda model, to, given: model.get_elbo(),
+    "get_marginal_ll": lambda model, to, given: model.get_marginal_ll(n_mc_samples=2),
+    "get_reconstruction_error": lambda model, to, given: model.get_reconstruction_error(),
+    "get_aggregated_posterior": lambda model, to, given: model.get_aggregated_posterior(),
+    "get_var_names": lambda model, to, given: model.get_var_names(),
 }
 OF_GENES = {
     "get_transferred_means": lambda model, to, given: model.get_transferred_means(None, to),
@@ -208,7 +213,10 @@ OF_TRVAE = {
     "differential_expression": lambda model, to, given: model.differential_expression(
         groupby="condition", group1=to, silent=True
     ),
-    "get_var_names": lambda model, to, given: model.get_var_names(),
+    "get_likelihood_parameters": lambda model, to, given: model.get_likelihood_parameters(),
+    "get_feature_correlation_matrix": lambda model, to, given: (
+        model.get_feature_correlation_matrix()
+    ),
     "posterior_predictive_sample": lambda model, to, given: model.posterior_predictive_sample(),
 }
 
@@ -250,6 +258,7 @@ CALLS = {
     ),
     "TRVAE.from_scarches": lambda given: from_scarches(),
     "TRVAE.minify_adata": lambda given: minified(given, trvae.TRVAE, "TRVAE"),
+    "ImageTRVAE.minify_adata": lambda given: minified(given, trvae.ImageTRVAE, "ImageTRVAE"),
     "ImageTRVAE.setup_anndata": lambda given: trvae.ImageTRVAE.setup_anndata(
         given.images.copy(), condition_key="condition", image_shape=(6, 6)
     ),
@@ -333,6 +342,18 @@ CALLS |= {
 }
 
 
+# scvi-tools' own, that compute nothing.
+NOTHING_COMPUTED = {
+    "convert_legacy_save", "deregister_manager", "get_anndata_manager", "get_setup_arg",
+    "to_device", "view_anndata_setup", "view_setup_args",
+}  # fmt: skip
+
+
+def computes(class_name, member):
+    static = inspect.getattr_static(getattr(trvae, class_name), member)
+    return not isinstance(static, property) and member not in NOTHING_COMPUTED
+
+
 def test_every_public_call_is_there():
     api = (Path(__file__).parents[1] / "docs" / "api.md").read_text()
     public = {
@@ -340,6 +361,7 @@ def test_every_public_call_is_there():
         for name, members in re.findall(r"autoclass:: (\w+)\n    :members: (.+)", api)
         if not name.endswith("Module")
         for member in members.split(", ")
+        if computes(name, member)
     }
     for namespace in (trvae.datasets, trvae.metrics, trvae.pl):
         public |= {f"{namespace.__name__.split('.')[-1]}.{name}" for name in namespace.__all__}
