@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _TASK = "task.json"
 _N_SAMPLED = 64
+# Of a file of some hundred elements.
+_OVERHEAD_OF_HDF5 = 2**20
 
 
 def check_output(out: str | Path, is_mudata: bool) -> Path:
@@ -331,7 +333,8 @@ def check_room(path: Path, data: AnnData | MuData) -> None:
         What is to be written.
     """
     parts = data.mod.values() if isinstance(data, MuData) else [data]
-    n_bytes = sum(map(sys.getsizeof, parts))
+    n_bytes = sum(map(sys.getsizeof, parts)) + int(data.obs.memory_usage(deep=True).sum())
+    n_bytes += _OVERHEAD_OF_HDF5
     if hasattr(os, "posix_fallocate"):  # macOS has not.
         with path.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, n_bytes)
