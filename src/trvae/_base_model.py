@@ -65,7 +65,13 @@ from trvae._registration import (
     registered_genes,
     with_genes_of_model,
 )
-from trvae._saved import FORMAT_VERSION, SavedModel, check_prefix, history_as_arrays
+from trvae._saved import (
+    FORMAT_VERSION,
+    SavedModel,
+    check_prefix,
+    file_of_cells,
+    history_as_arrays,
+)
 from trvae._seed import seeded, with_seed
 from trvae._stream import (
     check_room,
@@ -561,6 +567,7 @@ class BaseTRVAE(
                 "There is nothing to train: the query has no new condition or category. "
                 "Use it as it is, or load it with unfrozen=True."
             )
+        has_checkpoints = checkpoint_dir is not None or resume_from is not None
         is_shared = use_distributed_sampler(trainer_kwargs.get("strategy"))
         if is_shared:
             if self.seed is None:
@@ -568,14 +575,14 @@ class BaseTRVAE(
                     "Processes that train together need the same seed: give one to the model, "
                     f"as in {type(self).__name__}(adata, seed=0)."
                 )
-            if checkpoint_dir is not None or resume_from is not None:
+            if has_checkpoints:
                 raise ValueError("Checkpoints are of training in one process, not of several.")
             # Our sampler shares the cells out; Lightning would share them out once more.
             trainer_kwargs.setdefault("use_distributed_sampler", False)
         if datamodule is not None:
             self._check_data_of(datamodule)
         check_positive_integer("checkpoint_every_n_epoch", checkpoint_every_n_epoch)
-        identity = self._identity(datamodule)
+        identity = self._identity(datamodule) if has_checkpoints else {}
         before, checkpoint, writer = (self.is_trained_, self.history_), None, None
         if resume_from is not None:
             checkpoint = read_checkpoint(resume_from, identity, self.module, max_epochs)
@@ -626,10 +633,12 @@ class BaseTRVAE(
 
     def _identity(self, datamodule: Any | None) -> dict[str, Any]:
         """What a checkpoint must be of to go on from it."""
-        cells, values = self.adata if datamodule is None else datamodule, None
         if datamodule is None:
+            n_cells = self.adata.n_obs
             matrix = get_matrix(self._cells_of(self.adata), self._layer)
-            values = digest_of_rows(matrix, np.arange(self.adata.n_obs))
+            values = digest_of_rows(matrix, np.arange(n_cells))
+        else:
+            n_cells, values = getattr(datamodule, "n_obs", None), None
         settings = dict(self.init_params_["non_kwargs"])
         # Not of the training.
         settings.pop("linear_weight", None)
@@ -640,7 +649,7 @@ class BaseTRVAE(
             },
             "conditions": list(map(str, self.conditions)),
             "genes": list(map(str, self._var_names)),
-            "number of cells": getattr(cells, "n_obs", None),
+            "number of cells": n_cells,
             "values": values,
         }
 
@@ -795,16 +804,15 @@ class BaseTRVAE(
             complete_or_as_before(folder) as unfinished,
         ):
             unfinished.mkdir(exist_ok=True)
-            if save_anndata and isinstance(self.adata, AnnData) and not kwargs:
-                write_h5ad(unfinished / f"{prefix or ''}{SAVE_KEYS.ADATA_FNAME}", self.adata)
-                save_anndata = False
-            elif save_anndata:
-                name = (
-                    SAVE_KEYS.MDATA_FNAME
-                    if isinstance(self.adata, MuData)
-                    else SAVE_KEYS.ADATA_FNAME
-                )
-                check_room(unfinished / f"{prefix or ''}{name}", self.adata)
+            if save_anndata:
+                is_mudata = isinstance(self.adata, MuData)
+                path = unfinished / file_of_cells(prefix, is_mudata)
+                if is_mudata or kwargs:
+                    # Their own methods write these.
+                    check_room(path, self.adata)
+                else:
+                    write_h5ad(path, self.adata)
+                    save_anndata = False
             super().save(str(unfinished), prefix, True, save_anndata, *args, **kwargs)
 
     @contextmanager

@@ -152,8 +152,7 @@ class SavedModel:
             If their file can't be read, or they are not as many as the model's.
         """
         is_mudata = self.registry.get("setup_method_name") == "setup_mudata"
-        name = SAVE_KEYS.MDATA_FNAME if is_mudata else SAVE_KEYS.ADATA_FNAME
-        path = self.path.with_name(f"{self.prefix}{name}")
+        path = self.path.with_name(file_of_cells(self.prefix, is_mudata))
         if not path.exists():
             return None
         try:
@@ -224,6 +223,11 @@ class SavedModel:
             raise ValueError(
                 f"{self.path} holds tables of pandas, which are no plain data. {_TRUST}"
             )
+
+
+def file_of_cells(prefix: str | None, is_mudata: bool) -> str:
+    """Name of the file with the cells that are saved beside a model."""
+    return f"{prefix or ''}{SAVE_KEYS.MDATA_FNAME if is_mudata else SAVE_KEYS.ADATA_FNAME}"
 
 
 def remove_saved(folder: Path, prefix: str | None) -> None:

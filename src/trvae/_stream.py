@@ -409,12 +409,16 @@ def write_h5ad(path: Path, adata: AnnData, **dataset_kwargs: Any) -> None:
     OSError
         If it can't be written.
     """
+    with _open_hdf5(path) as (root, _):
+        _write_anndata(root, adata, dataset_kwargs)
+
+
+def _write_anndata(root: Any, adata: AnnData, dataset_kwargs: dict[str, Any]) -> None:
     # As AnnData itself does before it writes.
     adata.strings_to_categoricals()
     if adata.raw is not None:
         adata.strings_to_categoricals(adata.raw.var)
-    with _open_hdf5(path) as (root, _):
-        write_elem(root, "/", adata, dataset_kwargs=dataset_kwargs)
+    write_elem(root, "/", adata, dataset_kwargs=dataset_kwargs)
 
 
 @contextmanager
@@ -430,14 +434,11 @@ def _written(path: Path, skeleton: AnnData | MuData) -> Iterator[tuple[Any, Call
         else:
             check_room(path, skeleton)
             skeleton.write_h5mu(path)
-    else:
-        # As AnnData itself does before it writes.
-        skeleton.strings_to_categoricals()
     # Zarr raises errors itself.
     opened: Any = nullcontext((zarr.open_group(path), bool)) if is_zarr else _open_hdf5(path)
     with opened as (root, check):
         if isinstance(skeleton, AnnData):
-            write_elem(root, "/", skeleton)
+            _write_anndata(root, skeleton, {})
         yield root, check
 
 

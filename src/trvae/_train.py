@@ -278,8 +278,8 @@ class TRVAETrainingPlan(TrainingPlan):
                 f"plan_kwargs has {join_names(sorted(unknown))}, which are no arguments of "
                 "scvi.train.TrainingPlan."
             )
-        numbers = {"lr": lr, "eps": eps, "weight_decay": weight_decay} | kwargs
-        for name, given in (numbers | {"max_kl_weight": max_kl_weight}).items():
+        own = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "max_kl_weight": max_kl_weight}
+        for name, given in (own | kwargs).items():
             if name in _NUMBERS_FROM_0 or (name in _WARMUPS and given is not None):
                 check_from_0(name, given)
         super().__init__(

@@ -231,8 +231,8 @@ class TransferMixin(_Model):
         Lotfollahi et al., *Bioinformatics* 36, i610 (2020), section 2: transfer between conditions,
         of which they take the decoded mean.
         """
-        data = self._own_cells() if adata is None else adata
         if out is not None:
+            data = self._own_cells() if adata is None else adata
             return self._transfer_to_disk(
                 check_output(out, isinstance(data, MuData)), data, target_condition, source_condition, indices, estimate,
                 seed, batch_size, chunk_size, progress_bar, client,
@@ -245,7 +245,7 @@ class TransferMixin(_Model):
             matrices.append(self._predict(selection, target, estimate, seed, batch_size))
         matrix = _stacked(matrices)
         predicted = self._as_anndata(matrix, selection, target_condition, estimate, seed)
-        return self._in_place_of(data, selection, predicted)
+        return self._in_place_of(self.adata if adata is None else adata, selection, predicted)
 
     def _predict(
         self, selection: Selection, target: Any, estimate: Estimate, seed: int, batch_size
