@@ -59,6 +59,27 @@ def test_weight_is_the_share_of_the_linear_response():
     np.testing.assert_allclose(still(source, target), source)
 
 
+@pytest.mark.parametrize("is_counts", [True, False])
+def test_no_gene_changes_more_than_the_labels_do_times_the_limit(is_counts):
+    before, after, one = shares(4), shares(4), np.ones(4)
+    source, target = 500 * shares(50), 500 * shares(50)
+
+    def log(values):
+        return np.log1p(1e4 * values / 500) if is_counts else values
+
+    def respond(limit):
+        settings = {"weight": 0.0, "is_counts": is_counts, "limit": limit}
+        return ResponseOfLabels(before, after, one, one, **settings)(source, target)
+
+    of_labels = log(500 * after) - log(500 * before) if is_counts else after - before
+    least, most = of_labels.min(0).clip(max=0), of_labels.max(0).clip(min=0)
+    change = log(target) - log(source)
+    for limit in (0.0, 0.5, 1.5, 1e3):
+        expected = change.clip(limit * least, limit * most)
+        np.testing.assert_allclose(log(respond(limit)) - log(source), expected, atol=1e-9)
+    np.testing.assert_array_equal(respond(np.inf), target)
+
+
 def test_a_growing_share_of_the_modelled_genes_raises_all_rates():
     before, source, target = shares(4), 500 * shares(3), 500 * shares(3)
     share_before = np.array([0.1, 0.2, 0.3, np.nan])
@@ -139,6 +160,15 @@ def test_only_counterfactuals_are_linear_and_only_with_enough_labels(adata):
         arguments = {"target_condition": "treated", "estimate": estimate}
         expected = [m.get_transferred_expression(**arguments) for m in models]
         assert expected[0].equals(expected[1]) == same
+
+
+def test_a_decoder_that_may_change_nothing_leaves_cells_as_they_are():
+    adata = four_types()
+    is_control = adata.obs["condition"] == "control"
+    for limit, same in ((0, True), (0.5, False), (None, False)):
+        model = fit(adata, linear_weight=0.0, response_limit=limit)
+        predicted = model.transfer(adata[is_control], "treated")
+        assert ((predicted.X != adata[is_control].X).nnz == 0) == same
 
 
 def test_log_normalised_values_have_a_linear_response(adata):

@@ -7,6 +7,7 @@ import torch
 from anndata.experimental import AnnCollection
 from anndata.io import read_elem, sparse_dataset
 from conftest import QUIET, SMALL, fit
+from lightning.pytorch import Callback
 from scipy import sparse
 from scvi.dataloaders import CollectionAdapter
 
@@ -101,6 +102,21 @@ def test_kl_warm_up_follows_the_number_of_epochs(adata):
     plan = {"n_epochs_kl_warmup": None, "max_kl_weight": 0.3}
     weights = fit(adata, train={"max_epochs": 2, "plan_kwargs": plan}).history["kl_weight"]
     np.testing.assert_allclose(weights.to_numpy().ravel().astype(float), 0.3)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_learning_rate_follows_its_schedule(adata, schedule):
+    rates = []
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer, *_):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    plan = {"lr": 0.01, "lr_schedule": schedule}
+    fit(adata, train={"max_epochs": 3, "plan_kwargs": plan, "callbacks": [Watch()]})
+    share = np.arange(len(rates)) / len(rates)
+    expected = (1 + np.cos(np.pi * share)) / 2 if schedule == "cosine" else np.ones(len(rates))
+    np.testing.assert_allclose(rates, 0.01 * expected)
 
 
 def test_early_stopping_watches_the_mmd(adata):

@@ -1305,6 +1305,11 @@ SECTIONS = {
                     {"linear_weight": 1.5},
                     "linear_weight=1.5 is not a number from 0 to 1.",
                 ),
+                (
+                    "response_limit=-1",
+                    {"response_limit": -1},
+                    "response_limit=-1 is not a number from 0 on.",
+                ),
                 ("seed=-1", {"seed": -1}, "seed=-1 is not an integer from 0 to 2**32 - 1."),
                 ('seed="a"', {"seed": "a"}, "seed='a' is not an integer from 0 to 2**32 - 1."),
                 (
@@ -1398,6 +1403,16 @@ SECTIONS = {
                         "eps": np.inf,
                         "lr_min": -1,
                     }.items()
+                ),
+                (
+                    'plan_kwargs={"lr_schedule": "linear"}',
+                    {"plan_kwargs": {"lr_schedule": "linear"}},
+                    "lr_schedule='linear' is not one of 'constant', 'cosine'.",
+                ),
+                (
+                    'plan_kwargs={"lr_schedule": "cosine", "reduce_lr_on_plateau": True}',
+                    {"plan_kwargs": {"lr_schedule": "cosine", "reduce_lr_on_plateau": True}},
+                    "reduce_lr_on_plateau=True is for lr_schedule='constant', not 'cosine'.",
                 ),
                 (
                     'plan_kwargs={"n_epochs_kl_warmup": -1}',

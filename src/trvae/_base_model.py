@@ -641,7 +641,8 @@ class BaseTRVAE(
             n_cells, values = getattr(datamodule, "n_obs", None), None
         settings = dict(self.init_params_["non_kwargs"])
         # Not of the training.
-        settings.pop("linear_weight", None)
+        for name in ("linear_weight", "response_limit"):
+            settings.pop(name, None)
         return {
             **{
                 name: str(list(value) if isinstance(value, tuple) else value)

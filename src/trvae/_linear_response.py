@@ -79,7 +79,10 @@ def left_out_errors(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
 
 class ResponseOfLabels:
-    """Draws a decoder's prediction towards the labels' linear response.
+    """Keeps a decoder's prediction close to how the labels respond.
+
+    Its change of a gene is limited to the range of the labels' changes, then averaged with their
+    linear response.
 
     Parameters
     ----------
@@ -92,14 +95,23 @@ class ResponseOfLabels:
         Weight of the linear response, from 0 to 1.
     is_counts
         Whether profiles are shares of counts, or log-normalised values.
+    limit
+        How many times the range of the labels' changes, with no change among them, the decoder's
+        may have; infinity does not limit it.
     """
 
-    def __init__(self, before, after, share_before, share_after, *, weight, is_counts):
+    def __init__(
+        self, before, after, share_before, share_after, *, weight, is_counts, limit=np.inf
+    ):
         self._weight = weight
         self._is_counts = is_counts
         if is_counts:
             before, after = log_share(before), log_share(after)
         self._profiles = before, after
+        change = after - before
+        self._range: tuple[np.ndarray, np.ndarray] | None = None
+        if np.isfinite(limit):
+            self._range = limit * change.min(0).clip(max=0), limit * change.max(0).clip(min=0)
         self._linear = LinearResponse(before, after)
         log_ratio = np.log(share_after / share_before)
         known = np.isfinite(log_ratio)
@@ -144,12 +156,24 @@ class ResponseOfLabels:
             linear = library * _share(profiles + self._linear.change(profiles))
         else:
             linear = source + self._linear.change(source)
-        response = (1 - self._weight) * target + self._weight * linear
+        response = (1 - self._weight) * self._limited(source, target) + self._weight * linear
         if deviation is not None and self._is_counts:
             response = library * _share(log_share(response / library) + deviation)
         elif deviation is not None:
             response = response + deviation
         return self._growth * response
+
+    def _limited(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Return the decoder's expectation with its change within the range."""
+        if self._range is None:
+            return target
+        least, most = self._range
+        if not self._is_counts:
+            return target.clip(source + least, source + most)
+        # On the scale of log_share, which is between 0 and 10, without taking its logarithm.
+        least, most = np.exp(least), np.exp(most.clip(max=10))
+        one = source.sum(1, keepdims=True) / _PER
+        return target.clip((one + source) * least - one, (one + source) * most - one)
 
 
 def log_share(share: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from trvae._data import (
     cell_positions,
     check_choice,
     check_expression,
+    check_from_0,
     check_not_view,
     check_obs_column,
     check_positive_integer,
@@ -108,6 +109,10 @@ class TRVAE(RankingMixin, RNASeqMixin, BaseTRVAE):
         regression, over the labels measured under both conditions, of their mean change on their
         mean expression before. It keeps the decoder from extrapolating too far. Without labels,
         or with fewer than three such labels, it is left out.
+    response_limit
+        Limit of the decoder's change in counterfactuals: of each gene, so many times the range of
+        the mean changes of the same labels, of which no change is always a part. So no gene
+        responds far more than any label showed. ``None`` sets no limit.
     seed
         Seed of weights, data split, minibatches and dropout. ``None`` leaves that to
         ``scvi.settings.seed``.
@@ -154,6 +159,7 @@ class TRVAE(RankingMixin, RNASeqMixin, BaseTRVAE):
         mmd_within_labels: bool | None = None,
         mmd_bandwidths: Sequence[float] = BANDWIDTHS,
         linear_weight: float = 0.3,
+        response_limit: float | None = 1.25,
         seed: int | None = None,
     ):
         check_choice("gene_likelihood", gene_likelihood, get_args(GeneLikelihood))
@@ -167,6 +173,8 @@ class TRVAE(RankingMixin, RNASeqMixin, BaseTRVAE):
             raise ValueError(f"dropout_rate={dropout_rate!r} is not in [0, 1).")
         if not is_number(linear_weight) or not 0 <= linear_weight <= 1:
             raise ValueError(f"linear_weight={linear_weight!r} is not a number from 0 to 1.")
+        if response_limit is not None:
+            check_from_0("response_limit", response_limit)
         if nonnegative_mean and gene_likelihood != "normal":
             raise ValueError(
                 "nonnegative_mean=True is for gene_likelihood='normal': the mean of "
@@ -185,6 +193,7 @@ class TRVAE(RankingMixin, RNASeqMixin, BaseTRVAE):
         if gene_likelihood == "normal" and uses_size_factors:
             raise ValueError("gene_likelihood='normal' takes no size factors.")
         self.linear_weight = linear_weight
+        self.response_limit = response_limit
         self._make_module(
             n_input=self.summary_stats.n_vars,
             use_size_factor_key=uses_size_factors,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -11,9 +11,10 @@ from lightning.pytorch import Callback, LightningDataModule
 from scvi import REGISTRY_KEYS, settings
 from scvi.dataloaders import DataSplitter
 from scvi.train import TrainingPlan
+from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, Sampler
 
-from trvae._data import check_from_0, check_positive_integer, is_number, join_names
+from trvae._data import check_choice, check_from_0, check_positive_integer, is_number, join_names
 from trvae._distributed import ALONE, Processes, processes
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from scvi.data import AnnDataManager
     from scvi.module.base import BaseModuleClass
+
+LRSchedule = Literal["constant", "cosine"]
 
 # Cells of each condition in a minibatch, below which minibatches are balanced.
 MIN_CELLS_PER_CONDITION = 8
@@ -259,8 +262,15 @@ class TRVAETrainingPlan(TrainingPlan):
         Adam's weight decay. It would also move weights that are meant to be frozen.
     max_kl_weight
         Weight of the KL divergence after the warm-up.
+    lr_schedule
+        Whether the learning rate stays ``"constant"``, or falls to 0 with a ``"cosine"`` over all
+        minibatches of the training.
     **kwargs
         Passed to :class:`~scvi.train.TrainingPlan`.
+
+    References
+    ----------
+    Loshchilov & Hutter, *ICLR* (2017), equation 5: the cosine, without restarts.
     """
 
     def __init__(
@@ -271,8 +281,14 @@ class TRVAETrainingPlan(TrainingPlan):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         max_kl_weight: float = 1.0,
+        lr_schedule: LRSchedule = "constant",
         **kwargs,
     ):
+        check_choice("lr_schedule", lr_schedule, get_args(LRSchedule))
+        if lr_schedule != "constant" and kwargs.get("reduce_lr_on_plateau"):
+            raise ValueError(
+                f"reduce_lr_on_plateau=True is for lr_schedule='constant', not {lr_schedule!r}."
+            )
         if unknown := set(kwargs) - set(inspect.signature(TrainingPlan).parameters):
             raise ValueError(
                 f"plan_kwargs has {join_names(sorted(unknown))}, which are no arguments of "
@@ -290,6 +306,7 @@ class TRVAETrainingPlan(TrainingPlan):
             max_kl_weight=max_kl_weight,
             **kwargs,
         )
+        self.lr_schedule = lr_schedule
         self.loss_kwargs["final_kl_weight"] = max_kl_weight
         self._sums: dict[str, dict[str, torch.Tensor | int]] = {"train": {}, "validation": {}}
 
@@ -340,6 +357,15 @@ class TRVAETrainingPlan(TrainingPlan):
         means[f"elbo_{mode}"] = means[f"reconstruction_loss_{mode}"] + means[f"kl_local_{mode}"]
         for name, value in means.items():
             self.log(name, value, prog_bar=name == "train_loss", sync_dist=self.use_sync_dist)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Return the optimizer and the schedule of its learning rate."""
+        config = super().configure_optimizers()
+        if self.lr_schedule == "cosine":
+            n_minibatches = self.trainer.estimated_stepping_batches
+            schedule = CosineAnnealingLR(config["optimizer"], int(n_minibatches))
+            config["lr_scheduler"] = {"scheduler": schedule, "interval": "step"}
+        return config
 
     def get_optimizer_creator(self):
         """Adam and AdamW in their fused form, which is several times faster on CPU and GPU."""

@@ -156,8 +156,9 @@ class TransferMixin(_Model):
         r"""Predict cells as they would be under another condition.
 
         The cells are encoded under their own condition and decoded under both; :math:`r_0, r_1`
-        are the expected counts. In :math:`r_1` the decoder's are averaged with those of a linear
-        model, see ``linear_weight`` of :class:`~trvae.TRVAE`. What the decoder misses of a cell
+        are the expected counts. In :math:`r_1` the decoder's change is limited, and averaged with
+        that of a linear model, see ``response_limit`` and ``linear_weight`` of
+        :class:`~trvae.TRVAE`. What the decoder misses of a cell
         is carried over: of a gene with :math:`r_1 < r_0` the cell keeps
         :math:`\mathrm{Binomial}(x, r_1 / r_0)` of its counts, to one with :math:`r_1 > r_0` it
         receives negative-binomial counts of mean :math:`r_1 - r_0`. Of log-normalised values, what
@@ -336,7 +337,8 @@ class TransferMixin(_Model):
         """All that the prediction depends on beside the cells."""
         state = [_to_numpy(weight) for weight in self.module.state_dict().values()]
         if self.mean_profiles_ is not None:
-            state += [self.mean_profiles_, self.modelled_shares_, np.array(self.linear_weight)]
+            settings = [self.linear_weight, self.response_limit]
+            state += [self.mean_profiles_, self.modelled_shares_, np.array(settings, float)]
         return state
 
     def _predict_chunk(self, cells, keys, target, source, estimate, seed, batch_size):
@@ -741,6 +743,7 @@ class TransferMixin(_Model):
             *self.modelled_shares_[both][:, [source, target]].T,
             weight=self.linear_weight,
             is_counts=self.module.is_count_model,
+            limit=np.inf if self.response_limit is None else self.response_limit,
         )
 
     def _expect(self, minibatch: Minibatch, estimate: Estimate) -> np.ndarray:
