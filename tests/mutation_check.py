@@ -132,6 +132,13 @@ MUTATIONS = [
         "test_counterfactual.py",
     ),
     Mutation(
+        "the decoder's change has no limit",
+        "_linear_response.py",
+        "if self._range is None:",
+        "if True:",
+        "test_linear_response.py",
+    ),
+    Mutation(
         "draws do not depend on the seed",
         "_transfer.py",
         '"key": np.array([seed, name_hash], dtype=np.uint64)',
@@ -141,8 +148,8 @@ MUTATIONS = [
     Mutation(
         "the network is given twice the weight of the labels",
         "_linear_response.py",
-        "response = (1 - self._weight) * target + self._weight * linear",
-        "response = self._weight * target + (1 - self._weight) * linear",
+        "response = (1 - self._weight) * self._limited(source, target) + self._weight * linear",
+        "response = self._weight * self._limited(source, target) + (1 - self._weight) * linear",
         "test_linear_response.py",
     ),
     Mutation(

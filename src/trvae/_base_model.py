@@ -464,7 +464,7 @@ class BaseTRVAE(
         ----------
         max_epochs
             Passes over the data. By default as many as make 4,500 minibatches of all cells (of
-            images, 1,500), between 10 and 400.
+            images, 2,250), between 10 and 400.
         %(param_accelerator)s
         %(param_devices)s
         train_size

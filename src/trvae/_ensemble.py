@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 _IN_COMMON = {
     "adata", "conditions", "data_is_sparse_", "expression_is_nonnegative_",
     "get_anndata_manager", "linear_weight", "mean_profiles_", "modelled_shares_", "module",
-    "registry", "response_limit", "summary_stats", "_CELLS", "_cells_of", "_check_is_as_set_up", "_condition_key",
-    "_gene_order", "_layer", "_modality", "_validate_anndata", "_var_names",
+    "registry", "response_limit", "summary_stats", "_CELLS", "_cells_of", "_check_is_as_set_up",
+    "_condition_key", "_gene_order", "_layer", "_modality", "_validate_anndata", "_var_names",
 }  # fmt: skip
 
 

@@ -20,6 +20,8 @@ MIN_LABELS = 3
 _PENALTIES = np.logspace(-3, 3, 13)
 # Shares are counts per ten thousand before their logarithm is taken.
 _PER = 1e4
+# A change on the scale of log_share, or of log-normalised values, that has no limit.
+_NEVER_TOO_MUCH = 0.5
 
 
 class LinearResponse:
@@ -81,8 +83,8 @@ def left_out_errors(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 class ResponseOfLabels:
     """Keeps a decoder's prediction close to how the labels respond.
 
-    Its change of a gene is limited to the range of the labels' changes, then averaged with their
-    linear response.
+    Its change of a gene is limited by the labels' changes, then averaged with their linear
+    response.
 
     Parameters
     ----------
@@ -96,8 +98,8 @@ class ResponseOfLabels:
     is_counts
         Whether profiles are shares of counts, or log-normalised values.
     limit
-        How many times the range of the labels' changes, with no change among them, the decoder's
-        may have; infinity does not limit it.
+        How many times as far as in any label the decoder may raise or lower a gene, which it
+        always may by 0.5; infinity sets no limit.
     """
 
     def __init__(
@@ -109,9 +111,12 @@ class ResponseOfLabels:
             before, after = log_share(before), log_share(after)
         self._profiles = before, after
         change = after - before
-        self._range: tuple[np.ndarray, np.ndarray] | None = None
+        self._range = None
         if np.isfinite(limit):
-            self._range = limit * change.min(0).clip(max=0), limit * change.max(0).clip(min=0)
+            self._range = (
+                (limit * change.min(0)).clip(max=-_NEVER_TOO_MUCH),
+                (limit * change.max(0)).clip(min=_NEVER_TOO_MUCH),
+            )
         self._linear = LinearResponse(before, after)
         log_ratio = np.log(share_after / share_before)
         known = np.isfinite(log_ratio)

@@ -110,9 +110,9 @@ class TRVAE(RankingMixin, RNASeqMixin, BaseTRVAE):
         mean expression before. It keeps the decoder from extrapolating too far. Without labels,
         or with fewer than three such labels, it is left out.
     response_limit
-        Limit of the decoder's change in counterfactuals: of each gene, so many times the range of
-        the mean changes of the same labels, of which no change is always a part. So no gene
-        responds far more than any label showed. ``None`` sets no limit.
+        How far a gene may rise or fall by the decoder of counterfactuals: so many times as far as
+        in any of the same labels, on the scale of log-normalised values, but always by 0.5. What
+        no label showed is not predicted. ``None`` sets no limit.
     seed
         Seed of weights, data split, minibatches and dropout. ``None`` leaves that to
         ``scvi.settings.seed``.
