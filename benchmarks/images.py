@@ -30,8 +30,8 @@ from trvae._strokes import thicker, thinner
 SOURCE, TARGETS = "normal", ["thin", "thick"]
 DIGITS, SEEDS = ["1", "3", "6", "7"], [0, 1, 2]
 TUNING_DIGITS, TUNING_SEEDS = ["0", "4", "5", "9"], [10, 11]
-# Arguments of the model, and of its training.
 CONSTANT = {"max_epochs": 22, "plan_kwargs": {"lr": 2e-3, "lr_schedule": "constant"}}
+# Arguments of the model, and of its training.
 METHODS: dict[str, dict] = {
     "trVAE": {},
     "without MMD": {"mmd_weight": 0.0},
@@ -201,7 +201,8 @@ def main() -> None:
     """Run what is not there yet, or report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tuning", action="store_true", help="digits and seeds to choose by")
-    parser.add_argument("--methods", nargs="*", help="by default all")
+    known_methods = [*(METHODS | TUNED)]
+    parser.add_argument("--methods", nargs="*", choices=known_methods, help="by default all")
     parser.add_argument("--report", action="store_true", help="print the tables")
     parser.add_argument("--threads", type=int, help="by default all")
     arguments = parser.parse_args()

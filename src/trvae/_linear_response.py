@@ -117,6 +117,10 @@ class ResponseOfLabels:
                 (limit * change.min(0)).clip(max=-_NEVER_TOO_MUCH),
                 (limit * change.max(0)).clip(min=_NEVER_TOO_MUCH),
             )
+            if is_counts:
+                # Of log_share, which is between 0 and 10: factors need no logarithm of each cell.
+                least, most = self._range
+                self._range = np.exp(least), np.exp(most.clip(max=10))
         self._linear = LinearResponse(before, after)
         log_ratio = np.log(share_after / share_before)
         known = np.isfinite(log_ratio)
@@ -175,8 +179,6 @@ class ResponseOfLabels:
         least, most = self._range
         if not self._is_counts:
             return target.clip(source + least, source + most)
-        # On the scale of log_share, which is between 0 and 10, without taking its logarithm.
-        least, most = np.exp(least), np.exp(most.clip(max=10))
         one = source.sum(1, keepdims=True) / _PER
         return target.clip((one + source) * least - one, (one + source) * most - one)
 

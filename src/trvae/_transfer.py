@@ -158,8 +158,8 @@ class TransferMixin(_Model):
         The cells are encoded under their own condition and decoded under both; :math:`r_0, r_1`
         are the expected counts. In :math:`r_1` the decoder's change is limited, and averaged with
         that of a linear model, see ``response_limit`` and ``linear_weight`` of
-        :class:`~trvae.TRVAE`. What the decoder misses of a cell
-        is carried over: of a gene with :math:`r_1 < r_0` the cell keeps
+        :class:`~trvae.TRVAE`. What the decoder misses of a cell is carried over: of a gene with
+        :math:`r_1 < r_0` the cell keeps
         :math:`\mathrm{Binomial}(x, r_1 / r_0)` of its counts, to one with :math:`r_1 > r_0` it
         receives negative-binomial counts of mean :math:`r_1 - r_0`. Of log-normalised values, what
         the decoder misses shrinks if the likelihood's standard deviation is smaller under the
