@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import pandas as pd
 from accuracy import (
     RESULTS,
     how,
@@ -72,6 +73,17 @@ SETTINGS = [
 ]
 
 
+def print_means(rows: pd.DataFrame, labels: list[str]) -> None:
+    """Print the mean over labels of the settings that were tried on all of them, as Markdown."""
+    rows = rows[rows["label"].isin(labels)]
+    rows = rows.groupby("method").filter(lambda group: set(labels) <= set(group["label"]))
+    groups = rows.groupby("method", sort=False)
+    means = groups[MEASURES].mean()
+    # The arithmetic one is that of dendritic cells, whose distance is ten times the others'.
+    means["energy_distance, geometric mean"] = groups["energy_distance"].agg(gmean)
+    print(means.round(3).to_markdown(), "\n")
+
+
 def report(out: Path) -> None:
     """Print what is there as Markdown."""
     table = read_results(out)
@@ -82,14 +94,12 @@ def report(out: Path) -> None:
     )
     for seed in sorted(table["seed"].dropna().astype(int).unique()):
         rows = table[table["seed"].isna() | (table["seed"] == seed)]
-        # Labels differ too much for a mean over some of them.
-        rows = rows.groupby("method").filter(lambda group: set(LABELS) <= set(group["label"]))
         print(f"## Seed {seed}\n")
-        groups = rows.groupby("method", sort=False)
-        means = groups[MEASURES].mean()
-        # The arithmetic one is that of dendritic cells, whose distance is ten times the others'.
-        means["energy_distance, geometric mean"] = groups["energy_distance"].agg(gmean)
-        print(means.round(3).to_markdown(), "\n")
+        print_means(rows, LABELS)
+        n_labels = rows.groupby("method")["label"].nunique()
+        if n_labels.min() < len(LABELS):
+            print(f"{LABELS[0]} alone, on which some settings were tried first:\n")
+            print_means(rows, LABELS[:1])
     print("## How\n")
     print(how(out))
 

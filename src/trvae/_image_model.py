@@ -117,7 +117,7 @@ class ImageTRVAE(BaseTRVAE):
         n_latent: int = 4,
         channels: Sequence[int] = (16, 32),
         pixel_likelihood: PixelLikelihood = "bernoulli",
-        mmd_weight: float = 1_000.0,
+        mmd_weight: float = 300.0,
         mmd_layer: MMDLayer = "latent",
         mmd_within_labels: bool | None = None,
         mmd_bandwidths: Sequence[float] = BANDWIDTHS,
