@@ -74,8 +74,9 @@ SETTINGS = [
 
 
 def print_means(rows: pd.DataFrame, labels: list[str]) -> None:
-    """Print the mean over labels of the settings that were tried on all of them, as Markdown."""
+    """Print the mean over labels as Markdown."""
     rows = rows[rows["label"].isin(labels)]
+    # Labels differ too much for a mean over some of them.
     rows = rows.groupby("method").filter(lambda group: set(labels) <= set(group["label"]))
     groups = rows.groupby("method", sort=False)
     means = groups[MEASURES].mean()
