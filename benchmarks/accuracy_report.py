@@ -171,9 +171,9 @@ def main() -> None:
         "of all treated cells is held out with them, and only one other label resembles them, "
         "which the linear and the nearest shift rely on more than the decoder does. Of two simulated "
         "lineages with effects of their own, the nearest shift has the lower energy distance: it "
-        "is of the same lineage. Where nothing "
-        "responds, or only one of the other labels (simulated below), it predicts a small response "
-        "all the same, and no change would be the better prediction.\n"
+        "is of the same lineage. Where nothing responds, or only one of the other labels (simulated "
+        "below), the model predicts a small response all the same, and no change would be the "
+        "better prediction.\n"
     )
     for name, title in TITLES.items():
         folder = RESULTS / name

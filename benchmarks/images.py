@@ -222,10 +222,10 @@ def report() -> None:
 def main() -> None:
     """Run what is not there yet, or report."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tuning", action="store_true", help="digits and seeds to choose by")
-    parser.add_argument(
-        "--mnist", type=Path, help="folder of a copy of MNIST to use all digits of"
-    )
+    # Each has results of its own.
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--tuning", action="store_true", help="digits and seeds to choose by")
+    which.add_argument("--mnist", type=Path, help="folder of a copy of MNIST to use all digits of")
     known_methods = [*(METHODS | MNIST)]
     parser.add_argument("--methods", nargs="*", choices=known_methods, help="by default all")
     parser.add_argument("--seeds", type=int, nargs="+", help="by default all")
