@@ -167,6 +167,19 @@ def test_damaged_settings_are_named(adata, shift, tmp_path, damage):
     assert shift.fitted == 0
 
 
+@pytest.mark.parametrize("damage", ["", "{}", "[]", "1", '"key"', '{"key": nu'])
+def test_a_damaged_result_is_named_with_its_line(adata, shift, tmp_path, damage):
+    arguments = {**KEYS, **QUICK, "methods": {"shift": shift}, "out": tmp_path}
+    trvae.evaluate(adata, **arguments)
+    results = tmp_path / "results.jsonl"
+    first, _, *others = results.read_text().splitlines(keepends=True)
+    damaged = "".join([first, damage + "\n", *others])
+    results.write_text(damaged)
+    with pytest.raises(ValueError, match=r"Line 2 of .*results\.jsonl is damaged .*Remove it"):
+        trvae.evaluate(adata, **arguments)
+    assert results.read_text() == damaged
+
+
 def test_genes_are_chosen_without_the_held_out_cells(adata):
     from trvae._evaluate import hold_out
 

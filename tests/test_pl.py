@@ -622,6 +622,11 @@ def image_model():
     return model
 
 
+def test_loss_of_images_is_per_image(image_model):
+    ax = trvae.pl.history(image_model, terms="kl_local", show=False)
+    assert ax.get_ylabel() == "KL divergence [nats per image]"
+
+
 def image_at(ax, row, column):
     """Grey values of one of the images of 28 x 28 pixels, which are 2 apart."""
     sheet = ax.get_images()[0].get_array()

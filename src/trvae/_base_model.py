@@ -463,8 +463,8 @@ class BaseTRVAE(
         Parameters
         ----------
         max_epochs
-            Passes over the data. By default as many as make 4,500 minibatches of all cells (of
-            images, 2,250), between 10 and 400.
+            Passes over the data. By default as many as make 4,500 minibatches of all cells,
+            between 10 and 400.
         %(param_accelerator)s
         %(param_devices)s
         train_size

@@ -435,11 +435,17 @@ class _Results:
         if not path.exists():
             return
         text, complete = path.read_text(), ""
-        for line in text.splitlines(keepends=True):
+        for number, line in enumerate(text.splitlines(keepends=True), start=1):
             # An interruption can leave the last line unfinished.
             if line.endswith("\n"):
-                record = json.loads(line)
-                name = record.pop("key")
+                try:
+                    record = json.loads(line)
+                    name = record.pop("key")
+                except (ValueError, LookupError, AttributeError, TypeError) as error:
+                    raise ValueError(
+                        f"Line {number} of {path} is damaged ({error!r}). Remove it, so that it is "
+                        "computed again, or name another folder."
+                    ) from error
                 self._rows[name] = {
                     measure: np.nan if value is None else value
                     for measure, value in record.items()

@@ -105,7 +105,6 @@ class ImageTRVAE(BaseTRVAE):
 
     _CELLS, _GENES = "images", "pixels"
     _module_cls = ImageTRVAEModule
-    _default_steps = 2_250
     # With a constant rate, what is drawn changes from minibatch to minibatch up to the last.
     _default_plan_kwargs = {"lr": 4e-3, "lr_schedule": "cosine"}
 

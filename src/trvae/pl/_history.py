@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Terms of the model's loss, with their units.
+# Terms of the model's loss, with their units; ``one`` is a cell or an image.
 _TERMS = {
-    "objective": "objective [nats per cell]",
-    "reconstruction_loss": "reconstruction [nats per cell]",
-    "kl_local": "KL divergence [nats per cell]",
+    "objective": "objective [nats per {one}]",
+    "reconstruction_loss": "reconstruction [nats per {one}]",
+    "kl_local": "KL divergence [nats per {one}]",
     "mmd": "squared MMD",
 }
 _STYLES: dict[str, dict] = {
@@ -53,7 +53,7 @@ def history(
     terms
         What to draw of :meth:`trvae.TRVAE.train`'s ``history``, without ``_train`` or
         ``_validation``: by default what there is of ``"objective"``, ``"reconstruction_loss"``
-        and ``"kl_local"`` (in nats per cell), and ``"mmd"`` (squared, before its weight).
+        and ``"kl_local"`` (in nats per cell or image), and ``"mmd"`` (squared, before its weight).
     ax
         Axes to draw into, as many as there are terms, by default those of a new figure.
     show, save, return_fig
@@ -82,8 +82,10 @@ def history(
         raise ValueError(f"terms={terms!r} are not among {join_names(curves)}.")
     output = Output(ax, show, save, return_fig)
     axes = output.axes(len(terms), panel_size=(3.1, 2.3), n_columns=2)
+    one = getattr(model, "_CELLS", "cells").removesuffix("s")
     for panel, term in zip(axes, terms, strict=True):
-        _draw(panel, term, curves[term])
+        label = _TERMS[term].format(one=one) if term in _TERMS else term
+        _draw(panel, label, curves[term])
     handles: dict[str, Any] = {}
     for panel in axes:
         for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
@@ -112,14 +114,14 @@ def _curves(model: Any) -> dict[str, dict[str, pd.Series]]:
     return curves
 
 
-def _draw(ax: Axes, term: str, curves: dict[str, pd.Series]) -> None:
+def _draw(ax: Axes, label: str, curves: dict[str, pd.Series]) -> None:
     for kind, style in _STYLES.items():
         if kind in curves:
             values = curves[kind]
             marker = style["marker"] if len(values) <= _EPOCHS_MARKED else None
             ax.plot(values.index, values, label=kind, markersize=3, **(style | {"marker": marker}))
     ax.set_xlabel("epoch", fontsize=SMALL_FONT + 1)
-    ax.set_ylabel(_TERMS.get(term, term), fontsize=SMALL_FONT + 1)
+    ax.set_ylabel(label, fontsize=SMALL_FONT + 1)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     ax.tick_params(labelsize=SMALL_FONT)
     ax.spines[["top", "right"]].set_visible(False)
