@@ -73,11 +73,10 @@ SETTINGS = [
 ]
 
 
-def print_means(rows: pd.DataFrame, labels: list[str]) -> None:
+def print_means(rows: pd.DataFrame) -> None:
     """Print the mean over labels as Markdown."""
-    rows = rows[rows["label"].isin(labels)]
     # Labels differ too much for a mean over some of them.
-    rows = rows.groupby("method").filter(lambda group: set(labels) <= set(group["label"]))
+    rows = rows.groupby("method").filter(lambda group: set(LABELS) <= set(group["label"]))
     groups = rows.groupby("method", sort=False)
     means = groups[MEASURES].mean()
     # The arithmetic one is that of dendritic cells, whose distance is ten times the others'.
@@ -96,11 +95,7 @@ def report(out: Path) -> None:
     for seed in sorted(table["seed"].dropna().astype(int).unique()):
         rows = table[table["seed"].isna() | (table["seed"] == seed)]
         print(f"## Seed {seed}\n")
-        print_means(rows, LABELS)
-        n_labels = rows.groupby("method")["label"].nunique()
-        if n_labels.min() < len(LABELS):
-            print(f"{LABELS[0]} alone, on which some settings were tried first:\n")
-            print_means(rows, LABELS[:1])
+        print_means(rows)
     print("## How\n")
     print(how(out))
 
