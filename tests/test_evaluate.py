@@ -1,3 +1,4 @@
+import functools
 import json
 from pathlib import Path
 
@@ -210,6 +211,43 @@ def test_trvae_is_the_default(adata, tmp_path):
         trvae.TRVAEMethod().transfer(adata, "treated", seed=0)
 
 
+def test_batches_can_be_told(adata):
+    adata = adata.copy()
+    adata.obs["donor"] = np.where(np.arange(adata.n_obs) % 2, "one", "two")
+    held_out = {"label": "type_0", "target_condition": "treated"}
+    split = trvae._evaluate.hold_out(adata, **KEYS, **held_out)
+    method = trvae.TRVAEMethod(
+        train_kwargs={"max_epochs": 1, "enable_progress_bar": False},
+        setup_kwargs={"categorical_covariate_keys": ["donor"]},
+    )
+    method.fit(split.train, seed=0, **split.keys)
+    assert method.model.summary_stats["n_extra_categorical_covs"] == 1
+
+
+def test_images_are_evaluated_as_they_are():
+    digits = trvae.datasets.stroke_digits()[::20].copy()
+    pixels = digits.X.astype(float)
+    method = functools.partial(
+        trvae.TRVAEMethod,
+        train_kwargs={"max_epochs": 1, "enable_progress_bar": False},
+        setup_kwargs={"image_shape": digits.uns["image_shape"]},
+        model_cls=trvae.ImageTRVAE,
+    )
+    table = trvae.evaluate(
+        digits, condition_key="condition", labels_key="digit", source_condition="normal",
+        target_conditions=["thin"], labels=["3"], methods={"trVAE": method}, seeds=[0],
+        normalize=False, progress_bar=False,
+    ).set_index("method")  # fmt: skip
+    assert np.isfinite(table.loc["trVAE", "energy_distance"])
+    is_three = digits.obs["digit"] == "3"
+    means = {
+        strokes: pixels[is_three & (digits.obs["condition"] == strokes)].mean(0)
+        for strokes in ("normal", "thin")
+    }
+    change = means["thin"] - means["normal"]
+    assert table.loc["no change", "rmse"] == pytest.approx(np.sqrt(np.mean(change**2)))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -220,6 +258,8 @@ def test_trvae_is_the_default(adata, tmp_path):
         ({"methods": {"ceiling": Shift}}, "names of baselines: 'ceiling'"),
         ({"methods": {}}, "at least one method and one seed"),
         ({"seeds": [-1]}, "seed=-1"),
+        ({"library_key": "size"}, "library_key 'size' is not in adata.obs"),
+        ({"library_key": "condition", "normalize": False}, "library_key='condition' is of no use"),
         ({"n_genes": 0}, "n_genes=0 is not a positive integer"),
         ({"n_genes": 1000}, "n_genes=1000, but there are only 60 genes"),
     ],

@@ -276,6 +276,28 @@ def test_counts_are_not_compared_with_expectations():
         trvae.pl.response(expected, observed, control, show=False)
 
 
+def test_values_can_be_compared_as_they_are():
+    control, observed, reference = groups()
+    arguments = {"reference": reference, "normalize": False} | REFERENCE
+    table = metrics.transfer_metrics(observed, observed, control, **arguments)
+    change = observed.X.toarray().mean(0) - control.X.toarray().mean(0)
+    assert table.loc["no change", "rmse"] == pytest.approx(np.sqrt(np.mean(change**2)))
+    # Brighter images are farther apart; as counts, they would be the same.
+    brighter = [3 * adata for adata in (control.X, observed.X, reference.X)]
+    scaled = [
+        AnnData(x, obs=adata.obs, var=adata.var)
+        for x, adata in zip(brighter, (control, observed, reference), strict=True)
+    ]
+    arguments["reference"] = scaled[2]
+    larger = metrics.transfer_metrics(scaled[1], scaled[1], scaled[0], **arguments)
+    in_units = ["rmse", "rmse_specific", "energy_distance"]
+    np.testing.assert_allclose(larger[in_units], 3 * table[in_units], rtol=1e-6, atol=1e-9)
+    without = ["r2_mean", "r2_variance", "change", "coverage_top"]
+    np.testing.assert_allclose(larger[without], table[without], rtol=1e-6)
+    with pytest.raises(ValueError, match="library_key='size' is of no use with normalize=False"):
+        metrics.transfer_metrics(observed, observed, control, library_key="size", normalize=False)
+
+
 def test_groups_are_not_changed():
     control, observed, reference = groups()
     before = [adata.copy() for adata in (control, observed, reference)]

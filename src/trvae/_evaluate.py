@@ -32,6 +32,8 @@ from trvae.metrics._transfer_metrics import BASELINES, TransferComparison
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from trvae._base_model import BaseTRVAE
+
 _RESULTS, _SETTINGS = "results.jsonl", "settings.json"
 # Labels with fewer cells under a condition are not held out unless they are asked for.
 _MIN_CELLS = 20
@@ -85,25 +87,32 @@ class TransferMethod(Protocol):
 
 @dataclass
 class TRVAEMethod:
-    """:class:`~trvae.TRVAE` as a method for :func:`evaluate`.
+    """:class:`~trvae.TRVAE` or :class:`~trvae.ImageTRVAE` as a method for :func:`evaluate`.
 
     Parameters
     ----------
     model_kwargs
-        Passed to :class:`~trvae.TRVAE`.
+        Passed to the model.
     train_kwargs
         Passed to :meth:`trvae.TRVAE.train`.
     transfer_kwargs
         Passed to :meth:`trvae.TRVAE.transfer`.
+    setup_kwargs
+        Passed to the model's ``setup_anndata`` beside what :func:`evaluate` tells, such as
+        ``categorical_covariate_keys`` or ``image_shape``.
+    model_cls
+        The model.
     """
 
     model_kwargs: dict = field(default_factory=dict)
     train_kwargs: dict = field(default_factory=dict)
     transfer_kwargs: dict = field(default_factory=dict)
-    _model: TRVAE | None = field(default=None, init=False)
+    setup_kwargs: dict = field(default_factory=dict)
+    model_cls: type[BaseTRVAE] = TRVAE
+    _model: BaseTRVAE | None = field(default=None, init=False)
 
     @property
-    def model(self) -> TRVAE:
+    def model(self) -> BaseTRVAE:
         """The model that :meth:`fit` trained.
 
         Raises
@@ -121,13 +130,13 @@ class TRVAEMethod:
         Raises
         ------
         ValueError, RuntimeError
-            As :meth:`trvae.TRVAE.setup_anndata`, :class:`~trvae.TRVAE` and
-            :meth:`trvae.TRVAE.train`.
+            As the model's ``setup_anndata``, the model and :meth:`trvae.TRVAE.train`.
         KeyboardInterrupt, SystemExit
             If Ctrl-C or SIGTERM end the training.
         """
-        TRVAE.setup_anndata(adata, **keys)
-        self._model = TRVAE(adata, seed=seed, **self.model_kwargs)
+        given = {key: value for key, value in keys.items() if value is not None}
+        self.model_cls.setup_anndata(adata, **given, **self.setup_kwargs)
+        self._model = self.model_cls(adata, seed=seed, **self.model_kwargs)
         self._model.train(**self.train_kwargs)
         end_if_interrupted(self._model)
 
@@ -168,6 +177,7 @@ def hold_out(
     target_condition: Any,
     layer: str | None = None,
     library_key: str | None = None,
+    normalize: bool = True,
     n_genes: int | None = None,
     n_top_genes: int = 100,
 ) -> HeldOut:
@@ -181,7 +191,9 @@ def hold_out(
         The label whose cells under ``target_condition`` are held out.
     target_condition
         The condition that is predicted.
-    adata, condition_key, labels_key, source_condition, layer, library_key, n_genes, n_top_genes
+    adata, condition_key, labels_key, source_condition, layer, library_key, normalize
+        As in :func:`evaluate`.
+    n_genes, n_top_genes
         As in :func:`evaluate`.
 
     Returns
@@ -207,7 +219,7 @@ def hold_out(
 
     if n_genes is not None:
         chosen = _with_variable_genes(adata, held_out, n_genes, layer)
-        if library_key is None and is_counts(get_matrix(adata, layer)):
+        if normalize and library_key is None and is_counts(get_matrix(adata, layer)):
             library_key = "_library_size"
             chosen.obs[library_key] = np.ravel(get_matrix(adata, layer).sum(1))
         adata = chosen
@@ -223,6 +235,7 @@ def hold_out(
         target_condition=target_condition,
         layer=layer,
         library_key=library_key,
+        normalize=normalize,
         n_top_genes=n_top_genes,
     )
     keys = {
@@ -268,6 +281,7 @@ def evaluate(
     seeds: Sequence[int] = (0, 1, 2),
     layer: str | None = None,
     library_key: str | None = None,
+    normalize: bool = True,
     n_genes: int | None = None,
     n_top_genes: int = 100,
     out: str | Path | None = None,
@@ -282,7 +296,7 @@ def evaluate(
     Parameters
     ----------
     adata
-        All cells, with counts or log-normalised values.
+        All cells, with counts or log-normalised values, or images.
     condition_key, labels_key
         Columns of ``obs``.
     source_condition
@@ -299,7 +313,7 @@ def evaluate(
         Every method learns once with each.
     layer
         Layer with the counts or log-normalised values, by default ``X``.
-    library_key
+    library_key, normalize
         As in :func:`trvae.metrics.transfer_metrics`.
     n_genes
         Choose as many highly variable genes, each time without the held-out cells. By default all
@@ -324,7 +338,7 @@ def evaluate(
     ValueError
         If ``adata`` is a MuData, a column, label or condition is not in it, a prediction could
         not be compared as in :func:`trvae.metrics.transfer_metrics`, a method has the name of a
-        baseline, or ``out`` has the results of other data or settings, or a damaged file of settings.
+        baseline, or ``out`` has the results of other data or settings, or a damaged file.
     KeyboardInterrupt, SystemExit
         If Ctrl-C or SIGTERM end the training of a :class:`~trvae.TRVAEMethod`, of which nothing is
         kept. What was finished before is in ``out``.
@@ -346,6 +360,7 @@ def evaluate(
         "source_condition": source_condition,
         "layer": layer,
         "library_key": library_key,
+        "normalize": normalize,
         "n_genes": n_genes,
         "n_top_genes": n_top_genes,
     }
@@ -485,7 +500,7 @@ def _fingerprint(adata: AnnData, settings: dict) -> dict:
         digest.update(pd.util.hash_pandas_object(names.to_series(), index=False).to_numpy())
     for key in ("condition_key", "labels_key", "library_key"):
         if settings[key] is not None:
-            column = adata.obs[settings[key]].astype(str)
+            column = check_obs_column(adata, key, settings[key]).astype(str)
             digest.update(pd.util.hash_pandas_object(column, index=False).to_numpy())
     total = float(get_matrix(adata, settings["layer"]).sum())
     return {

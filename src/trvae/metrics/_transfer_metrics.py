@@ -33,7 +33,12 @@ from trvae.metrics._measures import (
     r2_of_variances,
     rmse_of_means,
 )
-from trvae.metrics._normalize import check_same_scale, log_normalized, median_library_size
+from trvae.metrics._normalize import (
+    check_same_scale,
+    dense_values,
+    log_normalized,
+    median_library_size,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -59,6 +64,7 @@ def transfer_metrics(
     target_condition: Any = None,
     layer: str | None = None,
     library_key: str | None = None,
+    normalize: bool = True,
     n_top_genes: int = 100,
     n_pcs: int = 30,
     seed: int = 0,
@@ -87,6 +93,8 @@ def transfer_metrics(
     library_key
         Column of ``obs`` with each cell's library size over all genes that were measured; by
         default counts are normalised by their sum over the genes at hand.
+    normalize
+        ``False`` compares all values as they are, as is right for pixels.
     n_top_genes
         Number of top genes: those that differ most clearly between ``control`` and ``observed``
         (Welch's t). They are chosen with the held-out cells and serve to measure only.
@@ -127,13 +135,14 @@ def transfer_metrics(
     * ``de_overlap``, ``de_direction``, ``de_rank_correlation``: of the differentially expressed
       genes, see :mod:`trvae.metrics`
 
-    Values are compared as ``log(1 + count / library size * median library size of control)``.
+    Counts are compared as ``log(1 + count / library size * median library size of control)``.
 
     Raises
     ------
     ValueError
         If genes differ, a group has fewer than two cells, counts would be compared with values
-        that are none, a key is missing, or no other label was measured under both conditions.
+        that are none, a key is missing, ``library_key`` is given without normalisation, or no
+        other label was measured under both conditions.
 
     References
     ----------
@@ -151,6 +160,7 @@ def transfer_metrics(
         target_condition=target_condition,
         layer=layer,
         library_key=library_key,
+        normalize=normalize,
         n_top_genes=n_top_genes,
         n_pcs=n_pcs,
         seed=seed,
@@ -186,6 +196,7 @@ class TransferComparison:
         target_condition: Any,
         layer: str | None,
         library_key: str | None,
+        normalize: bool = True,
         n_top_genes: int = 100,
         n_pcs: int = 30,
         seed: int = 0,
@@ -194,11 +205,15 @@ class TransferComparison:
         check_positive_integer("n_pcs", n_pcs)
         groups = {"observed": observed, "control": control}
         with_reference = groups if reference is None else groups | {"reference": reference}
-        check_comparable(with_reference, layer)
+        if library_key is not None and not normalize:
+            raise ValueError(f"library_key={library_key!r} is of no use with normalize=False.")
+        check_comparable(with_reference, layer, normalize)
         self._groups = groups
+        self._normalize = normalize
         self._scale: dict[str, Any] = {"layer": layer, "library_key": library_key}
-        self._target_sum = median_library_size(control, **self._scale)
-        before, self._after = self._normalized(control), self._normalized(observed)
+        if normalize:
+            self._target_sum = median_library_size(control, **self._scale)
+        before, self._after = self._values(control), self._values(observed)
         baselines = {"no change": before}
         others = None
         self.nearest: str | None = None
@@ -216,7 +231,7 @@ class TransferComparison:
             own_labels = set(check_obs_column(control, "labels_key", labels_key).unique())
             others = _other_labels(
                 reference,
-                self._normalized(reference),
+                self._values(reference),
                 condition_key,
                 source_condition,
                 target_condition,
@@ -237,16 +252,19 @@ class TransferComparison:
 
     def table(self, predicted: AnnData) -> pd.DataFrame:
         """Return what :func:`transfer_metrics` returns."""
-        check_comparable({"predicted": predicted, **self._groups}, self._scale["layer"])
-        row = self._measures(self._normalized(predicted), self._after)
+        groups = {"predicted": predicted, **self._groups}
+        check_comparable(groups, self._scale["layer"], self._normalize)
+        row = self._measures(self._values(predicted), self._after)
         rows = {"prediction": row, **self.rows}
         table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
         table.attrs["nearest"] = self.nearest
         return table
 
-    def _normalized(self, adata: AnnData) -> np.ndarray:
-        genes = self._groups["observed"].var_names
-        return log_normalized(adata[:, genes], target_sum=self._target_sum, **self._scale)
+    def _values(self, adata: AnnData) -> np.ndarray:
+        same_genes = adata[:, self._groups["observed"].var_names]
+        if not self._normalize:
+            return dense_values(same_genes, self._scale["layer"])
+        return log_normalized(same_genes, target_sum=self._target_sum, **self._scale)
 
 
 class _Measures:
@@ -308,7 +326,9 @@ class _Measures:
         return self.pca.transform(values)
 
 
-def check_comparable(groups: dict[str, AnnData], layer: str | None) -> None:
+def check_comparable(
+    groups: dict[str, AnnData], layer: str | None, normalize: bool = True
+) -> None:
     """Raise a ``ValueError`` unless the groups have cells, genes and scale to be compared.
 
     Parameters
@@ -317,6 +337,8 @@ def check_comparable(groups: dict[str, AnnData], layer: str | None) -> None:
         The groups by name, one of which is ``observed``, whose genes are compared.
     layer
         Layer to compare, by default ``X``.
+    normalize
+        Whether counts are normalised; else values are compared whatever they are.
     """
     genes = groups["observed"].var_names
     for name, adata in groups.items():
@@ -325,7 +347,8 @@ def check_comparable(groups: dict[str, AnnData], layer: str | None) -> None:
         missing = genes.difference(adata.var_names)
         if len(missing):
             raise ValueError(f"{name} lacks genes that observed has: {join_names(missing)}.")
-    check_same_scale(groups, layer)
+    if normalize:
+        check_same_scale(groups, layer)
 
 
 def _other_labels(
