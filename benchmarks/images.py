@@ -173,9 +173,14 @@ def read(folder: Path) -> pd.DataFrame:
 
 def print_means(table: pd.DataFrame, by: list[str]) -> None:
     """Print the mean measures of groups as Markdown."""
-    shown = ["thickness / real", *MEASURES[1:]]
     groups = table.groupby(by, sort=False)
-    means = groups[shown].mean().round(3).assign(seeds=groups["seed"].nunique())
+    means = groups[["thickness", "real thickness", *MEASURES[1:]]].mean()
+    ratio = means.pop("thickness") / means.pop("real thickness")
+    means.insert(0, "thickness / real", ratio)
+    if "digit" not in by:
+        # Thin digits count as much as thick ones.
+        means.insert(1, "mean over digits", groups["thickness / real"].mean())
+    means = means.round(3).assign(seeds=groups["seed"].nunique())
     print(means.reset_index().to_markdown(index=False), "\n")
 
 
@@ -198,7 +203,7 @@ def report() -> None:
     print("# Digits drawn with strokes of which the digit was never seen\n")
     print(
         f"Thin and thick images of {', '.join(DIGITS)} are held out, and drawn from the normal ones. "
-        "Stroke thickness is compared with that of the real held-out images. A classifier that was "
+        "Mean stroke thickness is compared with that of the real held-out images. A classifier that was "
         "trained on real images of all conditions tells whether the digit is recognised, and in its "
         "last hidden layer the distances to the real images are taken. Networks draw "
         "counterfactuals, or what is decoded. The ceiling is what made the real images, "
