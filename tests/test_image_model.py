@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import QUIET
+from PIL import Image
 from scipy import sparse
 from torch.nn.functional import one_hot
 
@@ -271,16 +272,59 @@ def test_a_query_leaves_the_reference_as_it_is(with_covariate):
     assert loss[-5:].mean() < loss[:5].mean()
 
 
-def test_colour_images_of_faces_size():
+@pytest.mark.parametrize("kind", ["integers", "floats", "sparse"])
+def test_training_of_colours_starts_at_their_mean(kind):
+    adata = bars(5, n_channels=3, kind=kind)
+    trvae.ImageTRVAE.setup_anndata(adata, image_shape=adata.uns["image_shape"], **SETUP)
+    model = trvae.ImageTRVAE(adata, pixel_likelihood="normal", seed=0)
+    pixels = adata.X.toarray() if kind == "sparse" else adata.X
+    mean = pixels.reshape(-1, 3).mean(0) / (255.0 if kind == "integers" else 1.0)
+    np.testing.assert_allclose(model.module.decoder.logits.bias.detach().numpy(), mean, rtol=1e-5)
+
+
+def test_decoded_colours_are_pixels():
+    adata = bars(5, n_channels=3)
+    model = fit(adata, pixel_likelihood="normal")
+    for beyond, end in ((-3.0, 0), (3.0, 255)):
+        with torch.no_grad():
+            model.module.decoder.logits.bias.fill_(beyond)
+        assert (model.get_interpolated_images(adata[:3], "bright") == end).all()
+        assert (model.get_transferred_images(adata[:3], "bright", estimate="decoded") == end).all()
+
+
+def test_faces_of_celeba_are_transferred(tmp_path):
+    # Smiles are red and faces of one sex are blue, on 24 photographs as CelebA has them.
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (24, 64, 64, 3), dtype=np.uint8)
-    adata = anndata.AnnData(images.reshape(24, -1), uns={"image_shape": (64, 64, 3)})
-    adata.obs["condition"] = np.resize(["smiling", "not smiling"], 24)
-    adata.obs["shape"] = np.resize(["a", "a", "b", "b"], 24)
-    model = fit(adata, channels=(8, 8, 8), train={"max_epochs": 10, "plan_kwargs": {"lr": 5e-3}})
-    loss = model.history["reconstruction_loss_train"].to_numpy(dtype=float)
-    assert loss[-1] < loss[0]
-    assert model.get_transferred_images(adata, "smiling").shape == (24, 64, 64, 3)
+    (tmp_path / "img_align_celeba").mkdir()
+    lines = ["24", "Smiling Male"]
+    for i in range(24):
+        smiling, male = i % 2, i // 2 % 2
+        face = rng.integers(0, 30, (218, 178, 3), dtype=np.uint8)
+        face[80:180, 40:140, 2] += 150 * np.uint8(male)
+        face[140:170, 50:130, 0] += 200 * np.uint8(smiling)
+        Image.fromarray(face).save(tmp_path / "img_align_celeba" / f"{i:06d}.jpg")
+        lines.append(f"{i:06d}.jpg {2 * smiling - 1} {2 * male - 1}")
+    (tmp_path / "list_attr_celeba.txt").write_text("\n".join(lines) + "\n")
+    adata = trvae.datasets.celeba(
+        tmp_path, attribute="Smiling", group="Male", size=64, progress_bar=False
+    )
+    model = fit(
+        adata,
+        setup={"labels_key": "label"},
+        channels=(8, 16, 32),
+        pixel_likelihood="normal",
+        train={"max_epochs": 60, "batch_size": 8, "plan_kwargs": {"lr": 2e-3}},
+    )
+    sober = adata[adata.obs["condition"] == "not Smiling"].copy()
+    images = model.get_images(sober).astype(float)
+    smiling = model.get_images(adata[adata.obs["condition"] == "Smiling"])
+    mouth = (smiling.mean(0) - images.mean(0)).max(-1) > 100
+    smiles = model.get_transferred_images(sober, "Smiling")
+    assert smiles.shape == images.shape
+    red, green, _ = (smiles - images).mean(0)[mouth].mean(0)
+    assert red > 10
+    assert abs(green) < red / 3
+    assert abs((smiles - images).mean(0)[~mouth]).mean() < red / 3
     assert model.get_latent_representation().shape == (24, 2 * 8 * 8)
 
 

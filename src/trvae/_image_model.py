@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 # White, of pixels that are integers and of those that are not.
 _WHITE_OF_INTEGERS, _WHITE_OF_FLOATS = 255.0, 1.0
+_N_FOR_MEAN_COLOUR = 1_000
 
 
 class ImageTRVAE(BaseTRVAE):
@@ -65,7 +66,8 @@ class ImageTRVAE(BaseTRVAE):
         One of:
 
         * ``"bernoulli"`` - a grey value is the probability of a pixel to be white
-        * ``"normal"`` - around the decoded value, with one standard deviation for all pixels
+        * ``"normal"`` - around the decoded value, with one standard deviation for all pixels;
+          training starts at the images' mean colour
     mmd_weight, mmd_within_labels, mmd_bandwidths
         As in :class:`~trvae.TRVAE`.
     mmd_layer
@@ -140,6 +142,8 @@ class ImageTRVAE(BaseTRVAE):
             channels=tuple(channels),
             pixel_likelihood=pixel_likelihood,
         )
+        if pixel_likelihood == "normal" and self.adata is not None:
+            self._start_at_mean_colour()
         self._model_summary_string = self._summary(
             image_shape=self.image_shape,
             pixel_likelihood=pixel_likelihood,
@@ -240,6 +244,19 @@ class ImageTRVAE(BaseTRVAE):
         model = super().load_query_data(adata, *args, **kwargs)
         model._check_is_as_in_training(adata)
         return model
+
+    @torch.no_grad()
+    def _start_at_mean_colour(self) -> None:
+        # Else all weights first move together, to make everything darker or brighter, and many
+        # rectified units never come back from that.
+        if self.minified_data_type is not None:
+            return
+        n_images = self.adata.n_obs
+        some = np.unique(
+            np.linspace(0, n_images - 1, min(n_images, _N_FOR_MEAN_COLOUR), dtype=int)
+        )
+        colour = self.get_images(indices=some.tolist()).mean((0, 1, 2)) / self.module.white.item()
+        self.module.decoder.logits.bias.copy_(torch.from_numpy(colour))
 
     def _check_is_as_in_training(self, adata: Any) -> None:
         """Check what has come with weights of another model, those of its white pixels too."""
@@ -430,7 +447,8 @@ class ImageTRVAE(BaseTRVAE):
         for tensors, inferred in self._encode(selection, batch_size):
             inputs = self.module._get_generative_input(tensors, inferred)
             px = self.module.interpolate(**inputs, transform_batch=code, shares=shares)
-            minibatches.append(self._as_registered(px.mean.cpu().numpy()))
+            decoded = px.mean.cpu().numpy().clip(0, self.module.white.item())
+            minibatches.append(self._as_registered(decoded))
         images = np.concatenate(minibatches, axis=1)
         return images.reshape(*images.shape[:2], *self.image_shape)
 

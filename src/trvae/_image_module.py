@@ -144,7 +144,7 @@ class ImageTRVAEModule(BaseTRVAEModule):
     ) -> Distribution:
         if self.pixel_likelihood == "bernoulli":
             return GreyBernoulli(decoded.logits, self.white)
-        return Normal(self.white * torch.sigmoid(decoded.logits), self.white * self.log_sd.exp())
+        return Normal(self.white * decoded.logits, self.white * self.log_sd.exp())
 
     @auto_move_data
     def interpolate(
