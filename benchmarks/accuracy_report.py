@@ -185,8 +185,9 @@ def main() -> None:
     print(
         "Every label's treated cells are held out in turn and predicted from its control cells. "
         "Genes are chosen without the held-out cells (those of glioblastoma came chosen); the top "
-        "genes of a measure are chosen with them and serve to measure only. The best baseline is chosen anew for each label and "
-        "measure, with the truth at hand, so that no single baseline is as good. Measures are "
+        "genes of a measure are chosen with them and serve to measure only. The best baseline is "
+        "chosen anew for each label and measure, with the truth at hand, so that no single baseline "
+        "is as good. Measures are "
         "those of `trvae.metrics.transfer_metrics`. The shifts add the same to every cell, which "
         "leaves the cells' variances as they were: that is why their `de_overlap`, which ranks "
         "genes by t, is so low.\n"
