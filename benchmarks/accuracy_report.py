@@ -52,23 +52,28 @@ def best_rival(means: pd.DataFrame, measure: str) -> pd.Series:
     return wide.max(axis=1) if MEASURES[measure] else wide.min(axis=1)
 
 
+def with_averages(rows: pd.DataFrame, tuned_on: list[str]) -> pd.DataFrame:
+    """Rows of labels and targets, with the labels that settings were chosen on marked, and means."""
+    averages = {"average": rows.mean()}
+    if tuned_on:
+        others = ~rows.index.get_level_values("label").isin(tuned_on)
+        averages["average without *"] = rows[others].mean()
+    named = rows.set_axis(
+        [f"{label}{' *' if label in tuned_on else ''}, {target}" for label, target in rows.index]
+    )
+    return pd.concat([named, pd.DataFrame(averages).T]).map("{:.3f}".format)
+
+
 def print_labels(table: pd.DataFrame, means: pd.DataFrame, tuned_on: list[str]) -> None:
     """The main measures of every label beside the baselines and the ceiling."""
     own = table[table["method"] == OWN].groupby(["label", "target"], sort=False)
     for measure, title in SHOWN.items():
         wide = means[measure].unstack("method")
         rows = wide[[OWN, *RIVALS, "ceiling"]].dropna(subset=OWN)
-        averages = {"average": rows.mean()}
-        if tuned_on:
-            others = ~rows.index.get_level_values("label").isin(tuned_on)
-            averages["average without *"] = rows[others].mean()
         low, high = own[measure].min(), own[measure].max()
-        spread = [f"{low[k]:.3f} to {high[k]:.3f}" for k in rows.index] + [""] * len(averages)
-        rows.index = [
-            f"{label}{' *' if label in tuned_on else ''}, {target}" for label, target in rows.index
-        ]
-        shown = pd.concat([rows, pd.DataFrame(averages).T]).map("{:.3f}".format)
-        shown.insert(1, "seeds", spread)
+        spread = [f"{low[k]:.3f} to {high[k]:.3f}" for k in rows.index]
+        shown = with_averages(rows, tuned_on)
+        shown.insert(1, "seeds", spread + [""] * (len(shown) - len(rows)))
         print(f"### {title}\n\n{shown.to_markdown()}\n")
     if tuned_on:
         print("\\* Settings were chosen on this label.\n")
@@ -122,10 +127,7 @@ def print_variants(table: pd.DataFrame, tuned_on: list[str]) -> None:
     columns = {}
     for measure in ("r2_mean", "r2_variance", "energy_distance"):
         wide = means[measure].unstack("method")[[OWN, *VARIANTS]]
-        others = ~wide.index.get_level_values("label").isin(tuned_on)
-        averages = pd.DataFrame({"average": wide.mean(), "average without *": wide[others].mean()})
-        wide.index = [f"{label}{' *' if label in tuned_on else ''}" for label, _ in wide.index]
-        columns[measure] = pd.concat([wide, averages.T]).map("{:.3f}".format)
+        columns[measure] = with_averages(wide, tuned_on)
     shown = pd.concat(columns, axis=1)
     shown.columns = [f"{measure}, {method}" for measure, method in shown.columns]
     print(shown.to_markdown(), "\n")
@@ -170,8 +172,8 @@ def print_simulations() -> None:
             average = by_label(table).groupby(level="method", sort=False).mean().round(3)
             n_seeds = table.groupby("method")["seed"].nunique()
             for method in [OWN, *BASELINES]:
-                rows[f"{name}: {method}"] = average.loc[method, measures].astype(object)
-                rows[f"{name}: {method}"]["seeds"] = n_seeds[method] or ""
+                seeds = {"seeds": n_seeds[method] or ""}
+                rows[f"{name}: {method}"] = dict(average.loc[method, measures]) | seeds
             hows.append(how(folder))
     if rows:
         print("## Simulated data with known effects\n")
@@ -187,8 +189,8 @@ def main() -> None:
         "Genes are chosen without the held-out cells (those of glioblastoma came chosen); the top "
         "genes of a measure are chosen with them and serve to measure only. The best baseline is "
         "chosen anew for each label and measure, with the truth at hand, so that no single baseline "
-        "is as good. Measures are "
-        "those of `trvae.metrics.transfer_metrics`. The shifts add the same to every cell, which "
+        "is as good. Measures are those of `trvae.metrics.transfer_metrics`. The shifts add the same "
+        "to every cell, which "
         "leaves the cells' variances as they were: that is why their `de_overlap`, which ranks "
         "genes by t, is so low.\n"
     )

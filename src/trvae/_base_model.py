@@ -491,8 +491,9 @@ class BaseTRVAE(
             Passed to :class:`~scvi.dataloaders.DataSplitter`.
         plan_kwargs
             Passed to :class:`~scvi.train.TrainingPlan`. The learning rate ``lr`` is 1e-3 by
-            default (of images, 4e-3 that falls to 0: ``lr_schedule="cosine"``). The KL weight rises
-            over the first quarter of the epochs unless ``n_epochs_kl_warmup`` or ``n_steps_kl_warmup`` is given.
+            default (of images, 4e-3 that falls to 0: ``lr_schedule="cosine"``). The KL weight
+            rises over the first quarter of the epochs unless ``n_epochs_kl_warmup`` or
+            ``n_steps_kl_warmup`` is given.
         datamodule
             Data to train on if the model was made from a ``registry``.
         checkpoint_dir

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 from scvi import REGISTRY_KEYS
 
-from trvae._data import check_obs_column, check_positive_integer, is_number
+from trvae._data import check_obs_column, check_positive_integer, dense, is_number
 from trvae._linear_response import log_share
 from trvae._support import support_of_cells
 from trvae._transfer import for_each_target
@@ -203,8 +202,7 @@ class ConfidenceMixin(_Model):
     def _expression_of(self, selection) -> np.ndarray:
         """The selected cells' own counts or values, ``n_cells x n_genes``."""
         manager = self.get_anndata_manager(selection.registered, required=True)
-        matrix = manager.get_from_registry(REGISTRY_KEYS.X_KEY)[selection.indices]
-        return matrix.toarray() if sparse.issparse(matrix) else np.asarray(matrix)
+        return dense(manager.get_from_registry(REGISTRY_KEYS.X_KEY)[selection.indices])
 
 
 def _root_mean_square(values: np.ndarray) -> np.ndarray:

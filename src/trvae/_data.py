@@ -396,6 +396,11 @@ def _blocks_of_values(matrix: Any) -> Iterator[np.ndarray]:
             yield from _blocks_of_values(block)
 
 
+def dense(matrix: Any) -> np.ndarray:
+    """Return a matrix in memory as an array, whether it is sparse or one already."""
+    return matrix.toarray() if sparse.issparse(matrix) else np.asarray(matrix)
+
+
 def row_blocks(matrix: Any, n_rows: int | None = None) -> Iterator[Any]:
     """Yield a limited number of rows at once, in memory, of a matrix that may not be.
 

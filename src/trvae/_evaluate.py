@@ -455,12 +455,14 @@ class _Results:
             if line.endswith("\n"):
                 try:
                     record = json.loads(line)
-                    name = record.pop("key")
-                except (ValueError, LookupError, AttributeError, TypeError) as error:
+                    if not isinstance(record, dict) or "key" not in record:
+                        raise ValueError("it is no result")
+                except ValueError as error:
                     raise ValueError(
-                        f"Line {number} of {path} is damaged ({error!r}). Remove it, so that it is "
+                        f"Line {number} of {path} is damaged ({error}). Remove it, so that it is "
                         "computed again, or name another folder."
                     ) from error
+                name = record.pop("key")
                 self._rows[name] = {
                     measure: np.nan if value is None else value
                     for measure, value in record.items()

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 import torch
 from anndata import AnnData
-from scipy import sparse
 from scvi.utils import setup_anndata_dsp
 
 from trvae._base_model import BaseTRVAE
@@ -19,6 +18,7 @@ from trvae._data import (
     check_choice,
     check_positive_integer,
     check_positive_integers,
+    dense,
     get_matrix,
     is_list_of,
     is_positive_integer,
@@ -142,7 +142,8 @@ class ImageTRVAE(BaseTRVAE):
             channels=tuple(channels),
             pixel_likelihood=pixel_likelihood,
         )
-        if pixel_likelihood == "normal" and self.adata is not None:
+        has_images = self.adata is not None and self.minified_data_type is None
+        if pixel_likelihood == "normal" and has_images:
             self._start_at_mean_colour()
         self._model_summary_string = self._summary(
             image_shape=self.image_shape,
@@ -249,13 +250,9 @@ class ImageTRVAE(BaseTRVAE):
     def _start_at_mean_colour(self) -> None:
         # Else all weights first move together, to make everything darker or brighter, and many
         # rectified units never come back from that.
-        if self.minified_data_type is not None:
-            return
         n_images = self.adata.n_obs
-        some = np.unique(
-            np.linspace(0, n_images - 1, min(n_images, _N_FOR_MEAN_COLOUR), dtype=int)
-        )
-        colour = self.get_images(indices=some.tolist()).mean((0, 1, 2)) / self.module.white.item()
+        some = np.linspace(0, n_images - 1, min(n_images, _N_FOR_MEAN_COLOUR), dtype=int).tolist()
+        colour = self.get_images(indices=some).mean((0, 1, 2)) / self.module.white.item()
         self.module.decoder.logits.bias.copy_(torch.from_numpy(colour))
 
     def _check_is_as_in_training(self, adata: Any) -> None:
@@ -356,8 +353,7 @@ class ImageTRVAE(BaseTRVAE):
         """
         adata = self._own_cells() if adata is None else adata
         positions = cell_positions(indices, adata.n_obs, cells=self._CELLS)
-        pixels = get_matrix(adata[positions, self._var_names], self._layer)
-        pixels = pixels.toarray() if sparse.issparse(pixels) else np.asarray(pixels)
+        pixels = dense(get_matrix(adata[positions, self._var_names], self._layer))
         return pixels.reshape(-1, *self.image_shape)
 
     def get_transferred_images(

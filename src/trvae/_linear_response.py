@@ -9,7 +9,7 @@ import numpy as np
 from scipy import sparse
 from sklearn.linear_model import RidgeCV
 
-from trvae._data import row_blocks
+from trvae._data import dense, row_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -267,8 +267,7 @@ def group_means_of_blocks(
             sums = np.maximum(np.ravel(block.sum(1, dtype=np.float64)), 1e-12)
             block = sparse.diags_array(1 / sums) @ block
             share += indicator @ (np.ones(len(sums)) if library is None else sums / library)
-        product = indicator @ block
-        total = total + (product.toarray() if sparse.issparse(product) else product)
+        total = total + dense(indicator @ block)
     n_cells[n_cells == 0] = np.nan
     modelled_share = share / n_cells if is_counts else np.ones(n_groups)
     return GroupMeans(

@@ -23,7 +23,7 @@ from mudata import MuData
 from scipy import sparse
 from tqdm import tqdm
 
-from trvae._data import computed
+from trvae._data import computed, dense
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -113,8 +113,7 @@ def digest_of_rows(matrix: Any, rows: np.ndarray) -> str:
         Positions, of which at most 64 are read, equally far from each other.
     """
     sample = rows[np.unique(np.linspace(0, len(rows) - 1, _N_SAMPLED).round().astype(int))]
-    values = read_rows(matrix, sample)
-    return digest(values.toarray() if sparse.issparse(values) else np.asarray(values))
+    return digest(dense(read_rows(matrix, sample)))
 
 
 def write_in_chunks(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from trvae._data import check_obs_column, get_matrix
+from trvae._data import check_obs_column, dense, get_matrix
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -44,7 +44,8 @@ def log_normalized(
     ValueError
         If there is no such layer or column.
     """
-    matrix, values = get_matrix(adata, layer), dense_values(adata, layer)
+    matrix = get_matrix(adata, layer)
+    values = dense(matrix).astype(float)
     if not is_counts(values):
         scaled_to = _stated_target_sum(adata)
         if scaled_to is None or target_sum is None:
@@ -105,12 +106,6 @@ def check_same_scale(groups: dict[str, AnnData], layer: str | None = None) -> No
             "values with log-normalised values, or say in uns['log1p']['target_sum'] which "
             "library size log-normalised values are scaled to."
         )
-
-
-def dense_values(adata: AnnData, layer: str | None) -> np.ndarray:
-    """Return the values as they are, as dense ``float64``."""
-    matrix = get_matrix(adata, layer)
-    return (matrix.toarray() if sparse.issparse(matrix) else np.asarray(matrix)).astype(float)
 
 
 def _stated_target_sum(adata: AnnData) -> float | None:

@@ -8,7 +8,13 @@ import numpy as np
 import pandas as pd
 from sklearn.decomposition import PCA
 
-from trvae._data import check_obs_column, check_positive_integer, join_names
+from trvae._data import (
+    check_obs_column,
+    check_positive_integer,
+    dense,
+    get_matrix,
+    join_names,
+)
 from trvae.metrics._baselines import (
     Centroids,
     cell_weighted_shift,
@@ -33,12 +39,7 @@ from trvae.metrics._measures import (
     r2_of_variances,
     rmse_of_means,
 )
-from trvae.metrics._normalize import (
-    check_same_scale,
-    dense_values,
-    log_normalized,
-    median_library_size,
-)
+from trvae.metrics._normalize import check_same_scale, log_normalized, median_library_size
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -263,7 +264,7 @@ class TransferComparison:
     def _values(self, adata: AnnData) -> np.ndarray:
         same_genes = adata[:, self._groups["observed"].var_names]
         if not self._normalize:
-            return dense_values(same_genes, self._scale["layer"])
+            return dense(get_matrix(same_genes, self._scale["layer"])).astype(float)
         return log_normalized(same_genes, target_sum=self._target_sum, **self._scale)
 
 
