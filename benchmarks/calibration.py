@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from accuracy import RESULTS, quiet, read_kang, record_environment, trvae_method, use_threads
 
-from trvae._evaluate import hold_out
+from trvae.evaluation._split import hold_out
 from trvae.metrics import log_normalized, rank_changed_genes
 
 LEVELS = [0.5, 0.8, 0.9]

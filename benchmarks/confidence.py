@@ -20,7 +20,7 @@ import pandas as pd
 from accuracy import QUIET, RESULTS, how, quiet, read_kang, record_environment, use_threads
 
 import trvae
-from trvae._evaluate import hold_out
+from trvae.evaluation._split import hold_out
 from trvae.metrics._transfer_metrics import BASELINES
 
 OUT = RESULTS / "confidence"

@@ -26,8 +26,8 @@ from accuracy import QUIET, RESULTS, how, quiet, record_environment, use_threads
 from sklearn.neural_network import MLPClassifier
 
 import trvae
-from trvae._interruption import end_if_interrupted
-from trvae._strokes import thicker, thinner
+from trvae.datasets._strokes import thicker, thinner
+from trvae.train._interruption import end_if_interrupted
 
 SOURCE, TARGETS = "normal", ["thin", "thick"]
 DIGITS, SEEDS = ["1", "3", "6", "7"], [0, 1, 2]

@@ -41,8 +41,8 @@ from speed_data import (
     prepare_source,
 )
 
-from trvae._mmd import multi_scale_mmd
-from trvae._train import TRVAETrainingPlan
+from trvae.module._mmd import multi_scale_mmd
+from trvae.train._plan import TRVAETrainingPlan
 
 OUT = RESULTS / "speed"
 # Of Kang et al., the fastest of which counts.

@@ -18,7 +18,7 @@ import pytest
 import scvi
 from anndata import AnnData
 from anndata.experimental import read_lazy
-from conftest import QUIET
+from helpers import QUIET
 from mudata import MuData
 from scipy import sparse
 

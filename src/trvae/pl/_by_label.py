@@ -9,7 +9,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.transforms import ScaledTranslation
 
-from trvae._data import check_choice, check_obs_column, join_names
+from trvae._utils._arguments import check_choice, join_names
+from trvae.data._checks import check_obs_column
 from trvae.pl._colors import BLUE, ORANGE, SEQUENTIAL
 from trvae.pl._output import SMALL_FONT, Output, legend_outside
 from trvae.pl._values import chosen_genes, normalized

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from trvae._data import join_names
+from trvae._utils._arguments import join_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

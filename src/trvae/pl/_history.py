@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.ticker import MaxNLocator
 
-from trvae._data import join_names
+from trvae._utils._arguments import join_names
 from trvae.pl._colors import BLUE, ORANGE
 from trvae.pl._models import check_is_one_model
 from trvae.pl._output import SMALL_FONT, Output, legend_outside

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from matplotlib.transforms import Bbox
 
-from trvae._data import check_choice
+from trvae._utils._arguments import check_choice
 from trvae.metrics import pearson_of_change, r2_of_means, r2_of_variances
 from trvae.pl._colors import BLUE, VERMILLION
 from trvae.pl._output import SMALL_FONT, Output, whole_figure

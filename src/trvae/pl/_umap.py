@@ -11,13 +11,8 @@ from matplotlib.colors import to_rgba_array
 from matplotlib.lines import Line2D
 from matplotlib.markers import MarkerStyle
 
-from trvae._data import (
-    cell_positions,
-    check_choice,
-    check_obs_column,
-    check_positive_integer,
-    check_seed,
-)
+from trvae._utils._arguments import check_choice, check_positive_integer, check_seed
+from trvae.data._checks import cell_positions, check_obs_column
 from trvae.pl._colors import styles
 from trvae.pl._models import cells_to_plot, check_is_one_model
 from trvae.pl._output import SMALL_FONT, Output, legend_outside

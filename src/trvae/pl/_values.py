@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trvae._data import is_integer, join_names
+from trvae._utils._arguments import is_integer, join_names
 from trvae.metrics import log_normalized, median_library_size
 from trvae.metrics._transfer_metrics import check_comparable
 
