@@ -1,8 +1,16 @@
 """What many tests share: settings, a small fit, a disk that is full."""
 
 import resource
+import signal
 from contextlib import contextmanager
 from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch.callbacks import Callback
+from scipy import sparse
 
 import trvae
 
@@ -32,3 +40,62 @@ def full_disk(n_bytes=20_000):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+class At(Callback):
+    """Do something in an epoch (from 0), and note the weights of those before."""
+
+    def __init__(self, epoch, action, spoiled=None):
+        self.epoch, self.action, self.spoiled, self.weights = epoch, action, spoiled, []
+
+    def on_train_batch_start(self, trainer, plan, batch, batch_idx):
+        if trainer.current_epoch == self.spoiled:
+            for weight in plan.module.parameters():
+                weight.data.mul_(1.5)
+        if trainer.current_epoch == self.epoch and batch_idx == 0:
+            self.action(plan)
+
+    def on_train_epoch_end(self, trainer, plan):
+        self.weights.append(copied(plan.module))
+
+
+def sending(*numbers):
+    return lambda plan: [signal.raise_signal(number) for number in numbers]
+
+
+def copied(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def assert_same_weights(module, weights):
+    state = module.state_dict()
+    assert state.keys() == weights.keys()
+    for name, value in weights.items():
+        assert torch.equal(state[name], value), name
+
+
+def untrained(adata, **kwargs):
+    trvae.TRVAE.setup_anndata(adata, condition_key="condition", labels_key="cell_type")
+    return trvae.TRVAE(adata, **({"seed": 0} | SMALL | kwargs))
+
+
+def bars(n=20, size=10, n_channels=1, kind="integers", seed=0):
+    """Images of bars, upright or level, dark or bright by condition, and a little noise."""
+    rng = np.random.default_rng(seed)
+    images, rows = [], []
+    for condition, brightness in {"dark": 0.3, "bright": 0.8}.items():
+        for shape in ("upright", "level"):
+            for _ in range(n):
+                image = np.zeros((size, size, n_channels))
+                start = rng.integers(1, size - 4)
+                image[1:-1, start : start + 3] = brightness
+                image = image if shape == "upright" else image.swapaxes(0, 1)
+                images.append((image + rng.normal(0, 0.02, image.shape)).clip(0, 1))
+                rows.append((condition, shape))
+    pixels = np.stack(images).reshape(len(images), -1)
+    pixels = (255 * pixels).astype(np.uint8) if kind == "integers" else pixels.astype(np.float32)
+    return anndata.AnnData(
+        sparse.csr_matrix(pixels) if kind == "sparse" else pixels,
+        obs=pd.DataFrame(rows, columns=["condition", "shape"], index=map(str, range(len(rows)))),
+        uns={"image_shape": np.array([size, size, n_channels])},
+    )

@@ -7,7 +7,7 @@ import mudata
 import numpy as np
 import pandas as pd
 import pytest
-from test_interruption import At, sending
+from helpers import At, sending
 from typer.testing import CliRunner
 
 import trvae

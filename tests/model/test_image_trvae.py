@@ -1,9 +1,8 @@
 import anndata
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from helpers import QUIET
+from helpers import QUIET, bars
 from PIL import Image
 from scipy import sparse
 from torch.nn.functional import one_hot
@@ -15,28 +14,6 @@ from trvae.module._layers import Covariates, CovariateSizes
 
 LONG = {"max_epochs": 60, "batch_size": 32, "plan_kwargs": {"lr": 1e-2}}
 SETUP = {"condition_key": "condition", "labels_key": "shape"}
-
-
-def bars(n=20, size=10, n_channels=1, kind="integers", seed=0):
-    """Images of bars, upright or level, dark or bright by condition, and a little noise."""
-    rng = np.random.default_rng(seed)
-    images, rows = [], []
-    for condition, brightness in {"dark": 0.3, "bright": 0.8}.items():
-        for shape in ("upright", "level"):
-            for _ in range(n):
-                image = np.zeros((size, size, n_channels))
-                start = rng.integers(1, size - 4)
-                image[1:-1, start : start + 3] = brightness
-                image = image if shape == "upright" else image.swapaxes(0, 1)
-                images.append((image + rng.normal(0, 0.02, image.shape)).clip(0, 1))
-                rows.append((condition, shape))
-    pixels = np.stack(images).reshape(len(images), -1)
-    pixels = (255 * pixels).astype(np.uint8) if kind == "integers" else pixels.astype(np.float32)
-    return anndata.AnnData(
-        sparse.csr_matrix(pixels) if kind == "sparse" else pixels,
-        obs=pd.DataFrame(rows, columns=["condition", "shape"], index=map(str, range(len(rows)))),
-        uns={"image_shape": np.array([size, size, n_channels])},
-    )
 
 
 def fit(adata, *, setup=None, train=None, **kwargs):

@@ -1,15 +1,25 @@
 import os
 import pickle
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import QUIET, SMALL, fit, full_disk
+from helpers import (
+    QUIET,
+    SMALL,
+    At,
+    assert_same_weights,
+    bars,
+    copied,
+    fit,
+    full_disk,
+    sending,
+    untrained,
+)
 from lightning.pytorch.callbacks import Callback
-from test_image_model import bars
-from test_interruption import At, assert_same_weights, copied, sending, signal, untrained
 
 import trvae
 

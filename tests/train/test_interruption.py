@@ -6,52 +6,13 @@ import time
 import numpy as np
 import pytest
 import torch
-from helpers import QUIET, SMALL, fit
-from lightning.pytorch.callbacks import Callback
-from test_image_model import bars
+from helpers import QUIET, SMALL, At, assert_same_weights, bars, copied, fit, sending, untrained
 
 import trvae
 from trvae.train._interruption import stop_requests
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 N_EPOCHS = 8
-
-
-class At(Callback):
-    """Do something in an epoch (from 0), and note the weights of those before."""
-
-    def __init__(self, epoch, action, spoiled=None):
-        self.epoch, self.action, self.spoiled, self.weights = epoch, action, spoiled, []
-
-    def on_train_batch_start(self, trainer, plan, batch, batch_idx):
-        if trainer.current_epoch == self.spoiled:
-            for weight in plan.module.parameters():
-                weight.data.mul_(1.5)
-        if trainer.current_epoch == self.epoch and batch_idx == 0:
-            self.action(plan)
-
-    def on_train_epoch_end(self, trainer, plan):
-        self.weights.append(copied(plan.module))
-
-
-def sending(*numbers):
-    return lambda plan: [signal.raise_signal(number) for number in numbers]
-
-
-def copied(module):
-    return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def assert_same_weights(module, weights):
-    state = module.state_dict()
-    assert state.keys() == weights.keys()
-    for name, value in weights.items():
-        assert torch.equal(state[name], value), name
-
-
-def untrained(adata, **kwargs):
-    trvae.TRVAE.setup_anndata(adata, condition_key="condition", labels_key="cell_type")
-    return trvae.TRVAE(adata, **({"seed": 0} | SMALL | kwargs))
 
 
 def train(model, at, **kwargs):
@@ -267,7 +228,6 @@ def test_what_needs_all_of_a_training_ends(adata, monkeypatch):
 def test_a_script_under_sigterm_reaches_save(tmp_path):
     script = f"""
 import trvae
-from lightning.pytorch.callbacks import Callback
 
 class Tell(Callback):
     def on_train_epoch_start(self, trainer, plan):
