@@ -39,7 +39,7 @@ class MappingMixin(_Model):
     """Map cells of new conditions onto a trained reference."""
 
     def _train_as_mapped(self) -> None:
-        """Let training change what it may after a mapping, and compare with what it shall."""
+        """Freeze the reference weights and set the MMD's comparison set."""
         if self.mapping_ is None:
             return
         if self.mapping_["n_rows"] is not None:
@@ -224,5 +224,5 @@ class MappingMixin(_Model):
         return model
 
     def _take_from_reference(self, reference: Any) -> None:
-        """Take what a reference has learnt from its cells beside the weights."""
+        """Take over what a reference keeps of its cells."""
         self.reference_cells_ = reference.reference_cells_
