@@ -259,8 +259,9 @@ class TrainingMixin(_Model):
             self._learn_from_cells(datamodule)
         if isinstance(self.trainer.stopped_by, Exception):
             raise self.trainer.stopped_by
-        has_written = checkpoint is not None and checkpoint.has_written
-        tracker.log_outcome(self.trainer, checkpoint.folder if has_written else None)
+        tracker.log_outcome(
+            self.trainer, None if checkpoint is None else checkpoint.resumable_from
+        )
 
     # ------------------------------------------------------------- before training
 
@@ -342,7 +343,7 @@ class TrainingMixin(_Model):
     @contextmanager
     def _restored_on_error(self) -> Iterator[None]:
         """Leave nothing behind of a training that ends with an error."""
-        attributes = vars(self)
+        attributes = self.__dict__
         before = {name: attributes[name] for name in _SET_BY_TRAINING if name in attributes}
         if self.history_ is not None:
             # scvi-tools adds to it.

@@ -17,9 +17,7 @@ from trvae.io._saved import shapes_of
 from trvae.train._interruption import StopTraining
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    History = Mapping[str, pd.DataFrame] | None
+    History = dict[str, pd.DataFrame] | None
 
 
 _FILE = "training.ckpt"
@@ -63,7 +61,7 @@ class TrainingCheckpoint(Callback):
         self.before = before
         self.folder = None if folder is None else Path(folder)
         self.every = every
-        self.has_written = False
+        self._has_written = False
         self._epoch = 0
         self._resumed: dict[str, Any] | None = None
         self._savers: list[SaveCheckpoint] | None = None
@@ -122,6 +120,11 @@ class TrainingCheckpoint(Callback):
         torch.empty((), dtype=torch.int64).random_()
         self._resumed = None
 
+    @property
+    def resumable_from(self) -> Path | None:
+        """The folder, once a checkpoint has been written to it."""
+        return self.folder if self._has_written else None
+
     def _write(self, trainer: Any) -> None:
         if self.folder is None or trainer.current_epoch == self._epoch:
             return
@@ -138,7 +141,7 @@ class TrainingCheckpoint(Callback):
             trainer.callbacks = callbacks
             self._savers = None
         self._epoch = trainer.current_epoch
-        self.has_written = True
+        self._has_written = True
 
 
 def checkpoint_file(path: str | Path) -> Path:
@@ -223,7 +226,7 @@ def _as_lists(history: History) -> dict[str, tuple[str, list[int], list[float]]]
     }
 
 
-def _as_tables(history: dict[str, Any] | None) -> dict[str, pd.DataFrame] | None:
+def _as_tables(history: dict[str, Any] | None) -> History:
     """Return the tables that scvi-tools would have, from what :func:`_as_lists` returned."""
     if history is None:
         return None
