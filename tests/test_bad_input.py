@@ -371,7 +371,7 @@ CHANGES = {
     "values": (lambda a: setattr(a, "X", np.log1p(a.X)), "not integers"),
     "genes": (lambda a: a._inplace_subset_var(a.var_names[:-1]), "genes of adata have changed"),
     "labels": (
-        lambda a: a.obs.update({"cell_type": a.obs["cell_type"][::-1].to_numpy()}),
+        lambda a: a.obs.insert(0, "cell_type", a.obs.pop("cell_type").to_numpy()[::-1]),
         "adata.obs['cell_type'] has changed",
     ),
 }

@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from trvae.model._decoding import Minibatch
     from trvae.model._selection import Selection
 
-_RULES = {
+ARGUMENTS = {
     "mmd_weight": NONNEGATIVE_NUMBER,
     "mmd_layer": choice_of(MMDLayer),
     "mmd_within_labels": choice(True, False, None),
@@ -121,7 +121,7 @@ class BaseTRVAE(
         mmd_bandwidths: Sequence[float],
         seed: int | None,
     ):
-        check_arguments(locals(), _RULES)
+        check_arguments(locals(), ARGUMENTS)
         name = type(self).__name__
         if adata is None and registry is None:
             raise ValueError(f"Pass adata, set up by {name}.setup_anndata, or a registry.")

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from trvae.module._base import MMDLayer
 
-_RULES = {
+ARGUMENTS = {
     "n_latent": POSITIVE_INTEGER,
     "hidden_sizes": list_of(POSITIVE_INTEGER),
     "dropout_rate": number("a number of at least 0 and below 1", lambda rate: 0 <= rate < 1),
@@ -172,7 +172,7 @@ class TRVAE(RankingMixin, ExpressionMixin, BaseTRVAE):
         response_limit: float | None = 1.25,
         seed: int | None = None,
     ):
-        check_arguments(locals(), _RULES)
+        check_arguments(locals(), ARGUMENTS)
         if nonnegative_mean and gene_likelihood != "normal":
             raise ValueError(
                 "nonnegative_mean=True needs gene_likelihood='normal', got "
