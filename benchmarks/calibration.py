@@ -1,7 +1,7 @@
-"""How often the intervals of predicted means hold the truth.
+"""How often the intervals of predicted means cover the truth.
 
-Each cell type's stimulated cells of Kang et al. (2018) are held out in turn, and their mean shares
-of all counts compared with the intervals of ``TRVAE.get_transferred_means``. Results are kept in
+The stimulated cells of each cell type of Kang et al. (2018) are held out in turn, and their mean shares
+of all counts are compared with the intervals of ``TRVAE.get_transferred_means``. Results are stored in
 ``benchmarks/results/calibration``; ``benchmarks/accuracy_report.py`` shows them. Run from the root
 of the repository::
 
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from accuracy import RESULTS, quiet, read_kang, record_environment, trvae_method, use_threads
 
-from trvae._evaluate import hold_out
+from trvae.evaluation._split import hold_out
 from trvae.metrics import log_normalized, rank_changed_genes
 
 LEVELS = [0.5, 0.8, 0.9]

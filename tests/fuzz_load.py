@@ -28,9 +28,9 @@ import numpy as np
 import torch
 
 import trvae
-from trvae._plain import read_torch
+from trvae.io._plain import read_torch
 
-SCARCHES = Path(__file__).parent / "data" / "scarches"
+SCARCHES = Path(__file__).parent / "fixtures" / "scarches"
 SECONDS, GIBIBYTES = 20, 4
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 import trvae
 
-FOLDER = Path(__file__).parent / "data" / "saved"
+FOLDER = Path(__file__).parent / "fixtures" / "saved"
 TRAINING: dict[str, Any] = {
     "max_epochs": 10, "batch_size": 16, "enable_progress_bar": False, "accelerator": "cpu",
 }  # fmt: skip

@@ -7,14 +7,19 @@ import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
-from conftest import QUIET
+from helpers import QUIET
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
 import trvae
-from trvae._likelihood import NegativeBinomial, Normal, Poisson, ZeroInflatedNegativeBinomial
-from trvae._mmd import multi_scale_mmd
+from trvae.module._likelihood import (
+    NegativeBinomial,
+    Normal,
+    Poisson,
+    ZeroInflatedNegativeBinomial,
+)
+from trvae.module._mmd import multi_scale_mmd
 
 TINY = {"hidden_sizes": (4,), "n_latent": 2, "effect_sizes": (3,), "mmd_weight": 1.0, "seed": 0}
 ALWAYS_THE_SAME = settings(

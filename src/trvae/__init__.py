@@ -2,13 +2,14 @@
 
 from importlib.metadata import version
 
-from trvae import datasets, metrics, pl
-from trvae._ensemble import TRVAEEnsemble
-from trvae._evaluate import TransferMethod, TRVAEMethod, evaluate
-from trvae._image_model import ImageTRVAE
-from trvae._image_module import ImageTRVAEModule
-from trvae._model import TRVAE
-from trvae._module import TRVAEModule
+from trvae import data, datasets, metrics, model, module, pl, train
+from trvae.evaluation._evaluate import evaluate
+from trvae.evaluation._methods import TransferMethod, TRVAEMethod
+from trvae.model._ensemble import TRVAEEnsemble
+from trvae.model._image_trvae import ImageTRVAE
+from trvae.model._trvae import TRVAE
+from trvae.module._expression import TRVAEModule
+from trvae.module._images import ImageTRVAEModule
 
 __all__ = [
     "ImageTRVAE",
@@ -18,9 +19,13 @@ __all__ = [
     "TRVAEMethod",
     "TRVAEModule",
     "TransferMethod",
+    "data",
     "datasets",
     "evaluate",
     "metrics",
+    "model",
+    "module",
     "pl",
+    "train",
 ]
 __version__ = version("trvae-tools")

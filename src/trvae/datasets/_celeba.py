@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from trvae._data import check_positive_integer, check_seed, join_names
+from trvae._utils._arguments import check_positive_integer, check_seed, join_names
 from trvae.datasets._images import images_as_anndata, read_images
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from anndata import AnnData
 from PIL import Image, UnidentifiedImageError
 from tqdm.auto import tqdm
 
-from trvae._data import check_positive_integer
+from trvae._utils._arguments import check_positive_integer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

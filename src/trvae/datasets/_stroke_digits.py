@@ -12,9 +12,9 @@ import pandas as pd
 from anndata import AnnData, read_h5ad
 from tqdm.auto import tqdm
 
-from trvae._data import check_positive_integer, check_seed
-from trvae._strokes import thicker, thinner
+from trvae._utils._arguments import check_positive_integer, check_seed
 from trvae.datasets._images import images_as_anndata
+from trvae.datasets._strokes import thicker, thinner
 
 _CONDITIONS = ("normal", "thin", "thick")
 _NPZ = "mnist.npz"

@@ -1,6 +1,5 @@
 """How well predicted cells agree with observed ones."""
 
-from trvae._strokes import stroke_thickness
 from trvae.metrics._differential_expression import (
     de_direction,
     de_overlap,
@@ -19,6 +18,7 @@ from trvae.metrics._measures import (
     rmse_of_means,
 )
 from trvae.metrics._normalize import log_normalized, median_library_size
+from trvae.metrics._strokes import stroke_thickness
 from trvae.metrics._transfer_metrics import transfer_metrics
 
 __all__ = [

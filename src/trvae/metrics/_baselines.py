@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trvae._linear_response import MIN_LABELS, LinearResponse
+from trvae.counterfactual._label_response import MIN_LABELS, LinearResponse
 
 
 class Centroids(NamedTuple):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from scipy.spatial.distance import cdist, pdist
 
-from trvae._mmd import multi_scale_mmd
+from trvae.module._mmd import multi_scale_mmd
 
 
 def r2_of_means(predicted: np.ndarray, observed: np.ndarray) -> float:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from trvae._data import check_obs_column, dense, get_matrix
+from trvae._utils._matrices import dense
+from trvae.data._checks import check_obs_column, get_matrix
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -8,13 +8,9 @@ import numpy as np
 import pandas as pd
 from sklearn.decomposition import PCA
 
-from trvae._data import (
-    check_obs_column,
-    check_positive_integer,
-    dense,
-    get_matrix,
-    join_names,
-)
+from trvae._utils._arguments import check_positive_integer, join_names
+from trvae._utils._matrices import dense
+from trvae.data._checks import check_obs_column, get_matrix
 from trvae.metrics._baselines import (
     Centroids,
     cell_weighted_shift,

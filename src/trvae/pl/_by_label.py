@@ -10,7 +10,8 @@ import scanpy as sc
 from anndata import AnnData
 from matplotlib.gridspec import GridSpec
 
-from trvae._data import check_choice, check_obs_column, join_names
+from trvae._utils._arguments import check_arguments, choice, join_names
+from trvae.data._checks import check_obs_column
 from trvae.pl._output import Output
 from trvae.pl._values import chosen_genes, normalized
 
@@ -92,7 +93,7 @@ def response_by_label(
         cells, no label has observed cells, no label or gene is selected, a gene is unknown, or
         the groups are not comparable (see :func:`trvae.metrics.transfer_metrics`).
     """
-    check_choice("kind", kind, ("dot", "violin"))
+    check_arguments(locals(), {"kind": choice("dot", "violin")})
     groups = {"control": control, "predicted": predicted, "observed": observed}
     values = normalized(groups, layer, library_key)
     columns = {

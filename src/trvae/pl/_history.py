@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.ticker import MaxNLocator
 
-from trvae._data import join_names
+from trvae._utils._arguments import join_names
 from trvae.pl._models import check_is_one_model
 from trvae.pl._output import BLUE, ORANGE, SMALL_FONT, Output
 
@@ -80,7 +80,7 @@ def history(
         raise ValueError(f"terms={terms!r} are not among {join_names(curves)}.")
     output = Output(ax, show, save, return_fig)
     axes = output.axes(len(terms), panel_size=(3.1, 2.3), n_columns=2)
-    one = getattr(model, "_CELLS", "cells").removesuffix("s")
+    one = "image" if hasattr(model, "image_shape") else "cell"
     for panel, term in zip(axes, terms, strict=True):
         label = _TERMS[term].format(one=one) if term in _TERMS else term
         _draw(panel, label, curves[term])

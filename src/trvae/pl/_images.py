@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trvae._data import cell_positions, check_positive_integer
-from trvae._transfer import are_several
+from trvae._utils._arguments import POSITIVE_INTEGER, check_arguments
+from trvae.data._checks import cell_positions, is_list_of_conditions
 from trvae.pl._models import cells_to_plot, check_is_one_model, condition_key
 from trvae.pl._output import SMALL_FONT, Output
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from trvae import ImageTRVAE
-    from trvae._transfer import Estimate
+    from trvae.counterfactual._residual import Estimate
 
 # In inches: the height of an image and the width of the names.
 _IMAGE, _NAMES = 0.6, 1.2
@@ -74,7 +74,9 @@ def transferred_images(
     adata, chosen, sources = _chosen(model, adata, source_condition, indices, n_images)
     if target_condition is None:
         target_condition = [one for one in model.conditions if one not in sources]
-    targets = list(target_condition) if are_several(target_condition) else [target_condition]
+    targets = (
+        list(target_condition) if is_list_of_conditions(target_condition) else [target_condition]
+    )
     drawn = model.get_transferred_images(
         adata, targets, source_condition=source_condition, indices=chosen, estimate=estimate
     )
@@ -141,7 +143,7 @@ def _chosen(model, adata, source, indices, n_images) -> tuple[AnnData, list[int]
         raise ValueError(
             f"expected a model of images such as ImageTRVAE, got {type(model).__name__}"
         )
-    check_positive_integer("n_images", n_images)
+    check_arguments(locals(), {"n_images": POSITIVE_INTEGER})
     adata = cells_to_plot(model, adata)
     positions = cell_positions(indices, adata.n_obs)
     if condition_key(model) not in adata.obs:

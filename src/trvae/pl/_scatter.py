@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from adjustText import adjust_text
 
-from trvae._data import check_choice
+from trvae._utils._arguments import check_arguments, choice
 from trvae.metrics import pearson_of_change, r2_of_means, r2_of_variances
 from trvae.pl._output import BLUE, SMALL_FONT, VERMILLION, Output
 from trvae.pl._values import chosen_genes, normalized
@@ -84,7 +84,7 @@ def mean_scatter(
         the panels, or the groups are not comparable (see
         :func:`trvae.metrics.transfer_metrics`).
     """
-    check_choice("statistic", statistic, (*_STATISTICS, "both"))
+    check_arguments(locals(), {"statistic": choice(*_STATISTICS, "both")})
     values = normalized(
         {"predicted": predicted, "observed": observed, "control": control}, layer, library_key
     )

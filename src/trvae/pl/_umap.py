@@ -10,13 +10,14 @@ import pandas as pd
 import scanpy as sc
 from anndata import AnnData
 
-from trvae._data import (
-    cell_positions,
-    check_choice,
-    check_positive_integer,
-    check_seed,
+from trvae._utils._arguments import (
+    POSITIVE_INTEGER,
+    SEED,
+    check_arguments,
+    choice,
     join_names,
 )
+from trvae.data._checks import cell_positions
 from trvae.pl._models import cells_to_plot, check_is_one_model
 from trvae.pl._output import SMALL_FONT, Output
 
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
 _REPRESENTATIONS = {
     "latent": ("get_latent_representation", "latent representation"),
     "decoder": ("get_mmd_representation", "first decoder layer"),
+}
+_RULES = {
+    "representation": choice(*_REPRESENTATIONS, "both"),
+    "n_neighbors": POSITIVE_INTEGER,
+    "seed": SEED,
 }
 
 
@@ -102,9 +108,7 @@ def umap(
     ----------
     McInnes, Healy & Melville, *arXiv* 1802.03426 (2018).
     """
-    check_choice("representation", representation, (*_REPRESENTATIONS, "both"))
-    check_positive_integer("n_neighbors", n_neighbors)
-    check_seed(seed)
+    check_arguments(locals(), _RULES)
     check_is_one_model(model, "representation")
     cells = cells_to_plot(model, adata)
     positions = cell_positions(indices, cells.n_obs)

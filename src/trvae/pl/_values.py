@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trvae._data import is_integer, join_names
+from trvae._utils._arguments import NONNEGATIVE_INTEGER, check_arguments, join_names
 from trvae.metrics import log_normalized, median_library_size
 from trvae.metrics._transfer_metrics import check_comparable
 
@@ -42,8 +42,7 @@ def chosen_genes(
 ) -> np.ndarray:
     """Return positions of the given genes, or of those with the largest absolute change."""
     if genes is None:
-        if not is_integer(n_genes) or n_genes < 0:
-            raise ValueError(f"n_genes={n_genes!r} must be a non-negative integer.")
+        check_arguments(locals(), {"n_genes": NONNEGATIVE_INTEGER})
         return np.argsort(-np.abs(change))[:n_genes]
     names = [genes] if isinstance(genes, str) else list(dict.fromkeys(genes))
     positions = var_names.get_indexer(names)

@@ -1,0 +1,1 @@
+"""Arguments, seeds and blocks of matrices."""

@@ -1,0 +1,1 @@
+"""What a cell would be under another condition: pure functions of arrays."""

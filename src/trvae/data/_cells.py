@@ -1,0 +1,92 @@
+"""Copies of users' cells with the genes of a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from anndata import AnnData
+from scipy import sparse
+
+from trvae._utils._arguments import join_names
+from trvae._utils._matrices import computed
+from trvae.data._checks import check_not_empty, check_not_lazy, check_unique_genes, get_matrix
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def positions_of_genes(adata: AnnData, var_names: np.ndarray, genes: str = "genes") -> np.ndarray:
+    """Match the genes of a model by name.
+
+    Parameters
+    ----------
+    adata
+        The user's cells, which may have more genes.
+    var_names
+        The model's genes.
+    genes
+        Name of genes in messages.
+
+    Returns
+    -------
+    Positions in ``adata``, ``n_genes`` of the model.
+
+    Raises
+    ------
+    ValueError
+        If gene names are not unique or one of the model's genes is missing.
+    """
+    check_unique_genes(adata)
+    positions = adata.var_names.get_indexer(var_names)
+    if (positions < 0).any():
+        missing = np.asarray(var_names)[positions < 0]
+        raise ValueError(
+            f"{len(missing)} of the model's {len(var_names)} {genes} are not in adata.var_names: "
+            f"{join_names(missing)}."
+        )
+    return positions
+
+
+def private_copy(
+    adata: AnnData, var_names: np.ndarray, layer: str | None, genes: str = "genes"
+) -> AnnData:
+    """Copy cells with the model's genes only, to be registered in place of the user's.
+
+    The matrix is shared where genes and format allow it; ``obs`` and ``var`` are copied. Dask
+    arrays are computed.
+
+    Parameters
+    ----------
+    adata, var_names, genes
+        See :func:`positions_of_genes`: the user's cells and the model's genes.
+    layer
+        Layer with the values, ``X`` if ``None``.
+
+    Raises
+    ------
+    ValueError
+        If there are no cells, gene names are not unique, a gene is missing, or ``adata`` is lazy.
+    """
+    check_not_empty(adata)
+    check_not_lazy(adata)
+    positions = positions_of_genes(adata, var_names, genes)
+    matrix = computed(get_matrix(adata, layer))
+    if not np.array_equal(positions, np.arange(adata.n_vars)):
+        matrix = matrix[:, positions]
+    if sparse.issparse(matrix):
+        matrix = matrix.tocsr()
+    elif isinstance(matrix, np.ndarray):
+        # torch takes no tensor from the matrix of a view.
+        matrix = np.asarray(matrix)
+    return with_matrix(adata.obs.copy(), adata.var.iloc[positions].copy(), layer, matrix)
+
+
+def with_matrix(obs: pd.DataFrame, var: pd.DataFrame, layer: str | None, matrix: Any) -> AnnData:
+    """Make an AnnData with a matrix, which is not copied, in ``X`` or in a layer."""
+    adata = AnnData(obs=obs, var=var)
+    if layer is None:
+        adata.X = matrix
+    elif matrix is not None:
+        adata.layers[layer] = matrix
+    return adata

@@ -1,0 +1,269 @@
+"""Checks of users' data, which raise a ``ValueError`` that says what was given and what is allowed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from mudata import MuData
+from scipy import sparse
+
+from trvae._utils._arguments import join_names
+from trvae._utils._matrices import row_blocks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Boolean, integer and floating-point numbers, by NumPy's letters.
+_KINDS_OF_NUMBERS = "biuf"
+
+
+def check_anndata(adata: Any) -> None:
+    """Raise a ``ValueError`` unless it is an AnnData."""
+    if not isinstance(adata, AnnData):
+        raise ValueError(f"expected an AnnData, got a {type(adata).__name__}.")
+
+
+def check_data(data: Any) -> None:
+    """Raise a ``ValueError`` unless it is an AnnData, a MuData or ``None``."""
+    if data is not None and not isinstance(data, MuData):
+        check_anndata(data)
+
+
+def check_not_empty(adata: AnnData) -> None:
+    """Raise a ``ValueError`` if there are no cells or no genes."""
+    if adata.n_obs == 0 or adata.n_vars == 0:
+        raise ValueError(f"adata is empty: {adata.n_obs} x {adata.n_vars} (n_obs x n_vars).")
+
+
+def check_not_lazy(adata: AnnData) -> None:
+    """Raise a ``ValueError`` if not even its ``obs`` is in memory."""
+    if _is_lazy(adata.obs):
+        raise ValueError(
+            "adata is lazy, which only transfer(..., out=...) takes. Call adata.to_memory(), or "
+            "open the file with anndata.read_h5ad(path, backed='r')."
+        )
+
+
+def check_not_view(data: AnnData | MuData, name: str) -> None:
+    """Raise a ``ValueError`` if it is a view, which can't be registered."""
+    if data.is_view:
+        raise ValueError(f"{name} is a view. Copy it first: {name} = {name}.copy().")
+
+
+def in_memory(frame: Any) -> pd.DataFrame:
+    """``obs`` or ``var`` in memory, whether the AnnData is lazy or not."""
+    return frame.to_memory() if _is_lazy(frame) else frame
+
+
+def _is_lazy(frame: Any) -> bool:
+    return hasattr(frame, "to_memory")
+
+
+def is_list_of_conditions(target_condition: Any) -> bool:
+    """Whether it is a list of conditions rather than one condition."""
+    return pd.api.types.is_list_like(target_condition)
+
+
+# -------------------------------------------------------------------------------- matrices
+
+
+def name_of_matrix(layer: str | None) -> str:
+    """How users write the matrix that was set up."""
+    return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+
+
+def get_matrix(adata: AnnData, layer: str | None) -> Any:
+    """Return ``adata.X`` or the layer; raise a ``ValueError`` unless it is a matrix of numbers."""
+    if layer is None:
+        # An AnnCollection has no X at all.
+        matrix = getattr(adata, "X", None)
+        if matrix is None:
+            raise ValueError("adata.X is None. Name the layer with the data: layer=...")
+    else:
+        layers = [name for name in adata.layers.keys() if name is not None]
+        if layer not in layers:
+            raise ValueError(f"layer {layer!r} is not in adata.layers: {join_names(layers)}.")
+        matrix = adata.layers[layer]
+    if matrix.dtype.kind not in _KINDS_OF_NUMBERS:
+        where = name_of_matrix(layer)
+        raise ValueError(
+            f"{where} has values of type {matrix.dtype}, not real numbers. If they are numbers, "
+            f"convert them: {where}.astype('float32')."
+        )
+    return matrix
+
+
+def check_expression(matrix: Any, gene_likelihood: str, where: str) -> None:
+    """Raise a ``ValueError`` if the values don't suit the likelihood.
+
+    Parameters
+    ----------
+    matrix
+        Dense, sparse or backed, ``n_cells x n_genes``. All values are checked.
+    gene_likelihood
+        ``"normal"`` for log-normalised values, otherwise a likelihood of counts.
+    where
+        Name of the matrix in the message.
+    """
+    is_normal, only_integers, largest = gene_likelihood == "normal", True, 0.0
+    for values in _blocks_of_values(matrix):
+        _check_finite(values, where)
+        fractional = values[values % 1 != 0]
+        only_integers = only_integers and fractional.size == 0
+        largest = max(largest, float(values.max(initial=0)))
+        if not is_normal and values.min(initial=0) < 0:
+            raise ValueError(
+                f"{where} has negative values (down to {values.min():g}), but "
+                f"gene_likelihood={gene_likelihood!r} is for raw counts."
+            )
+        if not is_normal and fractional.size:
+            raise ValueError(
+                f"{where} has values that are not integers (such as {fractional.flat[0]:g}), but "
+                f"gene_likelihood={gene_likelihood!r} is for raw counts. Register the layer with "
+                "the counts, or use gene_likelihood='normal' for log-normalised values."
+            )
+    if is_normal and only_integers and largest > 1:
+        raise ValueError(
+            f"{where} has only integers (up to {largest:g}), which look like raw counts, but "
+            "gene_likelihood='normal' is for log-normalised values. Use gene_likelihood='nb', or "
+            "register log-normalised values."
+        )
+
+
+def is_nonnegative(matrix: Any) -> bool:
+    """Whether no value is negative."""
+    return all((values >= 0).all() for values in _blocks_of_values(matrix))
+
+
+def value_range(matrix: Any, where: str) -> tuple[float, float]:
+    """Smallest and largest value, 0 included; a ``ValueError`` if any is not finite."""
+    low = high = 0.0
+    for values in _blocks_of_values(matrix):
+        _check_finite(values, where)
+        low = min(low, float(values.min(initial=0)))
+        high = max(high, float(values.max(initial=0)))
+    return low, high
+
+
+def _check_finite(values: np.ndarray, where: str) -> None:
+    # Networks compute in float32.
+    with np.errstate(over="ignore"):
+        n_bad = int((~np.isfinite(values.astype(np.float32))).sum())
+    if n_bad:
+        raise ValueError(
+            f"{where} has {n_bad} values that are NaN, infinite or too large for float32."
+        )
+
+
+def _blocks_of_values(matrix: Any) -> Iterator[np.ndarray]:
+    """Yield the values (of a sparse matrix the stored ones), some rows at a time."""
+    if isinstance(matrix, np.ndarray):
+        yield matrix
+    elif sparse.issparse(matrix):
+        yield matrix.data
+    elif isinstance(matrix, pd.DataFrame):
+        yield matrix.to_numpy()
+    else:
+        for block in row_blocks(matrix):
+            yield from _blocks_of_values(block)
+
+
+# ----------------------------------------------------------------------- columns of ``obs``
+
+
+def check_obs_column(
+    adata: AnnData, argument: str, key: str, *, complete: bool = True
+) -> pd.Series:
+    """Return a column of ``obs``; raise a ``ValueError`` if it is absent or has missing values."""
+    if not pd.api.types.is_hashable(key) or key not in adata.obs:
+        raise ValueError(f"{argument} {key!r} is not in adata.obs: {join_names(adata.obs)}.")
+    column = adata.obs[key]
+    if isinstance(column, pd.DataFrame):
+        raise ValueError(f"{argument} {key!r} names several columns of adata.obs.")
+    if complete and column.isna().any():
+        raise ValueError(
+            f"{argument} {key!r} has {int(column.isna().sum())} missing values in {len(column)} "
+            "rows of adata.obs. Remove these rows or fill them in."
+        )
+    return column
+
+
+def check_categories(adata: AnnData, argument: str, key: str) -> None:
+    """Raise a ``ValueError`` unless the column of ``obs`` is complete and of one type."""
+    values = _column_to_register(adata, argument, key).unique()
+    kinds = sorted({type(value).__name__ for value in values})
+    if len(kinds) > 1:
+        raise ValueError(
+            f"{argument} {key!r} mixes values of types {join_names(kinds)}. Convert them, such as "
+            f"by adata.obs[{key!r}].astype(str)."
+        )
+
+
+def check_numbers(adata: AnnData, argument: str, key: str, *, positive: bool = False) -> None:
+    """Raise a ``ValueError`` unless the column of ``obs`` holds finite (positive) numbers."""
+    column = _column_to_register(adata, argument, key)
+    if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_complex_dtype(column):
+        raise ValueError(f"{argument} {key!r} must be of real numbers, got {column.dtype}.")
+    _check_finite(column.to_numpy(dtype=float), f"{argument} {key!r}")
+    if positive and not (column > 0).all():
+        raise ValueError(
+            f"{argument} {key!r} must be positive, but has values down to {column.min()}."
+        )
+
+
+def _column_to_register(adata: AnnData, argument: str, key: str) -> pd.Series:
+    column = check_obs_column(adata, argument, key)
+    # scvi-tools takes an empty key for no key.
+    if not isinstance(key, str) or not key:
+        raise ValueError(f"{argument} must be a non-empty string, got {key!r}.")
+    return column
+
+
+# ------------------------------------------------------------------------- cells and genes
+
+
+def cell_positions(
+    indices: Any, n_cells: int, argument: str = "indices", cells: str = "cells"
+) -> np.ndarray:
+    """Return the positions of the chosen cells.
+
+    Parameters
+    ----------
+    indices
+        Positions of cells, a boolean mask, or ``None`` for all.
+    n_cells
+        Number of cells to choose from.
+    argument, cells
+        Names of ``indices`` and of cells in messages.
+
+    Raises
+    ------
+    ValueError
+        If no cells are chosen, or there are no such cells.
+    """
+    positions = np.arange(n_cells)
+    if indices is None:
+        return positions
+    chosen = np.asarray(indices)
+    if chosen.ndim != 1:
+        raise ValueError(f"{argument} must be a list of positions or a mask, got {indices!r}.")
+    try:
+        positions = positions[chosen if len(chosen) else chosen.astype(int)]
+    except IndexError as error:
+        raise ValueError(f"{argument} don't fit {n_cells} {cells}: {error}") from error
+    if len(positions) == 0:
+        raise ValueError(f"{argument} select none of the {n_cells} {cells}.")
+    return positions
+
+
+def check_unique_genes(adata: AnnData) -> None:
+    """Raise a ``ValueError`` if two genes share a name."""
+    if not adata.var_names.is_unique:
+        duplicates = adata.var_names[adata.var_names.duplicated()].unique()
+        raise ValueError(
+            f"adata.var_names are not unique: {join_names(duplicates)}. "
+            "Call adata.var_names_make_unique() first."
+        )

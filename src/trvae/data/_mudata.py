@@ -1,0 +1,225 @@
+"""MuData: what a model reads from one, and the prediction in its place."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from anndata import AnnData
+from mudata import MuData
+
+from trvae._utils._arguments import join_names
+from trvae._utils._matrices import read_rows
+from trvae._utils._seeds import seeded
+from trvae.data._cells import with_matrix
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+
+DEFAULT_MODALITY = "rna"
+# Arguments of setup_mudata that name a layer and columns of a modality.
+_LAYER = "rna_layer"
+_COLUMNS = (
+    "condition_key", "labels_key", "size_factor_key", "categorical_covariate_keys",
+    "continuous_covariate_keys", "library_key",
+)  # fmt: skip
+
+
+def expression_modality(setup_args: dict) -> str | None:
+    """Name of the modality with the expression, or ``None`` if an AnnData was set up."""
+    return setup_args["modalities"][_LAYER] if "modalities" in setup_args else None
+
+
+def anndata_arguments(setup_args: dict) -> dict:
+    """Translate the arguments of ``setup_mudata`` into those of ``setup_anndata``."""
+    if "modalities" not in setup_args:
+        return setup_args
+    return {"layer": setup_args[_LAYER]} | {name: setup_args[name] for name in _COLUMNS}
+
+
+def cells_of(mdata: MuData, setup_args: dict) -> AnnData:
+    """Return the modality with the expression as an AnnData; the matrix is not copied.
+
+    Parameters
+    ----------
+    mdata
+        The cells, in memory or backed.
+    setup_args
+        Arguments of ``setup_mudata``.
+
+    Returns
+    -------
+    AnnData with the columns of the modality's ``obs`` and of ``mdata.obs``. A registered column is
+    taken from where it was registered; it is absent if no ``obs`` has it.
+
+    Raises
+    ------
+    ValueError
+        If a modality is missing or has other cells than the MuData, or a column is not where it
+        was registered.
+    """
+    rna = _modality(mdata, _LAYER, setup_args["modalities"][_LAYER])
+    of_all = [column for column in rna.obs if column not in mdata.obs]
+    obs = pd.concat([mdata.obs, rna.obs[of_all]], axis=1)
+    places: dict[str, str | None] = {}
+    for argument, key in _registered(setup_args):
+        place = setup_args["modalities"].get(argument)
+        if places.setdefault(key, place) != place:
+            raise ValueError(
+                f"{key!r} would be taken from two modalities. Rename one of the columns."
+            )
+        column = _column(mdata, argument, key, place)
+        if column is not None:
+            obs[key] = column.array
+    layer = setup_args[_LAYER]
+    return with_matrix(obs, rna.var, layer, rna.X if layer is None else rna.layers.get(layer))
+
+
+def places_of(mdata: MuData, modality: str, keys: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Choose where ``setup_mudata`` takes columns from: a modality if ``mdata.obs`` lacks them.
+
+    Parameters
+    ----------
+    mdata
+        The MuData.
+    modality
+        Name of the modality with the expression.
+    keys
+        Columns, by the argument of ``setup_mudata`` that names them.
+
+    Returns
+    -------
+    The argument ``modalities`` of ``setup_mudata``.
+    """
+    lacking = {argument: modality for argument, key in _registered(keys) if key not in mdata.obs}
+    return {"modalities": {_LAYER: modality} | lacking}
+
+
+def with_genes(mdata: MuData, modality: str, cells: AnnData) -> MuData:
+    """Copy a MuData with other genes in one modality.
+
+    Parameters
+    ----------
+    mdata
+        The MuData.
+    modality
+        Name of the modality.
+    cells
+        The same cells with the new genes.
+    """
+    copy = mdata.copy()
+    copy.mod[modality] = cells
+    # MuData draws random names for temporary columns.
+    with seeded(0):
+        copy.update()
+    return copy
+
+
+def with_prediction(
+    mdata: MuData, positions: np.ndarray, predicted: AnnData, setup_args: dict
+) -> MuData:
+    """Put a prediction in place of the expression of a MuData.
+
+    Parameters
+    ----------
+    mdata
+        The measured cells.
+    positions
+        Positions of the cells that were predicted.
+    predicted
+        The prediction, with its conditions in ``obs``.
+    setup_args
+        Arguments of ``setup_mudata``.
+
+    Returns
+    -------
+    The predicted cells. The other modalities keep their values, without what scvi-tools registered;
+    their column of conditions, if they have one, holds the target.
+    """
+    modality, key = setup_args["modalities"][_LAYER], setup_args["condition_key"]
+    place = setup_args["modalities"].get("condition_key")
+    names, measured = predicted.obs_names, mdata.obs_names[positions]
+    modalities = {}
+    for name, other in mdata.mod.items():
+        if name == modality:
+            own = [column for column in predicted.obs if column in other.obs or column == key]
+            predicted.obs = predicted.obs[own]
+            modalities[name] = predicted
+            continue
+        rows = other.obs_names.get_indexer(measured)
+        modalities[name] = _rows(other, rows[rows >= 0], names[rows >= 0])
+        if name == place:
+            modalities[name].obs[key] = predicted.obs[key].array[rows >= 0]
+    with seeded(0):
+        result = MuData(modalities)
+    obs = mdata.obs.iloc[positions].set_axis(names)
+    obs = obs.drop(columns=[column for column in obs if "_scvi_" in str(column)])
+    # mdata.obs can repeat a modality's columns under a prefix.
+    columns = {key, f"{modality}:{key}", f"{place}:{key}"} & set(obs)
+    for column in columns | ({key} if place is None else set()):
+        obs[column] = predicted.obs[key].array
+    result.obs = obs
+    return result
+
+
+def _registered(setup_args: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the registered columns with the argument that names each."""
+    for argument in _COLUMNS:
+        keys = setup_args.get(argument)
+        for key in keys if isinstance(keys, list | tuple) else [keys]:
+            if key is not None:
+                yield argument, key
+
+
+def _modality(mdata: MuData, argument: str, name: str) -> AnnData:
+    if name not in mdata.mod:
+        raise ValueError(
+            f"modalities[{argument!r}] {name!r} is not in the MuData: {join_names(mdata.mod)}."
+        )
+    cells = mdata.mod[name]
+    if not cells.obs_names.equals(mdata.obs_names):
+        raise ValueError(
+            f"mdata[{name!r}] must have the cells of the MuData in the same order. Call "
+            "muon.pp.intersect_obs(mdata), for example."
+        )
+    return cells
+
+
+def _column(mdata: MuData, argument: str, key: str, place: str | None) -> Any:
+    """The column from where it was registered, or ``None`` if no ``obs`` has it."""
+    obs = mdata.obs if place is None else _modality(mdata, argument, place).obs
+    if key in obs:
+        return obs[key]
+    others = {"mdata.obs": mdata.obs} | {
+        f"mdata[{name!r}].obs": cells.obs for name, cells in mdata.mod.items()
+    }
+    for where, other in others.items():
+        if key in other:
+            here = "mdata.obs" if place is None else f"mdata[{place!r}].obs"
+            raise ValueError(
+                f"{argument} {key!r} is not in {here}, but in {where}. Say so to setup_mudata by "
+                "modalities={" + f"{argument!r}: modality" + "}; the default is mdata.obs."
+            )
+    return None
+
+
+def _rows(cells: AnnData, rows: np.ndarray, names: pd.Index) -> AnnData:
+    """Copy rows, possibly repeated, under new names."""
+    with warnings.catch_warnings():
+        # They are renamed below.
+        warnings.filterwarnings("ignore", "Observation names are not unique")
+        if cells.isbacked:
+            # AnnData.to_memory would close the file.
+            others = ("obs", "var", "uns", "obsm", "varm", "obsp", "varp", "layers")
+            copy = AnnData(**{name: getattr(cells, name) for name in others})[rows].copy()
+            copy.X = read_rows(cells.X, rows)
+        else:
+            copy = cells[rows].copy()
+    copy.obs_names = names
+    for registered in (copy.obs, copy.obsm):
+        for key in [key for key in registered if str(key).startswith("_scvi_")]:
+            del registered[key]
+    return copy

@@ -1,0 +1,180 @@
+"""What a setup method is given, checked before anything is changed."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import sparse
+from scvi import REGISTRY_KEYS
+
+from trvae._utils._arguments import join_names
+from trvae.data._checks import (
+    check_anndata,
+    check_categories,
+    check_not_empty,
+    check_not_lazy,
+    check_not_view,
+    check_numbers,
+    check_unique_genes,
+    get_matrix,
+    name_of_matrix,
+)
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def check_setup(adata: AnnData, setup_args: dict, kwargs: dict) -> None:
+    """Check what ``setup_anndata`` is given.
+
+    Parameters
+    ----------
+    adata
+        The user's cells.
+    setup_args
+        The method's named arguments.
+    kwargs
+        Further arguments, for :meth:`~scvi.data.AnnDataManager.register_fields`.
+
+    Raises
+    ------
+    ValueError
+        If the cells can't be registered with these arguments.
+    TypeError
+        If there is no such argument.
+    """
+    check_anndata(adata)
+    check_not_lazy(adata)
+    check_not_view(adata, "adata")
+    source_registry = kwargs.get("source_registry")
+    if source_registry is None and kwargs:
+        raise TypeError(f"unexpected arguments: {join_names(kwargs)}.")
+    check_columns(adata, setup_args)
+    layer = setup_args["layer"]
+    if sparse.issparse(getattr(get_matrix(adata, layer), "_meta", None)):
+        raise ValueError(
+            f"{name_of_matrix(layer)} is a dask array of sparse blocks, which minibatches can't be "
+            "read from. Call adata.to_memory(), or open the file with "
+            "anndata.read_h5ad(path, backed='r')."
+        )
+    if source_registry is not None:
+        _check_same_genes(adata, source_registry)
+        return
+    _check_conditions(adata, setup_args["condition_key"])
+    if (library_key := setup_args.get("library_key")) is not None:
+        check_numbers(adata, "library_key", library_key, positive=True)
+    if setup_args["labels_key"] is not None:
+        _warn_if_labels_have_one_condition(adata, setup_args)
+
+
+def check_columns(adata: AnnData, setup_args: dict) -> None:
+    """Check that the matrix and the columns to register are there and complete."""
+    check_not_empty(adata)
+    get_matrix(adata, setup_args["layer"])
+    check_unique_genes(adata)
+    condition_key = setup_args["condition_key"]
+    check_categories(adata, "condition_key", condition_key)
+    for argument, check in {
+        "labels_key": check_categories,
+        "categorical_covariate_keys": check_categories,
+        "continuous_covariate_keys": check_numbers,
+    }.items():
+        given = setup_args[argument]
+        keys = given if isinstance(given, list) else [] if given is None else [given]
+        if keys is not given and keys and argument != "labels_key":
+            raise ValueError(f"{argument} must be a list of columns, got {given!r}.")
+        for key in keys:
+            if key == condition_key:
+                raise ValueError(
+                    f"{argument} names {key!r}, which is condition_key: the condition can't be a "
+                    "label or a covariate, too."
+                )
+            check(adata, argument, key)
+            if keys.count(key) > 1:
+                raise ValueError(f"{argument} names {key!r} twice.")
+    if (size_factor_key := setup_args.get("size_factor_key")) is not None:
+        check_numbers(adata, "size_factor_key", size_factor_key, positive=True)
+
+
+def registry_of_setup_anndata(registry: dict, model_name: str) -> dict:
+    """Convert a data module's registry into one that ``setup_anndata`` would have written.
+
+    Then the model can be saved and loaded without the data module, and later take an AnnData.
+
+    Parameters
+    ----------
+    registry
+        Registry of a data module of scvi-tools.
+    model_name
+        Name of the model's class.
+
+    Raises
+    ------
+    ValueError
+        If the data module has no ``batch_key``, which names the conditions.
+    """
+    arguments, fields = registry["setup_args"], dict(registry["field_registries"])
+    if arguments.get("batch_key") is None:
+        raise ValueError("the data module has no batch_key, which should name the conditions.")
+    if arguments.get("labels_key") is None:
+        # What setup_anndata registers without labels.
+        fields[REGISTRY_KEYS.LABELS_KEY] = fields[REGISTRY_KEYS.LABELS_KEY] | {
+            "state_registry": {
+                "categorical_mapping": np.array([0]),
+                "original_key": "_scvi_labels",
+            },
+            "summary_stats": {"n_labels": 1},
+        }
+    kept = [REGISTRY_KEYS.X_KEY, REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.LABELS_KEY]
+    if arguments.get("categorical_covariate_keys"):
+        covariates = fields[REGISTRY_KEYS.CAT_COVS_KEY]
+        state = covariates["state_registry"]
+        # Fields of AnnData have another name for it.
+        state = state | {"mappings": state.get("mappings") or state["mapping"]}
+        fields[REGISTRY_KEYS.CAT_COVS_KEY] = covariates | {"state_registry": state}
+        kept.append(REGISTRY_KEYS.CAT_COVS_KEY)
+    if arguments.get("continuous_covariate_keys"):
+        kept.append(REGISTRY_KEYS.CONT_COVS_KEY)
+    others = (
+        "layer", "labels_key", "categorical_covariate_keys", "continuous_covariate_keys",
+        "size_factor_key", "library_key",
+    )  # fmt: skip
+    return registry | {
+        "model_name": model_name,
+        "setup_method_name": "setup_anndata",
+        "setup_args": {"condition_key": arguments["batch_key"]}
+        | {argument: arguments.get(argument) for argument in others},
+        "field_registries": {field: fields[field] for field in kept},
+    }
+
+
+def _check_same_genes(adata: AnnData, source_registry: dict) -> None:
+    field = source_registry["field_registries"][REGISTRY_KEYS.X_KEY]
+    if not np.array_equal(adata.var_names, field["state_registry"]["column_names"]):
+        raise ValueError(
+            "adata.var_names differ from the model's genes or their order. Call "
+            "prepare_query_anndata(adata, model) first."
+        )
+
+
+def _check_conditions(adata: AnnData, condition_key: Any) -> None:
+    conditions = adata.obs[condition_key].unique()
+    if len(conditions) < 2:
+        raise ValueError(
+            f"condition_key {condition_key!r} has only one condition, {join_names(conditions)}; "
+            "a transfer needs at least two."
+        )
+
+
+def _warn_if_labels_have_one_condition(adata: AnnData, setup_args: dict) -> None:
+    condition_key, labels_key = setup_args["condition_key"], setup_args["labels_key"]
+    groups = adata.obs[[condition_key, labels_key]].drop_duplicates()
+    if groups[labels_key].is_unique:
+        warnings.warn(
+            f"No label of labels_key {labels_key!r} occurs under more than one condition. "
+            "Conditions are matched within labels, so nothing is matched: leave labels_key out.",
+            UserWarning,
+            stacklevel=5,
+        )

@@ -1,0 +1,1 @@
+"""Files: saved models, chunks of predictions, and writing without half-written results."""

@@ -1,0 +1,192 @@
+"""Models that differ only in their seed, as one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from trvae._utils._arguments import POSITIVE_INTEGER, SEED, check_arguments
+from trvae.io._saved import remove_saved
+from trvae.model._confidence import ConfidenceMixin
+from trvae.model._ranking import RankingMixin
+from trvae.model._trvae import TRVAE
+from trvae.train._checkpoint import has_checkpoint
+from trvae.train._interruption import end_if_interrupted
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from mudata import MuData
+    from scvi.data import AnnDataManager
+
+    from trvae.module import TRVAEModule
+
+
+class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
+    """Models that differ only in their seed, whose predictions are averaged.
+
+    What they disagree on is not determined by the training data. Expectations are averaged over the
+    models; posterior draws (``n_samples``) come from one model after another, so intervals and
+    spreads include the variation between seeds.
+
+    Parameters
+    ----------
+    adata
+        AnnData registered with :meth:`TRVAE.setup_anndata`.
+    n_models
+        Number of models.
+    seed
+        Seed of the first model; the others have the next ones.
+    **model_kwargs
+        Passed to :class:`TRVAE`.
+
+    Attributes
+    ----------
+    models
+        The models, each a :class:`TRVAE`. What they share (``adata``, ``conditions``, ``registry``,
+        ``summary_stats``, ``module``) can be had from the ensemble, too: it is the first model's.
+
+    Raises
+    ------
+    ValueError
+        If ``n_models`` is not positive, or as :class:`TRVAE`.
+
+    Examples
+    --------
+    >>> trvae.TRVAE.setup_anndata(train, condition_key="condition", labels_key="cell_type")
+    >>> ensemble = trvae.TRVAEEnsemble(train, n_models=3)
+    >>> ensemble.train()
+    >>> ensemble.assess_transfer(nk_control, target_condition="stimulated")
+
+    References
+    ----------
+    Lakshminarayanan, Pritzel & Blundell, *NeurIPS* 30 (2017): deep ensembles.
+    """
+
+    def __init__(self, adata: AnnData, *, n_models: int = 5, seed: int = 0, **model_kwargs: Any):
+        check_arguments(locals(), {"n_models": POSITIVE_INTEGER, "seed": SEED})
+        self.models = [TRVAE(adata, seed=seed + i, **model_kwargs) for i in range(n_models)]
+
+    def __repr__(self) -> str:
+        return f"TRVAEEnsemble of {len(self.models)} models:\n{self.models[0]!r}"
+
+    @property
+    def _models(self) -> list[TRVAE]:
+        return self.models
+
+    @property
+    def adata(self) -> AnnData | MuData | None:
+        """Data that the models were set up with."""
+        return self.models[0].adata
+
+    @property
+    def conditions(self) -> list[Any]:
+        """The conditions that the models know, in the order of their codes."""
+        return self.models[0].conditions
+
+    @property
+    def registry(self) -> dict[str, Any]:
+        """Registry of the data, as of scvi-tools' models."""
+        return self.models[0].registry
+
+    @property
+    def summary_stats(self) -> Any:
+        """Numbers of cells, genes, conditions and labels, as of scvi-tools' models."""
+        return self.models[0].summary_stats
+
+    @property
+    def module(self) -> TRVAEModule:
+        """Network of the first model."""
+        return self.models[0].module
+
+    def get_anndata_manager(
+        self, adata: AnnData | MuData, required: bool = False
+    ) -> AnnDataManager:
+        """See :meth:`scvi.model.base.BaseModelClass.get_anndata_manager`."""
+        return self.models[0].get_anndata_manager(adata, required)
+
+    def train(self, *args: Any, **kwargs: Any) -> None:
+        """Train the models, one after another.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            Passed to :meth:`TRVAE.train`. Each model has its own folder within
+            ``checkpoint_dir``; with ``resume_from``, models without a checkpoint start from scratch.
+
+        Raises
+        ------
+        ValueError, RuntimeError, OSError
+            As :meth:`TRVAE.train`.
+        KeyboardInterrupt, SystemExit
+            If Ctrl-C or SIGTERM end the training of a model, which leaves the ensemble incomplete.
+        """
+        bar = tqdm(self.models, "models", disable=not kwargs.get("enable_progress_bar", True))
+        for i, model in enumerate(bar):
+            own = dict(kwargs)
+            for argument in ("checkpoint_dir", "resume_from"):
+                if own.get(argument) is not None:
+                    own[argument] = Path(own[argument]) / str(i)
+            if "resume_from" in own and not has_checkpoint(own["resume_from"]):
+                del own["resume_from"]
+            model.train(*args, **own)
+            end_if_interrupted(model)
+
+    def save(self, dir_path: str | Path, overwrite: bool = False, **kwargs: Any) -> None:
+        """Save each model in its own folder within ``dir_path``.
+
+        Parameters
+        ----------
+        dir_path
+            Folder to create.
+        overwrite
+            Whether to replace models that are saved there.
+        **kwargs
+            Passed to :meth:`TRVAE.save`.
+
+        Raises
+        ------
+        ValueError, OSError
+            As :meth:`TRVAE.save`, or if a larger ensemble is saved there and ``overwrite`` is
+            false.
+        """
+        superfluous = [f for f in _numbered(dir_path) if int(f.name) >= len(self.models)]
+        if superfluous and not overwrite:
+            raise ValueError(
+                f"{dir_path} holds an ensemble. Choose another folder, or pass overwrite=True."
+            )
+        for i, model in enumerate(self.models):
+            model.save(str(Path(dir_path) / str(i)), overwrite=overwrite, **kwargs)
+        # They would be loaded as if they belonged to this ensemble.
+        for folder in superfluous:
+            remove_saved(folder, kwargs.get("prefix"))
+
+    @classmethod
+    def load(cls, dir_path: str | Path, *args: Any, **kwargs: Any) -> TRVAEEnsemble:
+        """Load what :meth:`save` has saved.
+
+        Parameters
+        ----------
+        dir_path
+            The folder.
+        *args, **kwargs
+            Passed to :meth:`TRVAE.load`.
+
+        Raises
+        ------
+        ValueError
+            If there is no ensemble, or as :meth:`TRVAE.load`.
+        """
+        folders = _numbered(dir_path)
+        if not folders:
+            raise ValueError(f"no ensemble is saved in {str(dir_path)!r}.")
+        ensemble = cls.__new__(cls)
+        ensemble.models = [TRVAE.load(folder, *args, **kwargs) for folder in folders]
+        return ensemble
+
+
+def _numbered(dir_path: str | Path) -> list[Path]:
+    """Folders of an ensemble's models, in their order."""
+    folders = [folder for folder in Path(dir_path).glob("*") if folder.name.isdecimal()]
+    return sorted(folders, key=lambda folder: int(folder.name))

@@ -1,0 +1,212 @@
+"""Mapping cells of new conditions onto a trained reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from mudata import MuData
+from scvi import REGISTRY_KEYS
+
+from trvae._scvi import adopt, latest_manager
+from trvae._utils._arguments import join_names
+from trvae._utils._seeds import seeded
+from trvae.data._checks import check_data, get_matrix, name_of_matrix
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+    from trvae.model._interface import Model
+else:
+    Model = object
+
+
+class MappingMixin(Model):
+    """Map cells of new conditions onto a trained reference."""
+
+    @classmethod
+    def prepare_query_anndata(
+        cls, adata: AnnData, reference_model: str | Path | Any, *args, **kwargs
+    ) -> AnnData | pd.Index | None:
+        """Give cells the genes of a reference, in its order; missing genes are filled with zeros.
+
+        Parameters
+        ----------
+        adata
+            The cells.
+        reference_model
+            The trained model, or the folder it is saved in.
+        *args, **kwargs
+            Passed to :meth:`scvi.model.base.ArchesMixin.prepare_query_anndata`:
+            ``return_reference_var_names`` and ``inplace``.
+
+        Returns
+        -------
+        The cells, or ``None`` if ``adata`` is changed in place, which is the default.
+
+        Raises
+        ------
+        ValueError
+            If no gene is one of the reference's, or the reference can't be loaded.
+        """
+        return super().prepare_query_anndata(adata, cls._loaded(reference_model), *args, **kwargs)
+
+    @classmethod
+    def prepare_query_mudata(
+        cls, mdata: MuData, reference_model: str | Path | Any, *args, **kwargs
+    ) -> MuData | dict[str, pd.Index] | None:
+        """Give a MuData the genes of a reference, see :meth:`prepare_query_anndata`.
+
+        Parameters
+        ----------
+        mdata
+            The cells.
+        reference_model, *args, **kwargs
+            See :meth:`prepare_query_anndata`: the reference, and whether to change in place.
+
+        Returns
+        -------
+        The cells, or ``None`` if ``mdata`` is changed in place, which is the default.
+
+        Raises
+        ------
+        ValueError
+            If no gene is one of the reference's, or the reference can't be loaded.
+        """
+        reference = cls._loaded(reference_model)
+        # MuData draws random names for temporary columns.
+        with seeded(0):
+            return super().prepare_query_mudata(mdata, reference, *args, **kwargs)
+
+    @classmethod
+    def load_query_data(
+        cls,
+        adata: AnnData | MuData | None = None,
+        reference_model: str | Path | Any | None = None,
+        *,
+        unfrozen: bool = False,
+        match_reference: bool = False,
+        **kwargs,
+    ) -> Any:
+        """Map cells of new conditions onto a trained reference.
+
+        Parameters
+        ----------
+        adata
+            Cells with the columns that the reference was set up with, including new conditions and
+            new categories of covariates. They are registered as by :meth:`setup_anndata` or
+            :meth:`setup_mudata`. Genes are matched by name; if they differ from the reference's or
+            its order, the model has a copy of the cells.
+        reference_model
+            The trained model, or the folder it is saved in.
+        unfrozen
+            Whether :meth:`train` changes all weights. By default only those of new conditions and
+            categories change, and what the reference predicts stays the same.
+        match_reference
+            Whether the MMD also compares the query with the reference, of which at most 5,000
+            cells are kept with the model. By default only the query's own conditions are compared.
+        **kwargs
+            Passed to :meth:`scvi.model.base.ArchesMixin.load_query_data`.
+
+        Returns
+        -------
+        A model of old and new conditions. It has to be trained on ``adata`` if that has any new
+        ones.
+
+        Raises
+        ------
+        ValueError
+            If there is no reference model, a column, a gene or a modality is missing, or with
+            ``match_reference`` no cells were kept with the reference.
+            :meth:`prepare_query_anndata` fills in missing genes.
+
+        References
+        ----------
+        Lotfollahi et al., *Nature Biotechnology* 40, 121 (2022).
+        """
+        if reference_model is None:
+            raise ValueError(
+                "Pass reference_model: a trained model, or the folder it is saved in."
+            )
+        check_data(adata)
+        reference = cls._loaded(reference_model)
+        reference_cells = reference._kept_reference_cells() if match_reference else None
+        if adata is not None and not kwargs.get("inplace_subset_query_vars"):
+            adata = reference.registered_data.with_genes(adata)
+        if isinstance(adata, MuData):
+            model = cls._load_query_mudata(adata, reference, **kwargs)
+        else:
+            model = super().load_query_data(adata, reference, unfrozen=True, **kwargs)
+        model._take_from_reference(reference)
+        if reference_cells is not None and model.module.mmd_within_labels and adata is not None:
+            model._check_shares_labels(reference_cells)
+        known_rows = {name: len(weight) for name, weight in reference.module.named_parameters()}
+        model.mapping_ = {
+            "reference_cells": reference.reference_cells_,
+            "n_rows": None if unfrozen else known_rows,
+            "matches_reference": match_reference,
+        }
+        model._prepare_mapped()
+        if not unfrozen:
+            # A query without anything new needs no training.
+            model.is_trained_ = not any(p.requires_grad for p in model.module.parameters())
+        return model
+
+    @classmethod
+    def _loaded(cls, model: str | Path | Any) -> Any:
+        """Return a model as it is; load one from a folder without its cells."""
+        return cls.load(model, adata=False) if isinstance(model, str | Path) else model
+
+    @classmethod
+    def _load_query_mudata(
+        cls, mdata: MuData, reference: Any, inplace_subset_query_vars: bool = False, **kwargs
+    ) -> Any:
+        """Load a MuData; scvi-tools refuses one with modalities that the model does not use."""
+        if inplace_subset_query_vars:
+            raise ValueError("inplace_subset_query_vars=True needs an AnnData, got a MuData.")
+        known = reference.registered_data
+        matrix = get_matrix(known.cells_of(mdata), known.layer)
+        reference._check_values(matrix, name_of_matrix(known.layer))
+        cls.setup_mudata(
+            mdata,
+            source_registry=reference.registry,
+            extend_categories=True,
+            **reference.registry["setup_args"],
+        )
+        manager = latest_manager(cls, mdata)
+        model = super().load_query_data(
+            None, reference, registry=manager.registry, unfrozen=True, **kwargs
+        )
+        adopt(model, mdata, manager)
+        return model
+
+    def _take_from_reference(self, reference: Any) -> None:
+        """Take over what a reference has learnt from its cells besides the weights."""
+        self.reference_cells_ = reference.reference_cells_
+
+    def _check_shares_labels(self, reference_cells: dict[str, np.ndarray]) -> None:
+        labels = self.registered_data.labels
+        own = np.unique(self.adata_manager.get_from_registry(REGISTRY_KEYS.LABELS_KEY))
+        known = np.unique(reference_cells["label"])
+        if not np.isin(own, known).any():
+            raise ValueError(
+                "match_reference=True compares cells of the same label, but the query's labels "
+                f"({join_names(labels[own])}) are not among the reference's: "
+                f"{join_names(labels[known])}."
+            )
+
+    def _prepare_mapped(self) -> None:
+        """Freeze the reference weights and set the MMD's comparison set."""
+        if self.mapping_ is None:
+            return
+        if self.mapping_["n_rows"] is not None:
+            self.module.train_new_categories_only(self.mapping_["n_rows"])
+        if self.mapping_["matches_reference"]:
+            self.module.compare_with(self.mapping_["reference_cells"])
+
+    @property
+    def _is_frozen(self) -> bool:
+        """Whether only the weights of a query's new conditions and categories are trained."""
+        return not all(parameter.requires_grad for parameter in self.module.parameters())

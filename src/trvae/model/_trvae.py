@@ -1,0 +1,469 @@
+"""TRVAE, the model of expression."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from mudata import MuData
+from scvi import REGISTRY_KEYS
+from scvi.data.fields import MuDataWrapper
+from scvi.utils import setup_anndata_dsp
+
+from trvae._utils._arguments import (
+    NONE,
+    NONNEGATIVE_NUMBER,
+    POSITIVE_INTEGER,
+    SHARE,
+    check_arguments,
+    choice,
+    choice_of,
+    list_of,
+    number,
+)
+from trvae._utils._seeds import seeded
+from trvae.counterfactual._label_response import group_means, group_means_of_blocks
+from trvae.data._checks import check_expression, check_not_view
+from trvae.data._fields import InOrderDataManager, fields_of
+from trvae.data._mudata import DEFAULT_MODALITY, anndata_arguments, cells_of
+from trvae.data._registration import check_setup
+from trvae.model._base import BaseTRVAE
+from trvae.model._expression import ExpressionMixin
+from trvae.model._ranking import RankingMixin
+from trvae.model._scarches import read_scarches
+from trvae.module._expression import DecoderName, Dispersion, GeneLikelihood, TRVAEModule
+from trvae.module._layers import Normalization
+from trvae.module._mmd import BANDWIDTHS
+from trvae.train._sampling import minibatches_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from anndata import AnnData
+
+    from trvae.module._base import MMDLayer
+
+_RULES = {
+    "n_latent": POSITIVE_INTEGER,
+    "hidden_sizes": list_of(POSITIVE_INTEGER),
+    "dropout_rate": number("a number of at least 0 and below 1", lambda rate: 0 <= rate < 1),
+    "gene_likelihood": choice_of(GeneLikelihood),
+    "dispersion": choice_of(Dispersion),
+    "nonnegative_mean": choice(True, False),
+    "decoder": choice_of(DecoderName),
+    "effect_sizes": list_of(POSITIVE_INTEGER),
+    "normalization": choice_of(Normalization),
+    "linear_weight": SHARE,
+    "response_limit": NONNEGATIVE_NUMBER | NONE,
+}
+
+
+class TRVAE(RankingMixin, ExpressionMixin, BaseTRVAE):
+    """Transfer variational autoencoder (trVAE).
+
+    A conditional VAE whose first decoder layer is matched across conditions by maximum mean
+    discrepancy (MMD). Cells encoded under one condition can be decoded under another, even if their
+    cell type was never measured under it.
+
+    Parameters
+    ----------
+    adata
+        AnnData registered with :meth:`setup_anndata`, or MuData registered with
+        :meth:`setup_mudata`.
+    registry
+        Registry of a data module to train on in place of ``adata``.
+    n_latent
+        Dimension of the latent space.
+    hidden_sizes
+        Widths of the encoder's hidden layers; the decoder has them in reverse. The paper's are
+        ``(800, 800, 128)``.
+    dropout_rate
+        Dropout after each hidden layer.
+    gene_likelihood
+        One of:
+
+        * ``"nb"`` - negative binomial, for counts
+        * ``"zinb"`` - zero-inflated negative binomial, for counts
+        * ``"poisson"`` - Poisson, for counts
+        * ``"normal"`` - normal, for log-normalised values (the paper's)
+    dispersion
+        One of:
+
+        * ``"gene-condition"`` - one dispersion (for ``"normal"``, standard deviation) per gene and
+          condition; Poisson has none
+        * ``"gene"`` - one per gene
+    nonnegative_mean
+        Whether the mean of the ``"normal"`` likelihood is rectified.
+    decoder
+        One of:
+
+        * ``"additive"`` - ``base(z) + effect(z, condition)``; only the effect sees the condition
+        * ``"conditional"`` - the condition enters the first layer (the paper's)
+    effect_sizes
+        Widths of the hidden layers of the additive decoder's effect network.
+    normalization
+        Normalisation of hidden layers: ``"batch"``, ``"layer"`` or ``"none"``.
+    mmd_weight
+        Weight in the loss of the MMD between conditions; with 0 it is only logged.
+    mmd_layer
+        What is matched: the first layer of the ``"decoder"`` (of the base, if it is additive),
+        the ``"latent"`` representation, or ``"both"``.
+    mmd_within_labels
+        Whether to match conditions only within each label, so that different cell types are not
+        made alike. By default true if labels are registered.
+    mmd_bandwidths
+        Squared bandwidths of the kernel.
+    linear_weight
+        Weight, from 0 to 1, of a linear model that is averaged with the decoder in
+        counterfactuals: a ridge regression, over the labels measured under both conditions, of
+        their mean change on their mean expression before. It keeps the decoder from extrapolating
+        too far. It needs at least three such labels.
+    response_limit
+        Limit of the decoder's change of a gene in counterfactuals: this many times the largest
+        change in any of the same labels, on the scale of log-normalised values, and at least 0.5.
+        ``None`` sets no limit.
+    seed
+        Seed of weights, data split, minibatches and dropout. ``None`` uses
+        ``scvi.settings.seed``.
+
+    Raises
+    ------
+    ValueError
+        If an argument is not one of those allowed, or the data don't suit the likelihood.
+
+    Examples
+    --------
+    >>> adata = trvae.datasets.kang18()
+    >>> held_out = (adata.obs["cell_type"] == "NK") & (adata.obs["condition"] == "stimulated")
+    >>> train = adata[~held_out].copy()
+    >>> trvae.TRVAE.setup_anndata(train, condition_key="condition", labels_key="cell_type")
+    >>> model = trvae.TRVAE(train)
+    >>> model.train()
+    >>> nk = train[train.obs["cell_type"] == "NK"]
+    >>> predicted = model.transfer(nk, target_condition="stimulated")
+
+    References
+    ----------
+    Lotfollahi, Naghipourfar, Theis & Wolf, *Bioinformatics* 36, i610 (2020).
+    """
+
+    _module_cls = TRVAEModule
+
+    def __init__(
+        self,
+        adata: AnnData | MuData | None = None,
+        registry: dict | None = None,
+        *,
+        n_latent: int = 10,
+        hidden_sizes: Sequence[int] = (256, 64),
+        dropout_rate: float = 0.1,
+        gene_likelihood: GeneLikelihood = "nb",
+        dispersion: Dispersion = "gene-condition",
+        nonnegative_mean: bool = False,
+        decoder: DecoderName = "additive",
+        effect_sizes: Sequence[int] = (64,),
+        normalization: Normalization = "layer",
+        mmd_weight: float = 100.0,
+        mmd_layer: MMDLayer = "decoder",
+        mmd_within_labels: bool | None = None,
+        mmd_bandwidths: Sequence[float] = BANDWIDTHS,
+        linear_weight: float = 0.3,
+        response_limit: float | None = 1.25,
+        seed: int | None = None,
+    ):
+        check_arguments(locals(), _RULES)
+        if nonnegative_mean and gene_likelihood != "normal":
+            raise ValueError(
+                "nonnegative_mean=True needs gene_likelihood='normal', got "
+                f"{gene_likelihood!r}, whose mean is never negative."
+            )
+        super().__init__(
+            adata,
+            registry,
+            mmd_weight=mmd_weight,
+            mmd_layer=mmd_layer,
+            mmd_within_labels=mmd_within_labels,
+            mmd_bandwidths=mmd_bandwidths,
+            seed=seed,
+        )
+        uses_size_factors = self.registered_data.arguments.get("size_factor_key") is not None
+        if gene_likelihood == "normal" and uses_size_factors:
+            raise ValueError("gene_likelihood='normal' has no size factors.")
+        self.linear_weight = linear_weight
+        self.response_limit = response_limit
+        self._make_module(
+            n_input=self.summary_stats.n_vars,
+            use_size_factor_key=uses_size_factors,
+            n_latent=n_latent,
+            hidden_sizes=tuple(hidden_sizes),
+            dropout_rate=dropout_rate,
+            gene_likelihood=gene_likelihood,
+            dispersion=dispersion,
+            nonnegative_mean=nonnegative_mean,
+            decoder=decoder,
+            effect_sizes=tuple(effect_sizes),
+            normalization=normalization,
+        )
+        self._model_summary_string = self._summary(
+            gene_likelihood=gene_likelihood,
+            decoder=decoder,
+            n_latent=n_latent,
+            hidden_sizes=tuple(hidden_sizes),
+        )
+        self.init_params_ = self._get_init_params(locals())
+
+    def _check_values(self, values: Any, where: str) -> None:
+        check_expression(values, self.module.gene_likelihood, where)
+
+    # -------------------------------------------------------------- data registration
+
+    @classmethod
+    @setup_anndata_dsp.dedent
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        *,
+        condition_key: str,
+        layer: str | None = None,
+        labels_key: str | None = None,
+        size_factor_key: str | None = None,
+        categorical_covariate_keys: list[str] | None = None,
+        continuous_covariate_keys: list[str] | None = None,
+        library_key: str | None = None,
+        **kwargs,
+    ) -> None:
+        """%(summary)s.
+
+        Parameters
+        ----------
+        %(param_adata)s
+        condition_key
+            Key in ``adata.obs`` of the conditions between which cells are transferred.
+        %(param_layer)s
+        %(param_labels_key)s
+        %(param_size_factor_key)s
+        %(param_cat_cov_keys)s
+        %(param_cont_cov_keys)s
+        library_key
+            Key in ``adata.obs`` of each cell's library size over all measured genes. Use it if the
+            genes are a selection, such as highly variable genes, whose share of all counts can
+            differ between conditions; counterfactuals account for that difference. Only training
+            cells need this column.
+
+        Raises
+        ------
+        ValueError
+            If a column or one of its values is missing, there are fewer than two conditions, gene
+            names are not unique, or ``adata`` is a view or lazy. ``adata`` is left unchanged.
+
+        Warns
+        -----
+        UserWarning
+            If no label occurs under more than one condition, so nothing is matched within labels.
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        if isinstance(adata, MuData):
+            raise ValueError("expected an AnnData, got a MuData. Use setup_mudata.")
+        cls._register(adata, setup_method_args, **kwargs)
+
+    @classmethod
+    @setup_anndata_dsp.dedent
+    def setup_mudata(
+        cls,
+        mdata: MuData,
+        *,
+        condition_key: str,
+        rna_layer: str | None = None,
+        labels_key: str | None = None,
+        size_factor_key: str | None = None,
+        categorical_covariate_keys: list[str] | None = None,
+        continuous_covariate_keys: list[str] | None = None,
+        library_key: str | None = None,
+        modalities: dict[str, str] | None = None,
+        **kwargs,
+    ) -> None:
+        """%(summary_mdata)s.
+
+        The model uses one modality. Transferred cells keep the others as they are.
+
+        Parameters
+        ----------
+        %(param_mdata)s
+        condition_key, labels_key, size_factor_key, library_key
+            See :meth:`setup_anndata`: columns of ``mdata.obs``, or of the ``obs`` of a modality
+            that ``modalities`` names.
+        rna_layer
+            Layer of the modality with the expression, by default its ``X``.
+        categorical_covariate_keys, continuous_covariate_keys
+            See :meth:`setup_anndata`: lists of such columns.
+        modalities
+            Modality of each argument that is not taken from ``mdata.obs``. The one with the
+            expression, ``"rna_layer"``, is ``"rna"`` by default.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`setup_anndata`, if a modality is missing or has other cells, or a column is
+            not where it should be. ``mdata`` is left unchanged.
+
+        Examples
+        --------
+        >>> trvae.TRVAE.setup_mudata(
+        ...     mdata,
+        ...     condition_key="condition",
+        ...     rna_layer="counts",
+        ...     modalities={"rna_layer": "rna", "condition_key": "rna"},
+        ... )
+        >>> model = trvae.TRVAE(mdata)
+        """
+        modalities = {"rna_layer": DEFAULT_MODALITY} | (modalities or {})
+        setup_method_args = cls._get_setup_method_args(**locals())
+        if not isinstance(mdata, MuData):
+            raise ValueError(f"expected a MuData, got a {type(mdata).__name__}.")
+        check_not_view(mdata, "mdata")
+        modality_of = cls._create_modalities_attr_dict(modalities, setup_method_args)
+        setup_args = setup_method_args["setup_args"]
+        cells = cells_of(mdata, setup_args)
+        arguments = anndata_arguments(setup_args)
+        check_setup(cells, arguments, kwargs)
+        fields = [
+            MuDataWrapper(spec.field)(
+                spec.registry_key, spec.key, mod_key=modality_of[spec.argument], **spec.options
+            )
+            for spec in fields_of(arguments)
+        ]
+        manager = InOrderDataManager(fields=fields, setup_method_args=setup_method_args)
+        manager.register_fields(mdata, **kwargs)
+        cls.register_manager(manager)
+
+    @classmethod
+    def from_scarches(
+        cls,
+        path_or_model: str | Path | Any,
+        adata: AnnData,
+        *,
+        condition_key: str | None = None,
+        layer: str | None = None,
+        labels_key: str | None = None,
+        library_key: str | None = None,
+    ) -> TRVAE:
+        """Convert a trained TRVAE of scArches 0.6.
+
+        The latent representation (the posterior mean), the first decoder layer and the decoded
+        means stay the same. scArches need not be installed, and no code from its files is run.
+
+        Parameters
+        ----------
+        path_or_model
+            Folder that scArches saved the model in, or the model itself.
+        adata
+            Cells of all the model's conditions, on the scale it was trained on: counts for
+            ``recon_loss`` ``"nb"`` and ``"zinb"``, log-normalised values for ``"mse"``. Genes are
+            matched by name. The object is not changed: the model has a copy that shares the matrix
+            where genes and format allow it.
+        condition_key
+            Key in ``adata.obs`` of the conditions, by default scArches' own.
+        layer, labels_key, library_key
+            See :meth:`setup_anndata`: values, labels and library sizes. scArches trained without
+            labels, but counterfactuals use them.
+
+        Returns
+        -------
+        A trained model with ``decoder="conditional"``, without :attr:`history`.
+
+        Raises
+        ------
+        ValueError
+            If a file is missing, damaged or holds anything else; the model is not trained or can't
+            be converted (fewer than two conditions, an ``mmd_boundary``); or the cells lack a gene,
+            a column or a condition of the model, or have an unknown condition.
+
+        Notes
+        -----
+        scArches adds 1e-4 to the posterior variance of ``z``, which is left out here. The squared
+        error of ``"mse"`` becomes a normal likelihood of variance 1/2. scArches' ``beta`` becomes an
+        ``mmd_weight`` 19 times as large, since its kernel is the sum over 19 bandwidths, not the
+        mean.
+
+        References
+        ----------
+        Lotfollahi et al., *Nature Biotechnology* 40, 121 (2022).
+        """
+        scarches = read_scarches(path_or_model)
+        condition_key = condition_key or scarches.settings["condition_key"]
+        cells = scarches.cells(adata, condition_key, layer)
+        cls.setup_anndata(
+            cells,
+            condition_key=condition_key,
+            layer=layer,
+            labels_key=labels_key,
+            library_key=library_key,
+        )
+        # Weights are drawn, then replaced by scArches'.
+        with seeded(0):
+            model = cls(cells, **scarches.arguments())
+        scarches.copy_weights(model.module)
+        model.module.eval()
+        model.is_trained_ = True
+        model._learn_from_cells()
+        return model
+
+    # ------------------------------------------------ what is learnt besides the weights
+
+    def _learn_from_cells(self, datamodule: Any | None = None) -> None:
+        super()._learn_from_cells(datamodule)
+        if self.registered_data.arguments.get("labels_key") is not None:
+            self._learn_mean_profiles(datamodule)
+
+    def _learn_mean_profiles(self, datamodule: Any | None) -> None:
+        """Average the cells by label and condition, but for conditions learned before."""
+        shape = (self.summary_stats.n_labels, self.summary_stats.n_batch)
+        is_counts = self.module.is_count_model
+        if datamodule is None:
+            manager = self.adata_manager
+            label, condition = (
+                np.asarray(manager.get_from_registry(key)).ravel()
+                for key in (REGISTRY_KEYS.LABELS_KEY, REGISTRY_KEYS.BATCH_KEY)
+            )
+            library = self.registered_data.cells_of(self.adata).obs.get(
+                self.registered_data.arguments.get("library_key")
+            )
+            means = group_means(
+                manager.get_from_registry(REGISTRY_KEYS.X_KEY),
+                label,
+                condition,
+                shape,
+                is_counts=is_counts,
+                library=None if library is None else library.to_numpy(dtype=float),
+            )
+        else:
+            blocks = (
+                (
+                    minibatch[REGISTRY_KEYS.X_KEY].numpy(),
+                    minibatch[REGISTRY_KEYS.LABELS_KEY].numpy().ravel(),
+                    minibatch[REGISTRY_KEYS.BATCH_KEY].numpy().ravel(),
+                    None,
+                )
+                for minibatch in minibatches_of(datamodule)
+            )
+            means = group_means_of_blocks(blocks, shape, is_counts=is_counts)
+        # What a reference predicts stays the same when a query has more labels of its conditions.
+        profiles, shares = self.mean_profiles_, self.modelled_shares_
+        if profiles is not None and shares is not None:
+            n_known = profiles.shape[1] - int(np.isnan(profiles).all((0, 2)).sum())
+            means.profile[:, :n_known] = profiles[:, :n_known]
+            means.modelled_share[:, :n_known] = shares[:, :n_known]
+        self.mean_profiles_, self.modelled_shares_ = means
+
+    def _take_from_reference(self, reference: TRVAE) -> None:
+        """The reference's labels and conditions come first among the model's."""
+        super()._take_from_reference(reference)
+        if reference.mean_profiles_ is None or reference.modelled_shares_ is None:
+            return
+        n_labels, n_conditions = reference.modelled_shares_.shape
+        shape = (self.summary_stats.n_labels, self.summary_stats.n_batch)
+        self.mean_profiles_ = np.full((*shape, self.summary_stats.n_vars), np.nan)
+        self.mean_profiles_[:n_labels, :n_conditions] = reference.mean_profiles_
+        self.modelled_shares_ = np.full(shape, np.nan)
+        self.modelled_shares_[:n_labels, :n_conditions] = reference.modelled_shares_

@@ -1,0 +1,64 @@
+"""Exchange between processes that train one model together (distributed data parallel)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import distributed
+
+
+class Processes(NamedTuple):
+    """The processes of a training, of which this is one."""
+
+    rank: int
+    number: int
+
+
+ALONE = Processes(0, 1)
+
+
+def processes() -> Processes:
+    """Return the processes that have been started to train together."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return ALONE
+    return Processes(distributed.get_rank(), distributed.get_world_size())
+
+
+def gather_cells(cells: torch.Tensor) -> torch.Tensor:
+    """Concatenate the cells of all processes, in their order.
+
+    Parameters
+    ----------
+    cells
+        ``n_cells x ...``; the number of cells may differ between processes. All of them must
+        call this.
+
+    Returns
+    -------
+    ``n_cells_of_all x ...``. A derivative reaches each process's own cells from every process.
+    """
+    return _GatherCells.apply(cells) if processes().number > 1 else cells
+
+
+class _GatherCells(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, cells):
+        rank, number = processes()
+        own = torch.tensor([len(cells)], device=cells.device)
+        counts = [torch.empty_like(own) for _ in range(number)]
+        distributed.all_gather(counts, own)
+        sizes = [int(count) for count in counts]
+        # What is gathered must be of one size.
+        padded = cells.new_zeros(max(sizes), *cells.shape[1:])
+        padded[: len(cells)] = cells
+        gathered = [torch.empty_like(padded) for _ in range(number)]
+        distributed.all_gather(gathered, padded)
+        ctx.own = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+        return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.contiguous()
+        distributed.all_reduce(grad)
+        return grad[ctx.own]

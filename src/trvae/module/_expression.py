@@ -1,0 +1,179 @@
+"""The network of expression and its likelihoods."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+from torch.nn.functional import embedding, log_softmax, softplus
+
+from trvae.module._base import BaseTRVAEModule, Encoded, MMDLayer
+from trvae.module._layers import (
+    AdditiveDecoder,
+    ConditionalDecoder,
+    Covariates,
+    CovariateSizes,
+    Encoder,
+    Normalization,
+)
+from trvae.module._likelihood import (
+    NegativeBinomial,
+    Normal,
+    Poisson,
+    ZeroInflatedNegativeBinomial,
+)
+from trvae.module._mmd import BANDWIDTHS
+from trvae.module._sparse import sparse_where_faster
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch.distributions import Distribution
+
+
+GeneLikelihood = Literal["nb", "zinb", "poisson", "normal"]
+
+
+Dispersion = Literal["gene", "gene-condition"]
+
+
+DecoderName = Literal["additive", "conditional"]
+
+
+class TRVAEModule(BaseTRVAEModule):
+    """The network of :class:`~trvae.TRVAE`.
+
+    The loss is that of :class:`~trvae._base_module.BaseTRVAEModule`.
+
+    Parameters
+    ----------
+    n_input
+        Number of genes.
+    n_batch
+        Number of conditions, which scvi-tools registers as batches.
+    n_labels
+        Number of labels.
+    n_continuous_cov
+        Number of continuous covariates.
+    n_cats_per_cov
+        Number of categories of each categorical covariate.
+    use_size_factor_key
+        Whether a registered size factor scales the rates in place of the library size.
+    n_latent, hidden_sizes, dropout_rate, normalization, gene_likelihood, dispersion
+        See :class:`~trvae.TRVAE`.
+    nonnegative_mean
+        See :class:`~trvae.TRVAE`.
+    decoder, effect_sizes, mmd_weight, mmd_layer, mmd_within_labels, mmd_bandwidths
+        See :class:`~trvae.TRVAE`.
+
+    References
+    ----------
+    Lotfollahi et al., *Bioinformatics* 36, i610 (2020), section 2.
+    """
+
+    def __init__(
+        self,
+        n_input: int,
+        n_batch: int,
+        n_labels: int = 1,
+        n_continuous_cov: int = 0,
+        n_cats_per_cov: Sequence[int] | None = None,
+        *,
+        use_size_factor_key: bool = False,
+        n_latent: int,
+        hidden_sizes: Sequence[int],
+        dropout_rate: float,
+        gene_likelihood: GeneLikelihood,
+        dispersion: Dispersion,
+        nonnegative_mean: bool = False,
+        decoder: DecoderName,
+        effect_sizes: Sequence[int],
+        normalization: Normalization,
+        mmd_weight: float,
+        mmd_layer: MMDLayer,
+        mmd_within_labels: bool,
+        mmd_bandwidths: Sequence[float] = BANDWIDTHS,
+    ):
+        super().__init__(
+            n_input,
+            n_batch,
+            n_labels,
+            n_latent=n_latent,
+            mmd_weight=mmd_weight,
+            mmd_layer=mmd_layer,
+            mmd_within_labels=mmd_within_labels,
+            mmd_bandwidths=mmd_bandwidths,
+        )
+        self.gene_likelihood = gene_likelihood
+        self.dispersion = dispersion
+        self.nonnegative_mean = nonnegative_mean
+        self.use_size_factor_key = use_size_factor_key
+        sizes = CovariateSizes(n_batch, tuple(n_cats_per_cov or ()), n_continuous_cov)
+        self.encoder = Encoder(n_input, n_latent, hidden_sizes, sizes, normalization, dropout_rate)
+        make_decoder = (
+            ConditionalDecoder
+            if decoder == "conditional"
+            else functools.partial(AdditiveDecoder, effect_sizes=effect_sizes)
+        )
+        self.decoder = make_decoder(
+            n_latent,
+            n_input,
+            tuple(reversed(hidden_sizes)),
+            sizes,
+            normalization=normalization,
+            dropout_rate=dropout_rate,
+            zero_inflated=gene_likelihood == "zinb",
+        )
+        if gene_likelihood != "poisson":
+            n_rows = n_batch if dispersion == "gene-condition" else 1
+            self.log_dispersion = nn.Embedding(n_rows, n_input)
+            nn.init.zeros_(self.log_dispersion.weight)
+
+    @property
+    def is_count_model(self) -> bool:
+        """Whether the likelihood is one of counts."""
+        return self.gene_likelihood != "normal"
+
+    @property
+    def likelihood_setting(self) -> dict[str, str]:
+        """Name and value of the setting."""
+        return {"gene_likelihood": self.gene_likelihood}
+
+    def _encode(self, x: torch.Tensor, covariates: Covariates) -> Encoded:
+        sparse = sparse_where_faster(x)
+        values = x if sparse is None else sparse.values
+        values = torch.log1p(values) if self.is_count_model else values
+        mean, scale = self.encoder(
+            values if sparse is None else sparse._replace(values=values), covariates
+        )
+        return Encoded(mean, scale, None if sparse is None else sparse.positions)
+
+    def _likelihood(self, decoded, log_size, condition) -> Distribution:
+        logits = decoded.logits
+
+        def of_cells(table):
+            # Indexing adds up its gradient in an order that changes from run to run.
+            return embedding(condition, table) if self.dispersion == "gene-condition" else table
+
+        if self.gene_likelihood != "poisson":
+            log_dispersion = self.log_dispersion.weight
+            dispersion = of_cells(log_dispersion.exp())
+        if self.gene_likelihood == "normal":
+            mean = torch.relu(logits) if self.nonnegative_mean else logits
+            return Normal(mean, dispersion, of_cells(log_dispersion))
+
+        if self.use_size_factor_key:
+            # For very negative logits softplus is 0 in float32, but its log is the logit.
+            log_scale = torch.where(logits < -15, logits, softplus(logits.clamp(min=-15)).log())
+        else:
+            log_scale = log_softmax(logits, dim=-1)
+        log_rate = log_size + log_scale
+        if self.gene_likelihood == "nb":
+            return NegativeBinomial(log_rate, dispersion, log_scale)
+        if self.gene_likelihood == "poisson":
+            return Poisson(log_rate, log_scale)
+        return ZeroInflatedNegativeBinomial(
+            log_rate, dispersion, log_scale, decoded.dropout_logits
+        )

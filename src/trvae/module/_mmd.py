@@ -1,0 +1,161 @@
+"""Maximum mean discrepancy between groups of cells."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import one_hot
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+BANDWIDTHS: tuple[float, ...] = (
+    1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1, 5, 10, 15, 20, 25, 30, 35, 100, 1e3, 1e4, 1e5, 1e6,
+)  # fmt: skip
+"""Squared bandwidths of the multi-scale kernel, from the trVAE paper's implementation."""
+
+
+def multi_scale_mmd(
+    y: torch.Tensor,
+    condition: torch.Tensor,
+    label: torch.Tensor | None = None,
+    bandwidths: Sequence[float] = BANDWIDTHS,
+) -> torch.Tensor:
+    r"""Squared MMD summed over all pairs of conditions, with a multi-scale Gaussian kernel.
+
+    .. math::
+
+        \sum_{i<j} \overline{k(y_i, y_i)} + \overline{k(y_j, y_j)} - 2\,\overline{k(y_i, y_j)},
+        \qquad k(a, b) = \frac{1}{S} \sum_s \exp\left(-\frac{\lVert a - b \rVert^2}{2 s}\right)
+
+    with the means over all pairs of cells, a cell with itself included (the V-statistic). It is
+    0 for a sample against itself. A group with fewer than two cells is left out of the sum.
+
+    Parameters
+    ----------
+    y
+        Representations to be compared, ``n_cells x n_features``.
+    condition
+        Integer code of each cell's condition, ``n_cells``.
+    label
+        Integer code of each cell's label, ``n_cells``. If given, conditions are compared within
+        each label only, and the labels' sums are averaged with the labels' shares of the cells
+        as weights.
+    bandwidths
+        The values :math:`s`, in units of squared distance.
+
+    Returns
+    -------
+    Scalar tensor, at least 0 up to rounding; exactly 0 if no two groups can be compared. It is
+    ``float32`` for lower precisions of ``y``, else ``y``'s precision.
+
+    References
+    ----------
+    Gretton et al., *JMLR* 13, 723 (2012), equation 5; Lotfollahi et al., *Bioinformatics* 36,
+    i610 (2020), equation 8, which averages the kernel over scales.
+    """
+    y = y if y.dtype == torch.float64 else y.float()
+    with torch.no_grad(), torch.autocast(y.device.type, enabled=False):
+        coefficients = _pair_coefficients(condition, label, y.dtype)
+    return _WeightedKernelSum.apply(y, coefficients, tuple(float(s) for s in bandwidths))
+
+
+def _pair_coefficients(
+    condition: torch.Tensor, label: torch.Tensor | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """Coefficients ``c`` (``n_cells x n_cells``) with which the MMD is ``sum(c * kernel)``.
+
+    With the normalised indicator ``a`` of the groups and symmetric weights ``w`` between groups,
+    the sum over pairs of groups of ``w * MMD^2`` is ``sum((a q a^T) * kernel)`` with
+    ``q = diag(w 1) - w``: one product serves any number of conditions.
+    """
+    if label is None:
+        label = torch.zeros_like(condition)
+    n_conditions = int(condition.max()) + 1
+    # Only groups that occur, or the cost would grow with the number of conditions.
+    groups, group = torch.unique(label.long() * n_conditions + condition, return_inverse=True)
+    indicator = one_hot(group, len(groups)).to(dtype)
+    size = indicator.sum(0)
+
+    comparable = size >= 2
+    label_of_group = groups // n_conditions
+    same_label = label_of_group[:, None] == label_of_group[None, :]
+    paired = same_label & comparable[:, None] & comparable[None, :]
+    paired.fill_diagonal_(False)
+    has_pair = paired.any(1)
+    # A label's share of those cells that can be compared: 1 if there is only one label.
+    compared = size * has_pair
+    share = (same_label.to(dtype) @ compared) / compared.sum().clamp(min=1)
+
+    weight = paired * share[:, None]
+    quadratic = torch.diag(weight.sum(1)) - weight
+    normalised = indicator / size
+    return normalised @ quadratic @ normalised.T
+
+
+class _WeightedKernelSum(torch.autograd.Function):
+    """``sum(c * k)`` for constant symmetric ``c`` and the multi-scale kernel matrix ``k`` of ``y``.
+
+    The derivative of the kernel is summed along with the kernel, so that neither the 19 kernel
+    matrices nor their graphs are ever held.
+    """
+
+    @staticmethod
+    def forward(ctx, y, coefficients, bandwidths):
+        # The elements of a flattened symmetric matrix that tell all but its diagonal.
+        row, column = torch.triu_indices(len(y), len(y), offset=1, device=y.device)
+        above = row * len(y) + column
+        distance = _squared_distances(y).view(-1).index_select(0, above)
+        kernel = torch.zeros_like(distance)
+        derivative = torch.zeros_like(distance)
+        nearest, farthest = 0.0, math.inf
+        if y.device.type == "cpu" and len(distance):  # Asking would make a GPU wait.
+            nearest, farthest = map(float, torch.aminmax(distance))
+        # Beside the kernel of a cell with itself, 1, the exponential function of less vanishes. Its
+        # products would not be normal numbers, which take many times as long.
+        lowest = 0.7 * math.log(torch.finfo(distance.dtype).tiny)
+        term = torch.empty_like(distance)
+        for s in bandwidths:
+            if -0.5 / s * nearest > lowest:
+                torch.mul(distance, -0.5 / s, out=term)
+                if -0.5 / s * farthest < lowest:
+                    term.clamp_(min=lowest)
+                term.exp_()
+                kernel += term
+                derivative.add_(term, alpha=-0.5 / s)
+        scale = 1.0 / len(bandwidths)
+        weight = coefficients.reshape(-1).index_select(0, above)
+        ctx.save_for_backward(y, derivative.mul_(weight).mul_(scale), above)
+        # The kernel of a cell with itself is 1 at every bandwidth.
+        return 2 * scale * torch.dot(weight, kernel) + coefficients.diagonal().sum()
+
+    @staticmethod
+    def backward(ctx, grad):
+        y, pull_above, above = ctx.saved_tensors
+        # A difference of two sums that can be almost equal.
+        precise = _precise(y)
+        pull = torch.zeros(len(y), len(y), dtype=precise.dtype, device=y.device)
+        pull.view(-1).index_copy_(0, above, pull_above.to(precise.dtype))
+        pull = pull + pull.T
+        grad_y = pull.sum(1, keepdim=True) * precise - pull @ precise
+        return grad * (4.0 * grad_y).to(y.dtype), None, None
+
+
+def _precise(y: torch.Tensor) -> torch.Tensor:
+    """``y`` in double precision, which Apple's GPUs have not."""
+    return y if y.device.type == "mps" else y.double()
+
+
+def _squared_distances(y: torch.Tensor) -> torch.Tensor:
+    """Squared distances of all pairs of rows, in the precision of ``y``."""
+    precise = _precise(y)
+    if precise.dtype == y.dtype:
+        # A product in no higher precision would leave noise far above the smallest bandwidths.
+        return torch.cdist(y, y, compute_mode="donot_use_mm_for_euclid_dist").square()
+    centered = precise - precise.mean(0)
+    norm = centered.square().sum(1)
+    distance = torch.addmm(norm[:, None] + norm, centered, centered.T, alpha=-2)
+    return distance.clamp_(min=0).to(y.dtype)
