@@ -166,19 +166,23 @@ def _draw(ax, x, y, names, named, note, *, quantity, title) -> None:
     ax.plot(limits, limits, color="0.6", linewidth=1, zorder=0)
     ax.scatter(x, y, s=10, alpha=0.5, color=BLUE, linewidths=0, rasterized=True)
     ax.scatter(x[named], y[named], s=20, color=VERMILLION, marker="D", linewidths=0)
-    ax.set(xlim=limits, ylim=limits, aspect="equal", title=title or "")
+    ax.set(xlim=limits, ylim=limits, aspect="equal")
+    ax.set_title(note if title is None else f"{title}\n{note}", fontsize=SMALL_FONT + 2)
     ax.set_xlabel(f"observed {quantity}", fontsize=SMALL_FONT + 1)
     ax.set_ylabel(f"predicted {quantity}", fontsize=SMALL_FONT + 1)
     ax.tick_params(labelsize=SMALL_FONT)
     ax.spines[["top", "right"]].set_visible(False)
-    text = ax.text(0.03, 0.97, note, transform=ax.transAxes, va="top", fontsize=SMALL_FONT + 1)
     # Thinned out: adjustText takes quadratic time where points are dense.
     grid = (limits[1] - limits[0]) / 60
     points = np.unique(np.round(np.column_stack([x, y]) / grid), axis=0) * grid
+    texts = []
+    for i in named:
+        # Away from the diagonal, where most points are.
+        place = {"ha": "right", "va": "bottom"} if y[i] > x[i] else {"ha": "left", "va": "top"}
+        texts.append(ax.text(x[i], y[i], names[i], fontsize=SMALL_FONT, **place))
     adjust_text(
-        [ax.text(x[i], y[i], names[i], fontsize=SMALL_FONT) for i in named],
+        texts,
         *points.T,
-        objects=[text],
         ax=ax,
         expand=(1.3, 1.8),
         iter_lim=200,
