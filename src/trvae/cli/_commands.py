@@ -42,6 +42,7 @@ from trvae.data._checks import in_memory
 from trvae.data._mudata import DEFAULT_MODALITY, places_of
 from trvae.evaluation._split import hold_out
 from trvae.io._atomic import atomic_write
+from trvae.model._selection import chosen_cells
 
 _MAX_CELLS_TO_ASSESS = 2_000
 
@@ -125,8 +126,8 @@ def _assess(
     model: TRVAE, data: AnnData | MuData, target: Any, source: Any, seed: int
 ) -> pd.DataFrame:
     """Assess the transfer of a sample of the cells."""
-    cells = model._cells_of(data)
-    positions, _ = model._chosen_cells(in_memory(cells.obs), source, None)
+    cells = model.registered_data.cells_of(data)
+    positions, _ = chosen_cells(model.registered_data, in_memory(cells.obs), source, None)
     if len(positions) > _MAX_CELLS_TO_ASSESS:
         rng = np.random.default_rng(seed)
         positions = np.sort(rng.choice(positions, _MAX_CELLS_TO_ASSESS, replace=False))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def read_for(model: TRVAE, path: Path, modality: str, *, lazily: bool = False) -> AnnData | MuData:
     """Read cells for a model: of a MuData one modality, unless the model is of MuData."""
     cells = read(path, lazily=lazily)
-    if model._modality is not None:
+    if model.registered_data.modality is not None:
         return cells
     return as_anndata(cells, modality, **model.registry["setup_args"])
 

@@ -92,7 +92,7 @@ def save_model(model: TRVAE, out: Path, overwrite: bool) -> dict:
     return {
         "out": str(out),
         "conditions": model.conditions,
-        "n_cells": model.adata.n_obs,
+        "n_cells": model.summary_stats.n_cells,
         "seed": model.seed,
         "final": {name: table.iloc[-1, 0] for name, table in (model.history or {}).items()},
         "versions": versions(),
