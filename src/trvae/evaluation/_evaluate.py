@@ -24,7 +24,7 @@ from trvae.data._checks import check_obs_column
 from trvae.evaluation._methods import TransferMethod, TRVAEMethod
 from trvae.evaluation._results import Results, fingerprint_of
 from trvae.evaluation._split import hold_out, pairs_to_hold_out, predict_held_out
-from trvae.metrics._transfer_metrics import BASELINES
+from trvae.metrics._baselines import BASELINES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

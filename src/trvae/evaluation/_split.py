@@ -11,8 +11,8 @@ from anndata import AnnData
 
 from trvae._utils._arguments import join_names
 from trvae.data._checks import check_obs_column, get_matrix
+from trvae.metrics._comparison import TransferComparison
 from trvae.metrics._normalize import is_counts
-from trvae.metrics._transfer_metrics import TransferComparison
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,9 +74,9 @@ def hold_out(
     """
     labels = check_obs_column(adata, "labels_key", labels_key)
     conditions = check_obs_column(adata, "condition_key", condition_key)
-    check_occurs("label", label, labels)
-    check_occurs("source_condition", source_condition, conditions)
-    check_occurs("target_condition", target_condition, conditions)
+    _check_occurs("label", label, labels)
+    _check_occurs("source_condition", source_condition, conditions)
+    _check_occurs("target_condition", target_condition, conditions)
     is_label = (labels == label).to_numpy()
     held_out = is_label & (conditions == target_condition).to_numpy()
     sources = is_label & (conditions == source_condition).to_numpy()
@@ -136,11 +136,11 @@ def pairs_to_hold_out(
 
     By default these are all other conditions, and all labels with enough cells under both.
     """
-    check_occurs("source_condition", source_condition, conditions)
+    _check_occurs("source_condition", source_condition, conditions)
     for label in () if chosen_labels is None else chosen_labels:
-        check_occurs("label", label, labels)
+        _check_occurs("label", label, labels)
     for target in () if chosen_targets is None else chosen_targets:
-        check_occurs("target_condition", target, conditions)
+        _check_occurs("target_condition", target, conditions)
     counts = pd.crosstab(labels, conditions)
     if chosen_targets is None:
         chosen_targets = [target for target in counts.columns if target != source_condition]
@@ -161,7 +161,7 @@ def pairs_to_hold_out(
     return pairs
 
 
-def check_occurs(argument: str, value: Any, column: pd.Series) -> None:
+def _check_occurs(argument: str, value: Any, column: pd.Series) -> None:
     """Raise a ``ValueError`` unless the column has the value."""
     if not (column == value).any():
         raise ValueError(
