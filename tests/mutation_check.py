@@ -169,8 +169,8 @@ MUTATIONS = [
     Mutation(
         "held-out cells are trained on",
         "evaluation/_split.py",
-        "train, control = adata[~held_out].copy(), adata[sources].copy()",
-        "train, control = adata.copy(), adata[sources].copy()",
+        "groups = (~held_out, sources, held_out)",
+        "groups = (held_out | True, sources, held_out)",
         "evaluation",
     ),
     Mutation(
