@@ -182,7 +182,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the spread within groups is left out of the energy distance",
-        "metrics/_measures.py",
+        "metrics/_distances.py",
         "return float(2 * between - within)",
         "return float(2 * between)",
         "metrics",

@@ -45,6 +45,7 @@ from trvae.data._checks import in_memory
 from trvae.data._mudata import DEFAULT_MODALITY, cells_of, places_of
 from trvae.evaluation._split import hold_out
 from trvae.io._atomic import atomic_write
+from trvae.model._selection import chosen_cells
 from trvae.train._interruption import end_if_interrupted
 
 if TYPE_CHECKING:
@@ -137,8 +138,8 @@ def _assess(
     model: TRVAE, data: AnnData | MuData, target: Any, source: Any, seed: int
 ) -> pd.DataFrame:
     """Assess the transfer of a sample of the cells."""
-    cells = model._cells_of(data)
-    positions, _ = model._chosen_cells(in_memory(cells.obs), source, None)
+    cells = model.registered_data.cells_of(data)
+    positions, _ = chosen_cells(model.registered_data, in_memory(cells.obs), source, None)
     if len(positions) > _MAX_CELLS_TO_ASSESS:
         rng = np.random.default_rng(seed)
         positions = np.sort(rng.choice(positions, _MAX_CELLS_TO_ASSESS, replace=False))
@@ -248,7 +249,7 @@ def _save_model(model: TRVAE, out: Path, overwrite: bool) -> dict:
     return {
         "out": str(out),
         "conditions": model.conditions,
-        "n_cells": model.adata.n_obs,
+        "n_cells": model.summary_stats.n_cells,
         "seed": model.seed,
         "final": {name: table.iloc[-1, 0] for name, table in (model.history or {}).items()},
         "versions": _versions(),
@@ -274,7 +275,7 @@ def _read_for(
 ) -> AnnData | MuData:
     """Read cells as a model takes them: one modality if it is no model of MuData."""
     data = _read(path, lazily=lazily)
-    if model._modality is not None:
+    if model.registered_data.modality is not None:
         return data
     return _as_anndata(data, modality, **model.registry["setup_args"])
 

@@ -17,7 +17,7 @@ from trvae.data._checks import check_obs_column, get_matrix
 from trvae.evaluation._methods import TransferMethod, TRVAEMethod
 from trvae.evaluation._results import _Results
 from trvae.evaluation._split import check_occurs, hold_out, predict_held_out
-from trvae.metrics._transfer_metrics import BASELINES
+from trvae.metrics._baselines import BASELINES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -12,8 +12,8 @@ from anndata import AnnData
 from trvae._utils._arguments import join_names
 from trvae.data._checks import check_obs_column, get_matrix
 from trvae.evaluation._methods import TransferMethod
+from trvae.metrics._comparison import TransferComparison
 from trvae.metrics._normalize import is_counts
-from trvae.metrics._transfer_metrics import TransferComparison
 
 if TYPE_CHECKING:
     pass

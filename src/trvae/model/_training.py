@@ -200,11 +200,11 @@ class TrainingMixin(_Model):
         if datamodule is None:
             if self.adata is None:
                 raise ValueError(
-                    f"The model has no {self._CELLS} of its own to train on. Load it with an "
+                    f"The model has no {self.registered_data.cells} of its own to train on. Load it with an "
                     "AnnData, or give a datamodule."
                 )
-            self._check_is_as_set_up()
-            self._check_codes()
+            self._check_data_unchanged()
+            self._check_codes_unchanged()
         if not any(parameter.requires_grad for parameter in self.module.parameters()):
             raise ValueError(
                 "There is nothing to train: the query has no new condition or category. "
@@ -278,7 +278,9 @@ class TrainingMixin(_Model):
         """What a checkpoint must be of to go on from it."""
         if datamodule is None:
             n_cells = self.adata.n_obs
-            matrix = get_matrix(self._cells_of(self.adata), self._layer)
+            matrix = get_matrix(
+                self.registered_data.cells_of(self.adata), self.registered_data.layer
+            )
             values = digest_of_rows(matrix, np.arange(n_cells))
         else:
             n_cells, values = getattr(datamodule, "n_obs", None), None
@@ -292,7 +294,7 @@ class TrainingMixin(_Model):
                 for name, value in settings.items()
             },
             "conditions": list(map(str, self.conditions)),
-            "genes": list(map(str, self._var_names)),
+            "genes": list(map(str, self.registered_data.var_names)),
             "number of cells": n_cells,
             "values": values,
         }
@@ -382,6 +384,6 @@ class TrainingMixin(_Model):
     def _kept_reference_cells(self) -> dict[str, np.ndarray]:
         if self.reference_cells_ is None:
             raise ValueError(
-                f"No training {self._CELLS} are kept with this model: it was not trained so."
+                f"No training {self.registered_data.cells} are kept with this model: it was not trained so."
             )
         return self.reference_cells_

@@ -82,7 +82,7 @@ def history(
         raise ValueError(f"terms={terms!r} are not among {join_names(curves)}.")
     output = Output(ax, show, save, return_fig)
     axes = output.axes(len(terms), panel_size=(3.1, 2.3), n_columns=2)
-    one = getattr(model, "_CELLS", "cells").removesuffix("s")
+    one = "image" if hasattr(model, "image_shape") else "cell"
     for panel, term in zip(axes, terms, strict=True):
         label = _TERMS[term].format(one=one) if term in _TERMS else term
         _draw(panel, label, curves[term])
