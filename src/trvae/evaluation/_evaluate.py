@@ -16,7 +16,6 @@ from trvae._utils._arguments import (
     SEED,
     Rule,
     check_arguments,
-    instance_of,
     join_names,
     list_of,
 )
@@ -36,7 +35,7 @@ _RULES = {
         "a dictionary with at least one method",
         lambda methods: isinstance(methods, Mapping) and len(methods) > 0,
     ),
-    "seeds": list_of(SEED) | instance_of(range),
+    "seeds": list_of(SEED),
     "n_genes": NONE | POSITIVE_INTEGER,
 }
 
