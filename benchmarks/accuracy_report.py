@@ -12,7 +12,7 @@ import json
 import pandas as pd
 from accuracy import RESULTS, SIMULATIONS, how, read_results
 
-from trvae.metrics._transfer_metrics import BASELINES
+from trvae.metrics._baselines import BASELINES
 
 # Measures, and whether more is better.
 MEASURES = {
@@ -35,7 +35,7 @@ VARIANTS = ["trVAE mmd_weight=0", "trVAE decoder='conditional'"]
 RIVALS = [name for name in BASELINES if name != "ceiling"]
 TITLES = {
     "kang": "PBMCs under interferon-beta (Kang et al. 2018), 2,000 genes",
-    "embedded": "The cells of Kang et al. that ship with the package, 2,000 genes",
+    "embedded": "The subset of Kang et al. that ships with the package, 2,000 genes",
     "glioblastoma": "Glioblastoma slices under panobinostat (Zhao et al. 2021), 300 genes",
 }
 
@@ -77,7 +77,7 @@ def print_labels(table: pd.DataFrame, means: pd.DataFrame, tuned_on: list[str]) 
         print(f"### {title}\n\n{shown.to_markdown()}\n")
     if tuned_on:
         print("\\* Settings were chosen on this label.\n")
-    print("### Where it is ahead of every baseline, and where not\n")
+    print("### Comparison with the best baseline\n")
     for measure, more_is_better in MEASURES.items():
         mine, rival = means[measure].xs(OWN, level="method"), best_rival(means, measure)
         rival = rival[mine.index]
@@ -122,7 +122,7 @@ def print_variants(table: pd.DataFrame, tuned_on: list[str]) -> None:
     means = by_label(table[table["seed"].isin(seeds)])
     print(
         "### Without the MMD, and with the paper's decoder\n\n"
-        f"Of the seed {', '.join(str(int(seed)) for seed in seeds)} alone.\n"
+        f"Seed {', '.join(str(int(seed)) for seed in seeds)} only.\n"
     )
     columns = {}
     for measure in ("r2_mean", "r2_variance", "energy_distance"):
@@ -134,7 +134,7 @@ def print_variants(table: pd.DataFrame, tuned_on: list[str]) -> None:
 
 
 def print_calibration() -> None:
-    """How often the intervals of means hold the truth."""
+    """Print how often the intervals of means cover the truth."""
     folder = RESULTS / "calibration"
     if not folder.exists():
         return
@@ -151,14 +151,14 @@ def print_calibration() -> None:
         }
     ).T
     table.loc["average"] = table.mean()
-    print("## Intervals of predicted means\n")
+    print("## Coverage of intervals for predicted means\n")
     print(
         "Share of the genes whose mean in the held-out cells of Kang et al. lies within the "
-        "interval of `TRVAE.get_transferred_means`, by the level of the interval. Those of top "
-        "genes, and of NK and activated T cells, are too narrow.\n"
+        "interval of `TRVAE.get_transferred_means`, by the level of the interval. Intervals are too "
+        "narrow for the top genes, and for NK and activated T cells.\n"
     )
     print(table.sort_index(axis=1).round(2).to_markdown(), "\n")
-    print(f"### How\n\n{how(folder)}\n")
+    print(f"### Commands and environments\n\n{how(folder)}\n")
 
 
 def print_simulations() -> None:
@@ -178,42 +178,44 @@ def print_simulations() -> None:
     if rows:
         print("## Simulated data with known effects\n")
         print(pd.DataFrame(rows).T.to_markdown(), "\n")
-        print("### How\n\n" + "\n".join(hows) + "\n")
+        print("### Commands and environments\n\n" + "\n".join(hows) + "\n")
 
 
 def main() -> None:
     """Print the report."""
-    print("# How well held-out cells are predicted\n")
+    print("# Accuracy on held-out cells\n")
     print(
-        "Every label's treated cells are held out in turn and predicted from its control cells. "
-        "Genes are chosen without the held-out cells (those of glioblastoma came chosen); the top "
-        "genes of a measure are chosen with them and serve to measure only. The best baseline is "
-        "chosen anew for each label and measure, with the truth at hand, so that no single baseline "
-        "is as good. Measures are those of `trvae.metrics.transfer_metrics`. The shifts add the same "
-        "to every cell, which "
-        "leaves the cells' variances as they were: that is why their `de_overlap`, which ranks "
-        "genes by t, is so low.\n"
+        "The treated cells of each label are held out in turn and predicted from its control cells. "
+        "Genes are selected without the held-out cells (the glioblastoma data came with selected "
+        "genes). The top genes of a measure are selected with the held-out cells, and are used for "
+        "measuring only. The best baseline is chosen separately for each label and measure, knowing "
+        "the truth, so no single baseline is as good. The measures are those of "
+        "`trvae.metrics.transfer_metrics`. The shifts add the same change to every cell and leave "
+        "the variances unchanged, which is why their `de_overlap`, which ranks genes by t, is so "
+        "low.\n"
     )
     print(
-        "Where it loses: of genes that respond strongly, it predicts a response between that of "
-        "the label and that of the others. That costs most where a label responds more than all "
-        "others, which shows in the errors that weigh genes by how clearly they change "
-        "(`rmse_weighted`) and in the energy distance. CD14+ monocytes are the hardest: three in "
-        "ten treated cells are held out with them, and only one other label resembles them, "
-        "which the linear and the nearest shift rely on more than the decoder does. Because of "
-        "them, the linear shift has the lower mean energy distance over the labels on which no "
-        "setting was chosen. Of log-normalised values (`gene_likelihood='normal'`) means are "
-        "predicted less well than by the linear shift. Of two simulated "
-        "lineages with effects of their own, the nearest shift has the lower energy distance: it "
-        "is of the same lineage. Where nothing responds, or only one of the other labels (simulated "
-        "below), the model predicts a small response all the same, and no change would be the "
-        "better prediction.\n"
+        "Where trVAE loses:\n\n"
+        "- Genes with a strong response: the predicted response lies between that of the label and "
+        "that of the other labels. This costs most where a label responds more than all others. It "
+        "shows in the error that weights genes by how clearly they change (`rmse_weighted`) and in "
+        "the energy distance.\n"
+        "- CD14+ monocytes, the hardest label: three in ten treated cells are held out with them, "
+        "and only one other label resembles them. The linear and the nearest shift rely on that "
+        "label more than the decoder does. Because of CD14+ monocytes, the linear shift has the "
+        "lower mean energy distance over the labels on which no setting was chosen.\n"
+        "- Log-normalised values (`gene_likelihood='normal'`): the linear shift predicts means "
+        "better.\n"
+        "- Two simulated lineages with different effects: the nearest shift has the lower energy "
+        "distance, because the nearest label is of the same lineage.\n"
+        "- No response, or a response of only one of the other labels (simulated below): the model "
+        "still predicts a small response, and no change would be the better prediction.\n"
     )
     print(
-        "Other tools have the settings of their tutorials and at most 100 epochs, CPA its own early "
-        "stopping. Of scArches' TRVAE, whose tutorial trains 500 epochs, that is a shortened "
-        "training, and its MMD is on the decoder's first layer, as in the paper; trvaep's trainer "
-        "reads copies of the cells, and leaves out a last minibatch of a few.\n"
+        "The other tools use the settings of their tutorials and at most 100 epochs; CPA uses its own "
+        "early stopping. For scArches' TRVAE, whose tutorial trains for 500 epochs, this shortens "
+        "training. Its MMD is on the decoder's first layer, as in the paper. trvaep's trainer reads "
+        "copies of the cells and drops a last minibatch of only a few cells.\n"
     )
     for name, title in TITLES.items():
         folder = RESULTS / name
@@ -222,11 +224,11 @@ def main() -> None:
         table = read_results(folder)
         means = by_label(table)
         seeds = sorted(int(seed) for seed in table["seed"].dropna().unique())
-        print(f"## {title}\n\nMean of the seeds {', '.join(map(str, seeds))}.\n")
+        print(f"## {title}\n\nMean over seeds {', '.join(map(str, seeds))}.\n")
         print_labels(table, means, TUNED_ON.get(name, []))
         print_averages(table, means)
         print_variants(table, TUNED_ON.get(name, []))
-        print(f"### How\n\n{how(folder)}\n")
+        print(f"### Commands and environments\n\n{how(folder)}\n")
     print_calibration()
     print_simulations()
 

@@ -1,7 +1,7 @@
-"""How often the intervals of predicted means hold the truth.
+"""How often the intervals of predicted means cover the truth.
 
-Each cell type's stimulated cells of Kang et al. (2018) are held out in turn, and their mean shares
-of all counts compared with the intervals of ``TRVAE.get_transferred_means``. Results are kept in
+The stimulated cells of each cell type of Kang et al. (2018) are held out in turn, and their mean shares
+of all counts are compared with the intervals of ``TRVAE.get_transferred_means``. Results are stored in
 ``benchmarks/results/calibration``; ``benchmarks/accuracy_report.py`` shows them. Run from the root
 of the repository::
 

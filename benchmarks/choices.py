@@ -1,10 +1,9 @@
-"""What each choice of the model gives: the basis of its defaults.
+"""What each setting of the model changes: the basis of the defaults.
 
 Stimulated B cells, CD8 T cells and dendritic cells of Kang et al. (2018) are held out in turn, with
-seeds that the report of ``benchmarks/accuracy.py`` does not use. Results are kept in
-``benchmarks/results/choices``; what is there already is not computed again. Run from the root of
-the repository; several processes (see ``benchmarks/accuracy.py``) can share the work by
-``--part``::
+seeds that the report of ``benchmarks/accuracy.py`` does not use. Results are stored in
+``benchmarks/results/choices``; existing ones are not computed again. Run from the root of the
+repository; several processes (see ``benchmarks/accuracy.py``) can share the work with ``--part``::
 
     python benchmarks/choices.py ../shared/data/kang18.h5ad
     python benchmarks/choices.py --report > benchmarks/choices.md
@@ -91,16 +90,16 @@ def print_means(rows: pd.DataFrame) -> None:
 def report(out: Path) -> None:
     """Print what is there as Markdown."""
     table = read_results(out)
-    print("# What each choice of the model gives\n")
+    print("# Effect of each setting\n")
     print(
-        f"Held out: {', '.join(LABELS)}; mean over them. Settings with `response_limit=None` differ "
-        "from the default by that, too: compare them with each other.\n"
+        f"Mean over the held-out labels {', '.join(LABELS)}. Settings with `response_limit=None` also "
+        "differ from the default in that: compare them with one another.\n"
     )
     for seed in sorted(table["seed"].dropna().astype(int).unique()):
         rows = table[table["seed"].isna() | (table["seed"] == seed)]
         print(f"## Seed {seed}\n")
         print_means(rows)
-    print("## How\n")
+    print("## Commands and environments\n")
     print(how(out))
 
 

@@ -1,10 +1,10 @@
-"""Whether little support goes with large errors, and what an ensemble adds.
+"""Whether low support predicts large errors, and what an ensemble adds.
 
-Each cell type's stimulated cells of Kang et al. (2018) are held out in turn and predicted by an
-ensemble of three models and by each of them alone; errors are set beside what
-``TRVAEEnsemble.assess_transfer`` tells without the held-out cells. Results are kept in
-``benchmarks/results/confidence``; what is there already is not computed again. Run from the root of
-the repository::
+The stimulated cells of each cell type of Kang et al. (2018) are held out in turn and predicted by an
+ensemble of three models and by each model alone. Errors are compared with what
+``TRVAEEnsemble.assess_transfer`` reports without the held-out cells. Results are stored in
+``benchmarks/results/confidence``; existing ones are not computed again. Run from the root of the
+repository::
 
     python benchmarks/confidence.py ../shared/data/kang18.h5ad
     python benchmarks/confidence.py --report > benchmarks/confidence.md
@@ -21,7 +21,7 @@ from accuracy import QUIET, RESULTS, how, quiet, read_kang, record_environment, 
 
 import trvae
 from trvae.evaluation._split import hold_out
-from trvae.metrics._transfer_metrics import BASELINES
+from trvae.metrics._baselines import BASELINES
 
 OUT = RESULTS / "confidence"
 N_MODELS, SEED = 3, 0
@@ -64,8 +64,8 @@ def report() -> None:
     """Print what is there as Markdown."""
     lines = (OUT / "results.jsonl").read_text().splitlines()
     table = pd.DataFrame(map(json.loads, lines))
-    print("# Whether a prediction can be trusted\n")
-    print("## An ensemble of three models, and each of them alone\n\nMean over the cell types.\n")
+    print("# Can a prediction be trusted?\n")
+    print("## An ensemble of three models against single models\n\nMean over cell types.\n")
     table["method"] = table["method"].replace(r"seed \d+", "one model", regex=True)
     means = table.groupby("method", sort=False)[MEASURES].mean()
     print(means.round(3).to_markdown(), "\n")
@@ -79,10 +79,10 @@ def report() -> None:
             f"{len(ahead)} types; behind for: {behind}"
         )
     ensemble = table[table["method"] == "ensemble"].set_index("label")
-    print("\n## Held-out cell types, by what is known before they are measured\n")
+    print("\n## Confidence and errors of held-out cell types\n")
     columns = [*SIGNALS, "distance, seen types", "supported, seen types", *MEASURES]
     print(ensemble.sort_values("distance")[columns].round(3).to_markdown(), "\n")
-    print("Spearman correlation over the cell types:\n")
+    print("Spearman correlation over cell types:\n")
     errors = ensemble[["rmse", "energy_distance"]].assign(**{"1 - r2_mean": 1 - ensemble.r2_mean})
     correlation = pd.DataFrame(
         {
@@ -91,7 +91,7 @@ def report() -> None:
         }
     )
     print(correlation.round(2).to_markdown(), "\n")
-    print(f"## How\n\n{how(OUT)}")
+    print(f"## Commands and environments\n\n{how(OUT)}")
 
 
 def main() -> None:

@@ -1,13 +1,13 @@
-"""How well images are drawn under conditions in which their kind was never seen.
+"""How well images are predicted under conditions never seen for their label.
 
-Thin and thick images of four digits are held out of training and drawn from the normal ones, by
-``ImageTRVAE``, by the same network without MMD, and by baselines. Results are kept in
-``benchmarks/results/images``; what is there already is not computed again. Run from the root of the
+Thin and thick images of four digits are held out of training and predicted from the normal ones, by
+``ImageTRVAE``, by the same network without MMD, and by baselines. Results are stored in
+``benchmarks/results/images``; existing ones are not computed again. Run from the root of the
 repository; needs scikit-image::
 
     python benchmarks/images.py
     python benchmarks/images.py --mnist ../shared/data  # all 70,000 digits of MNIST
-    python benchmarks/images.py --tuning  # other digits and seeds, by which settings were chosen
+    python benchmarks/images.py --tuning  # other digits and seeds, used to choose settings
     python benchmarks/images.py --report > benchmarks/images.md
 """
 
@@ -195,31 +195,35 @@ def print_results(folder: Path) -> None:
     print_means(table[table["seconds"] > 0], ["seed", "target", "method"])
     trained = table[(table["seconds"] > 0) & ~table["method"].str.endswith(", decoded")]
     seconds = trained.groupby("method", sort=False)["seconds"].mean()
-    print("Seconds of training: " + ", ".join(f"{m} {s:.0f}" for m, s in seconds.items()) + ".\n")
+    print(
+        "Training time in seconds: "
+        + "; ".join(f"{m}: {s:.0f}" for m, s in seconds.items())
+        + ".\n"
+    )
 
 
 def report() -> None:
     """Print what is there as Markdown."""
-    print("# Digits drawn with strokes of which the digit was never seen\n")
+    print("# Digits drawn with unseen strokes\n")
     print(
-        f"Thin and thick images of {', '.join(DIGITS)} are held out, and drawn from the normal ones. "
-        "Mean stroke thickness is compared with that of the real held-out images. A classifier that was "
-        "trained on real images of all conditions tells whether the digit is recognised, and in its "
-        "last hidden layer the distances to the real images are taken. Networks draw "
-        "counterfactuals, or what is decoded. The ceiling is what made the real images, "
-        "applied to the normal ones.\n"
+        f"Thin and thick images of {', '.join(DIGITS)} are held out and predicted from the normal ones. "
+        "The mean stroke thickness is compared with that of the real held-out images. A classifier "
+        "trained on real images of all conditions decides whether the digit is recognised; distances "
+        "to the real images are measured in its last hidden layer. Networks predict counterfactuals "
+        "or decoded images. The ceiling applies the operation that made the real images to the "
+        "normal ones.\n"
     )
     print("## Default settings, the 12,000 images that ship with the package\n")
     print_results(REPORTED)
     print("## Twice the channels, 18 epochs, all 70,000 images\n")
     print_results(REPORTED_MNIST)
-    print("## Digits by which settings were chosen\n")
+    print("## Digits used to choose settings\n")
     folds = " or ".join(" and ".join(digits) for digits in TUNING_FOLDS.values())
-    print(f"Beside the reported digits, {folds} are held out, and measured.\n")
+    print(f"In addition to the reported digits, {folds} are held out and measured.\n")
     print_means(read(TUNING), ["target", "method"])
     print(
-        "## How\n\nRows of half of the minibatches, and the larger network's of MMD weight 1000, are "
-        "from runs when that was the default.\n"
+        '## Commands and environments\n\nRows labelled "half of the minibatches", and those of the '
+        "larger network with MMD weight 1000, are from runs in which these were the defaults.\n"
     )
     print("\n".join(map(how, [REPORTED, REPORTED_MNIST, TUNING])))
 

@@ -1,14 +1,14 @@
-"""How fast training, MMD and transfer are, and how much memory they take.
+"""Speed and memory of training, MMD and transfer.
 
-Every measurement is a process of its own, so that its peak memory is its own. Results are kept in
-``benchmarks/results/speed``, in a folder for each run, as machines differ; what is there already is
-not measured again. Run from the root of the repository, on an idle machine::
+Each measurement runs in its own process, which gives its own peak memory. Results are stored in
+``benchmarks/results/speed``, with a folder for each run because machines differ; existing ones are not
+measured again. Run from the root of the repository, on an idle machine::
 
     python benchmarks/speed.py ../shared/data/kang18.h5ad --environments FOLDER
     python benchmarks/speed_report.py > benchmarks/speed.md
 
-``benchmarks/peers/environments.sh`` makes the other tools' environments. Training from annbatch's
-shards is measured where annbatch is installed and scvi-tools reads it (Python 3.12).
+``benchmarks/peers/environments.sh`` creates the environments of the other tools. Training from annbatch
+shards is measured if annbatch is installed and scvi-tools supports it (Python 3.12).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The cells that ``benchmarks/speed.py`` measures, and the ways to give them to a model."""
+"""The cells for ``benchmarks/speed.py``, and the ways to pass them to a model."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def report(folder: Path) -> None:
     print(f"## Run {folder.name}\n\nThreads: {threads}.\n")
     timed = table[table["seconds"].notna()]
     for title, measure in (
-        ("Seconds of one epoch, or of transferring all cells once", "seconds"),
+        ("Seconds per epoch, or to transfer all cells once", "seconds"),
         ("Peak memory of the process, GiB", "peak_memory_gib"),
     ):
         wide = timed.pivot_table(index="what", columns="tool", values=measure, sort=False)
@@ -36,14 +36,16 @@ def report(folder: Path) -> None:
     mmd = table[table["what"] == "mmd"].set_index("tool")
     if len(mmd) > 0:
         shapes = [column for column in mmd if " x " in column]
-        print("### MMD, forward and backward, 128 features, milliseconds: cells x conditions\n")
+        print(
+            "### MMD, forward and backward pass, 128 features, in milliseconds (cells x conditions)\n"
+        )
         print(mmd[shapes].T.round(1).to_markdown(), "\n")
-    print(f"### How\n\n{how(folder)}\n")
+    print(f"### Commands and environments\n\n{how(folder)}\n")
 
 
 def main() -> None:
     """Print the report."""
-    print("# How fast it is\n")
+    print("# Speed and memory\n")
     for folder in sorted(OUT.iterdir()):
         report(folder)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback
+from mudata import MuData
 from scipy import sparse
 
 import trvae
@@ -99,3 +100,44 @@ def bars(n=20, size=10, n_channels=1, kind="integers", seed=0):
         obs=pd.DataFrame(rows, columns=["condition", "shape"], index=map(str, range(len(rows)))),
         uns={"image_shape": np.array([size, size, n_channels])},
     )
+
+
+def dense(matrix):
+    return matrix.toarray() if sparse.issparse(matrix) else np.asarray(matrix)
+
+
+def of_matrix(make):
+    """Change the dense matrix of an AnnData."""
+
+    def change(adata):
+        return anndata.AnnData(make(dense(adata.X)), adata.obs, adata.var)
+
+    return change
+
+
+def content(data):
+    """All that a user's data hold, except what scvi-tools registers."""
+    if isinstance(data, MuData):
+        modalities = {name: content(cells) for name, cells in data.mod.items()}
+        return modalities | {"obs": of_user(data.obs)}
+    if not isinstance(data, anndata.AnnData):
+        return {}
+    layers = {name: matrix for name, matrix in data.layers.items() if name is not None}
+    matrices = {"X": data.X} | layers
+    values = {
+        name: None if matrix is None else (type(matrix), repr(dense(matrix).tolist()))
+        for name, matrix in matrices.items()
+    }
+    uns = {key for key in data.uns if not key.startswith("_scvi_")}
+    return values | {"obs": of_user(data.obs), "var": of_user(data.var), "uns": uns}
+
+
+def of_user(frame):
+    own = frame[[name for name in frame if not str(name).startswith("_scvi_")]]
+    columns = [(name, own.iloc[:, i]) for i, name in enumerate(own)]
+    return [list(own.index), *((name, str(c.dtype), repr(c.tolist())) for name, c in columns)]
+
+
+def assert_unchanged(data, before):
+    """The data hold what they held, see :func:`content`."""
+    assert content(data) == before

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scvi import settings
+
+from trvae._scvi import settings_seed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,27 +17,24 @@ if TYPE_CHECKING:
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """Seed everything that draws within the context, and put it back as it was after.
+    """Seed PyTorch, NumPy, Python and scvi-tools' splits within the context.
 
     Parameters
     ----------
     seed
-        ``None`` leaves the generators alone, as scvi-tools does.
+        ``None`` leaves all generators alone.
     """
     if seed is None:
         yield
         return
-    numpy_state, python_state, scvi_seed = np.random.get_state(), random.getstate(), settings.seed
-    with torch.random.fork_rng():
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(), settings_seed(seed):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
         try:
-            torch.manual_seed(seed)
-            np.random.seed(seed)
-            random.seed(seed)
-            # The splitter reads the attribute; its setter would reseed the outer generators.
-            settings._seed = seed
             yield
         finally:
-            settings._seed = scvi_seed
             np.random.set_state(numpy_state)
             random.setstate(python_state)
 
@@ -53,7 +51,7 @@ def random_states() -> dict:
 
 
 def set_random_states(states: dict) -> None:
-    """Let all generators go on from what :func:`random_states` returned."""
+    """Restore what :func:`random_states` returned."""
     torch.set_rng_state(states["torch"])
     for device, state in zip(range(torch.cuda.device_count()), states["cuda"], strict=False):
         torch.cuda.set_rng_state(state, device)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 from scipy import sparse
-from scvi.data.fields import CategoricalJointObsField, CategoricalObsField
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
-from scvi.data.fields import LayerField, NumericalJointObsField, NumericalObsField
+from scvi.data.fields import (
+    CategoricalJointObsField,
+    CategoricalObsField,
+    LayerField,
+    NumericalJointObsField,
+    NumericalObsField,
+)
 from torch.utils.data import Dataset
 
 if TYPE_CHECKING:
@@ -24,47 +25,50 @@ if TYPE_CHECKING:
 
 
 class UsedCategoricalObsField(CategoricalObsField):
-    """A categorical column of ``obs`` of which only the categories that occur are registered.
+    """A categorical column of ``obs``, of which only the categories that occur are registered.
 
-    A declared category without a cell would otherwise become a condition whose weights are never
-    trained, and into which cells could be transferred.
+    A declared category without cells would otherwise become a condition with untrained weights,
+    into which cells could be transferred.
     """
+
+    def __init__(self, registry_key: str, obs_key: str | None):
+        super().__init__(registry_key, obs_key)
+        self._obs_key = obs_key
 
     def register_field(self, adata: AnnData) -> dict:
         """Register the column as if its unused categories were not declared."""
-        if self.is_default:
+        if self._obs_key is None:
             return super().register_field(adata)
-        self.validate_field(adata)
-        column = self._get_original_column(adata)
-        used = pd.Series(np.asarray(column).ravel()).unique()
-        declared = getattr(adata.obs[self._original_attr_key].dtype, "categories", None)
-        ordered = sorted(used) if declared is None else [c for c in declared if c in set(used)]
-        return self.transfer_field(
-            {self.CATEGORICAL_MAPPING_KEY: pd.Index(ordered).to_numpy()}, adata
-        )
+        categories = _used_categories(adata.obs[self._obs_key])
+        return self.transfer_field({self.CATEGORICAL_MAPPING_KEY: categories}, adata)
 
 
 class UsedCategoricalJointObsField(CategoricalJointObsField):
-    """Categorical covariates, as :class:`UsedCategoricalObsField`."""
+    """Categorical covariates, see :class:`UsedCategoricalObsField`: only categories that occur."""
 
-    def _combine_fields(self, adata: AnnData) -> None:
-        super()._combine_fields(adata)
-        columns = adata.obsm[self.attr_key]
-        for key in self.attr_keys:
-            if isinstance(columns[key].dtype, pd.CategoricalDtype):
-                columns[key] = columns[key].cat.remove_unused_categories()
+    def register_field(self, adata: AnnData) -> dict:
+        """Register the columns as if their unused categories were not declared."""
+        if self.is_empty:
+            return super().register_field(adata)
+        used = {key: _used_categories(adata.obs[key]) for key in self.attr_keys}
+        return self.transfer_field({self.MAPPINGS_KEY: used}, adata)
+
+
+def _used_categories(column: pd.Series) -> np.ndarray:
+    """Categories in their declared order, other values sorted."""
+    return np.asarray(column.astype("category").cat.remove_unused_categories().cat.categories)
 
 
 class InOrderDataManager(AnnDataManager):
-    """scvi-tools' manager, which gives rows of a file in the order in which they are asked for.
+    """scvi-tools' manager, which reads rows of a file in any order.
 
-    Of files, scvi-tools gives them in ascending order, and h5py none that is asked for twice.
+    scvi-tools would return them in ascending order, and h5py refuses repeated ones.
     """
 
     def create_torch_dataset(
         self, indices: Sequence[int] | None = None, *args, **kwargs
     ) -> Dataset:
-        """As scvi-tools'."""
+        """See :meth:`scvi.data.AnnDataManager.create_torch_dataset`."""
         matrix = self.get_from_registry(REGISTRY_KEYS.X_KEY)
         is_in_memory = isinstance(matrix, np.ndarray) or sparse.issparse(matrix)
         if (is_in_memory and not self.adata.isbacked) or kwargs.get("load_sparse_tensor"):
@@ -87,33 +91,42 @@ class _InOrder(Dataset):
         return {name: np.asarray(values)[order] for name, values in minibatch.items()}
 
 
-def fields_of(
-    *, layer, condition_key, labels_key, categorical_covariate_keys, continuous_covariate_keys,
-    size_factor_key=None, **_,
-) -> list[tuple[str, type, tuple, dict]]:  # fmt: skip
-    """What is registered: argument of the setup method, field, its arguments and options."""
+class FieldSpec(NamedTuple):
+    """A field to register."""
+
+    argument: str
+    """Argument of ``setup_mudata`` that names the modality it is taken from."""
+    field: type
+    registry_key: str
+    key: Any
+    """Layer, column or columns."""
+    options: dict = {}
+
+
+def fields_of(setup_args: dict) -> list[FieldSpec]:
+    """The fields to register for the arguments of ``setup_anndata``."""
     key = REGISTRY_KEYS
+    fields = {
+        "condition_key": (UsedCategoricalObsField, key.BATCH_KEY),
+        "labels_key": (UsedCategoricalObsField, key.LABELS_KEY),
+        "size_factor_key": (NumericalObsField, key.SIZE_FACTOR_KEY),
+        "categorical_covariate_keys": (UsedCategoricalJointObsField, key.CAT_COVS_KEY),
+        "continuous_covariate_keys": (NumericalJointObsField, key.CONT_COVS_KEY),
+    }
+    # Whether the values suit the likelihood is checked once that is known.
+    matrix = FieldSpec(
+        "rna_layer", LayerField, key.X_KEY, setup_args["layer"], {"is_count_data": False}
+    )
     return [
-        # Whether values suit the likelihood is checked once that is known.
-        ("rna_layer", LayerField, (key.X_KEY, layer), {"is_count_data": False}),
-        ("condition_key", UsedCategoricalObsField, (key.BATCH_KEY, condition_key), {}),
-        ("labels_key", UsedCategoricalObsField, (key.LABELS_KEY, labels_key), {}),
-        (
-            "size_factor_key",
-            NumericalObsField,
-            (key.SIZE_FACTOR_KEY, size_factor_key),
-            {"required": False},
-        ),
-        (
-            "categorical_covariate_keys",
-            UsedCategoricalJointObsField,
-            (key.CAT_COVS_KEY, categorical_covariate_keys),
-            {},
-        ),
-        (
-            "continuous_covariate_keys",
-            NumericalJointObsField,
-            (key.CONT_COVS_KEY, continuous_covariate_keys),
-            {},
+        matrix,
+        *(
+            FieldSpec(
+                argument,
+                field,
+                registry_key,
+                setup_args.get(argument),
+                {"required": False} if field is NumericalObsField else {},
+            )
+            for argument, (field, registry_key) in fields.items()
         ),
     ]

@@ -19,14 +19,9 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-
 DEFAULT_MODALITY = "rna"
-
-
-# Of setup_mudata, the arguments that name a modality's layer and columns.
+# Arguments of setup_mudata that name a layer and columns of a modality.
 _LAYER = "rna_layer"
-
-
 _COLUMNS = (
     "condition_key", "labels_key", "size_factor_key", "categorical_covariate_keys",
     "continuous_covariate_keys", "library_key",
@@ -38,33 +33,19 @@ def expression_modality(setup_args: dict) -> str | None:
     return setup_args["modalities"][_LAYER] if "modalities" in setup_args else None
 
 
-def as_of_anndata(setup_args: dict) -> dict:
-    """Return the arguments of ``setup_mudata`` as ``setup_anndata`` takes them, if they are."""
+def anndata_arguments(setup_args: dict) -> dict:
+    """Translate the arguments of ``setup_mudata`` into those of ``setup_anndata``."""
     if "modalities" not in setup_args:
         return setup_args
     return {"layer": setup_args[_LAYER]} | {name: setup_args[name] for name in _COLUMNS}
 
 
 def cells_of(mdata: MuData, setup_args: dict) -> AnnData:
-    """Return an AnnData with the cells as a model reads them; its matrix is the MuData's.
+    """Return the modality with the expression as an AnnData; the matrix is not copied.
 
-    Parameters
-    ----------
-    mdata
-        The cells, in memory or backed.
-    setup_args
-        Arguments of ``setup_mudata``.
-
-    Returns
-    -------
-    One modality, with the columns of its ``obs`` and of ``mdata.obs``. A column that was set up
-    is from where it was; it is absent if it is nowhere.
-
-    Raises
-    ------
-    ValueError
-        If a modality is missing or has other cells than the MuData, or a column is elsewhere than
-        it was set up.
+    ``obs`` has the columns of the modality and of ``mdata.obs``. A registered column is taken from
+    where it was registered, and is absent if no ``obs`` has it. A ``ValueError`` is raised if a
+    modality is missing or has other cells, or a column is elsewhere.
     """
     rna = _modality(mdata, _LAYER, setup_args["modalities"][_LAYER])
     of_all = [column for column in rna.obs if column not in mdata.obs]
@@ -74,7 +55,7 @@ def cells_of(mdata: MuData, setup_args: dict) -> AnnData:
         place = setup_args["modalities"].get(argument)
         if places.setdefault(key, place) != place:
             raise ValueError(
-                f"{key!r} is taken from two modalities, which takes two names: rename one column."
+                f"{key!r} would be taken from two modalities. Rename one of the columns."
             )
         column = _column(mdata, argument, key, place)
         if column is not None:
@@ -84,36 +65,20 @@ def cells_of(mdata: MuData, setup_args: dict) -> AnnData:
 
 
 def places_of(mdata: MuData, modality: str, keys: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """Return the argument ``modalities`` that takes from a modality what ``mdata.obs`` lacks.
+    """Make the argument ``modalities`` of ``setup_mudata`` for columns that ``mdata.obs`` may lack.
 
-    Parameters
-    ----------
-    mdata
-        The MuData.
-    modality
-        Name of the modality with the expression.
-    keys
-        Columns, by the argument of ``setup_mudata`` that names them.
+    ``keys`` are columns, by the argument that names them; those that ``mdata.obs`` lacks are taken
+    from the modality with the expression.
     """
     lacking = {argument: modality for argument, key in _registered(keys) if key not in mdata.obs}
     return {"modalities": {_LAYER: modality} | lacking}
 
 
 def with_genes(mdata: MuData, modality: str, cells: AnnData) -> MuData:
-    """Return a copy in which a modality has other genes.
-
-    Parameters
-    ----------
-    mdata
-        The MuData.
-    modality
-        Name of the modality.
-    cells
-        To put in its place: the same cells.
-    """
+    """Copy a MuData with other genes in one modality; ``cells`` are the same cells with those."""
     copy = mdata.copy()
     copy.mod[modality] = cells
-    # MuData draws names for columns that it makes for a while.
+    # MuData draws random names for temporary columns.
     with seeded(0):
         copy.update()
     return copy
@@ -122,23 +87,10 @@ def with_genes(mdata: MuData, modality: str, cells: AnnData) -> MuData:
 def with_prediction(
     mdata: MuData, positions: np.ndarray, predicted: AnnData, setup_args: dict
 ) -> MuData:
-    """Return cells of a MuData with a prediction in place of their expression.
+    """Put a prediction in place of the expression of a MuData.
 
-    Parameters
-    ----------
-    mdata
-        The measured cells.
-    positions
-        Which of them were predicted.
-    predicted
-        The prediction, with its conditions in ``obs``.
-    setup_args
-        Arguments of ``setup_mudata``.
-
-    Returns
-    -------
-    The other modalities are as they were, but for the column of conditions, if it is there, and
-    what scvi-tools registered.
+    The cells at ``positions`` were predicted. Other modalities keep their values, without what
+    scvi-tools registered; their column of conditions, if any, holds the target.
     """
     modality, key = setup_args["modalities"][_LAYER], setup_args["condition_key"]
     place = setup_args["modalities"].get("condition_key")
@@ -158,7 +110,7 @@ def with_prediction(
         result = MuData(modalities)
     obs = mdata.obs.iloc[positions].set_axis(names)
     obs = obs.drop(columns=[column for column in obs if "_scvi_" in str(column)])
-    # Columns of modalities can be among those of all, with the modality's name before theirs.
+    # mdata.obs can repeat a modality's columns under a prefix.
     columns = {key, f"{modality}:{key}", f"{place}:{key}"} & set(obs)
     for column in columns | ({key} if place is None else set()):
         obs[column] = predicted.obs[key].array
@@ -167,7 +119,7 @@ def with_prediction(
 
 
 def _registered(setup_args: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the columns that were set up, each with the argument that named it."""
+    """Yield the registered columns with the argument that names each."""
     for argument in _COLUMNS:
         keys = setup_args.get(argument)
         for key in keys if isinstance(keys, list | tuple) else [keys]:
@@ -183,14 +135,14 @@ def _modality(mdata: MuData, argument: str, name: str) -> AnnData:
     cells = mdata.mod[name]
     if not cells.obs_names.equals(mdata.obs_names):
         raise ValueError(
-            f"The cells of mdata[{name!r}] are not those of the MuData, in its order. Make them "
-            "so, such as by muon.pp.intersect_obs(mdata)."
+            f"mdata[{name!r}] must have the cells of the MuData in the same order. Call "
+            "muon.pp.intersect_obs(mdata), for example."
         )
     return cells
 
 
 def _column(mdata: MuData, argument: str, key: str, place: str | None) -> Any:
-    """The column from where it was set up, or ``None`` if it is nowhere."""
+    """The column from where it was registered, or ``None`` if no ``obs`` has it."""
     obs = mdata.obs if place is None else _modality(mdata, argument, place).obs
     if key in obs:
         return obs[key]
@@ -201,20 +153,19 @@ def _column(mdata: MuData, argument: str, key: str, place: str | None) -> Any:
         if key in other:
             here = "mdata.obs" if place is None else f"mdata[{place!r}].obs"
             raise ValueError(
-                f"{argument} {key!r} is not in {here}, but in {where}. The argument modalities "
-                "of setup_mudata tells where it is to be taken from: "
-                "{" + f"{argument!r}: modality" + "}, or without it from mdata.obs."
+                f"{argument} {key!r} is not in {here}, but in {where}. Say so to setup_mudata by "
+                "modalities={" + f"{argument!r}: modality" + "}; the default is mdata.obs."
             )
     return None
 
 
 def _rows(cells: AnnData, rows: np.ndarray, names: pd.Index) -> AnnData:
-    """Copy of some rows, which may come repeatedly, under other names."""
+    """Copy rows, possibly repeated, under new names."""
     with warnings.catch_warnings():
-        # Until they have their new names.
+        # They are renamed below.
         warnings.filterwarnings("ignore", "Observation names are not unique")
         if cells.isbacked:
-            # AnnData's to_memory would close the file.
+            # AnnData.to_memory would close the file.
             others = ("obs", "var", "uns", "obsm", "varm", "obsp", "varp", "layers")
             copy = AnnData(**{name: getattr(cells, name) for name in others})[rows].copy()
             copy.X = read_rows(cells.X, rows)

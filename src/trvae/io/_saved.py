@@ -231,6 +231,11 @@ class SavedModel:
             )
 
 
+def model_file(dir_path: str | Path, prefix: str | None) -> Path:
+    """Path of a saved model's weights and attributes."""
+    return Path(dir_path) / f"{prefix or ''}{SAVE_KEYS.MODEL_FNAME}"
+
+
 def file_of_cells(prefix: str | None, is_mudata: bool) -> str:
     """Name of the file with the cells that are saved beside a model."""
     return f"{prefix or ''}{SAVE_KEYS.MDATA_FNAME if is_mudata else SAVE_KEYS.ADATA_FNAME}"

@@ -2,67 +2,55 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
 from tqdm import tqdm
 
-from trvae._utils._arguments import check_positive_integer, check_seed
+from trvae._utils._arguments import POSITIVE_INTEGER, SEED, check_arguments
 from trvae.io._saved import remove_saved
 from trvae.model._confidence import ConfidenceMixin
 from trvae.model._ranking import RankingMixin
-from trvae.model._transfer import TransferMixin
 from trvae.model._trvae import TRVAE
 from trvae.train._checkpoint import has_checkpoint
 from trvae.train._interruption import end_if_interrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from anndata import AnnData
+    from mudata import MuData
+    from scvi.data import AnnDataManager
 
-    from trvae.model._transfer import Minibatch, Selection
-
-
-# What all models of an ensemble have in common, so that the first one's is the ensemble's.
-_IN_COMMON = {
-    "adata", "conditions", "data_is_sparse_", "expression_is_nonnegative_",
-    "get_anndata_manager", "linear_weight", "mean_profiles_", "modelled_shares_", "module",
-    "registry", "response_limit", "summary_stats", "_CELLS", "_cells_of", "_check_is_as_set_up",
-    "_condition_key", "_gene_order", "_layer", "_modality", "_validate_anndata", "_var_names",
-}  # fmt: skip
+    from trvae.module import TRVAEModule
 
 
-class TRVAEEnsemble(TransferMixin, ConfidenceMixin, RankingMixin):
-    """Models that differ in their seed only, whose predictions are averaged.
+class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
+    """Models that differ only in their seed, whose predictions are averaged.
 
-    What differs between them, no training data tell. Expectations are averaged over the models;
-    posterior draws (``n_samples``) come from one model after the other, so that intervals and
-    spreads of draws are over seeds, too.
+    What they disagree on is not determined by the training data. Expectations are averaged over the
+    models; posterior draws (``n_samples``) come from one model after another, so intervals and
+    spreads include the variation between seeds.
 
     Parameters
     ----------
     adata
         AnnData registered with :meth:`TRVAE.setup_anndata`.
     n_models
-        How many.
+        Number of models.
     seed
-        Seed of the first; each of the others has the next.
+        Seed of the first model; the others have the next ones.
     **model_kwargs
         Passed to :class:`TRVAE`.
 
     Attributes
     ----------
     models
-        The models, each a :class:`TRVAE`.
+        The models, each a :class:`TRVAE`. What they share (``adata``, ``conditions``, ``registry``,
+        ``summary_stats``, ``module``) can be had from the ensemble, too: it is the first model's.
 
     Raises
     ------
     ValueError
-        As in :class:`TRVAE`, or if ``n_models`` is not positive.
+        If ``n_models`` is not positive, or as :class:`TRVAE`.
 
     Examples
     --------
@@ -73,37 +61,66 @@ class TRVAEEnsemble(TransferMixin, ConfidenceMixin, RankingMixin):
 
     References
     ----------
-    Lakshminarayanan, Pritzel & Blundell, *NeurIPS* 30 (2017).
+    Lakshminarayanan, Pritzel & Blundell, *NeurIPS* 30 (2017): deep ensembles.
     """
 
     def __init__(self, adata: AnnData, *, n_models: int = 5, seed: int = 0, **model_kwargs: Any):
-        check_positive_integer("n_models", n_models)
-        check_seed(seed)
+        check_arguments(locals(), {"n_models": POSITIVE_INTEGER, "seed": SEED})
         self.models = [TRVAE(adata, seed=seed + i, **model_kwargs) for i in range(n_models)]
-
-    def __getattr__(self, name: str) -> Any:
-        if name in _IN_COMMON:
-            return getattr(self.models[0], name)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __repr__(self) -> str:
         return f"TRVAEEnsemble of {len(self.models)} models:\n{self.models[0]!r}"
 
+    @property
+    def _models(self) -> list[TRVAE]:
+        return self.models
+
+    @property
+    def adata(self) -> AnnData | MuData | None:
+        """Data that the models were set up with."""
+        return self.models[0].adata
+
+    @property
+    def conditions(self) -> list[Any]:
+        """The conditions that the models know, in the order of their codes."""
+        return self.models[0].conditions
+
+    @property
+    def registry(self) -> dict[str, Any]:
+        """Registry of the data, as of scvi-tools' models."""
+        return self.models[0].registry
+
+    @property
+    def summary_stats(self) -> Any:
+        """Numbers of cells, genes, conditions and labels, as of scvi-tools' models."""
+        return self.models[0].summary_stats
+
+    @property
+    def module(self) -> TRVAEModule:
+        """Network of the first model."""
+        return self.models[0].module
+
+    def get_anndata_manager(
+        self, adata: AnnData | MuData, required: bool = False
+    ) -> AnnDataManager:
+        """See :meth:`scvi.model.base.BaseModelClass.get_anndata_manager`."""
+        return self.models[0].get_anndata_manager(adata, required)
+
     def train(self, *args: Any, **kwargs: Any) -> None:
-        """Train the models, one after the other.
+        """Train the models, one after another.
 
         Parameters
         ----------
         *args, **kwargs
-            Passed to :meth:`TRVAE.train`. Each model has a folder of its own within
-            ``checkpoint_dir``; with ``resume_from``, those that have no checkpoint yet start anew.
+            Passed to :meth:`TRVAE.train`. Each model has its own folder within
+            ``checkpoint_dir``; with ``resume_from``, models without a checkpoint start from scratch.
 
         Raises
         ------
         ValueError, RuntimeError, OSError
             As :meth:`TRVAE.train`.
         KeyboardInterrupt, SystemExit
-            If Ctrl-C or SIGTERM end the training of a model: the ensemble is then not complete.
+            If Ctrl-C or SIGTERM end the training of a model, which leaves the ensemble incomplete.
         """
         bar = tqdm(self.models, "models", disable=not kwargs.get("enable_progress_bar", True))
         for i, model in enumerate(bar):
@@ -117,32 +134,31 @@ class TRVAEEnsemble(TransferMixin, ConfidenceMixin, RankingMixin):
             end_if_interrupted(model)
 
     def save(self, dir_path: str | Path, overwrite: bool = False, **kwargs: Any) -> None:
-        """Save each model in a folder of its own within ``dir_path``.
+        """Save each model in its own folder within ``dir_path``.
 
         Parameters
         ----------
         dir_path
-            Folder to make.
+            Folder to create.
         overwrite
-            Whether what is there already may be overwritten.
+            Whether to replace models that are saved there.
         **kwargs
             Passed to :meth:`TRVAE.save`.
 
         Raises
         ------
         ValueError, OSError
-            As :meth:`TRVAE.save`, or if models of a larger ensemble are there already, and not to be
-            overwritten.
+            As :meth:`TRVAE.save`, or if a larger ensemble is saved there and ``overwrite`` is
+            false.
         """
         superfluous = [f for f in _numbered(dir_path) if int(f.name) >= len(self.models)]
         if superfluous and not overwrite:
             raise ValueError(
-                f"{dir_path} has models of an ensemble already. Name another folder, or give "
-                "overwrite=True."
+                f"{dir_path} holds an ensemble. Choose another folder, or pass overwrite=True."
             )
         for i, model in enumerate(self.models):
             model.save(str(Path(dir_path) / str(i)), overwrite=overwrite, **kwargs)
-        # They would be loaded as if they were of this ensemble.
+        # They would be loaded as if they belonged to this ensemble.
         for folder in superfluous:
             remove_saved(folder, kwargs.get("prefix"))
 
@@ -160,70 +176,17 @@ class TRVAEEnsemble(TransferMixin, ConfidenceMixin, RankingMixin):
         Raises
         ------
         ValueError
-            If there is no ensemble, or as in :meth:`TRVAE.load`.
+            If there is no ensemble, or as :meth:`TRVAE.load`.
         """
         folders = _numbered(dir_path)
         if not folders:
-            raise ValueError(f"There is no ensemble in {str(dir_path)!r}.")
-        return cls._of([TRVAE.load(folder, *args, **kwargs) for folder in folders])
-
-    @classmethod
-    def _of(cls, models: list[TRVAE]) -> TRVAEEnsemble:
+            raise ValueError(f"no ensemble is saved in {str(dir_path)!r}.")
         ensemble = cls.__new__(cls)
-        ensemble.models = models
+        ensemble.models = [TRVAE.load(folder, *args, **kwargs) for folder in folders]
         return ensemble
-
-    # ------------------------------------------------------- what the mixins ask for
-
-    def _check_if_trained(self, **kwargs: Any) -> None:
-        for model in self.models:
-            model._check_if_trained(**kwargs)
-
-    def _state(self) -> Iterator[np.ndarray]:
-        for model in self.models:
-            yield from model._state()
-
-    def _without_cells(self) -> TRVAEEnsemble:
-        return self._of([model._without_cells() for model in self.models])
-
-    def _for(self, model: TRVAE, selection: Selection) -> Selection:
-        """The same cells, as another model reads them."""
-        return replace(selection, registered=model._validate_anndata(selection.registered))
-
-    def _decode_both(self, selection, target, batch_size, draw=None) -> Iterator[Minibatch]:
-        models = self.models if draw is None else [self.models[draw[1] % len(self.models)]]
-        decoded = [
-            model._decode_both(self._for(model, selection), target, batch_size, draw)
-            for model in models
-        ]
-        return map(_average, zip(*decoded, strict=True))
-
-    def _support_of(self, selection, target, n_neighbors, batch_size) -> pd.DataFrame:
-        tables = [
-            model._support_of(self._for(model, selection), target, n_neighbors, batch_size)
-            for model in self.models
-        ]
-        return sum(tables[1:], tables[0]) / len(tables)
 
 
 def _numbered(dir_path: str | Path) -> list[Path]:
-    """The folders of an ensemble's models, in their order."""
+    """Folders of an ensemble's models, in their order."""
     folders = [folder for folder in Path(dir_path).glob("*") if folder.name.isdecimal()]
     return sorted(folders, key=lambda folder: int(folder.name))
-
-
-def _average(minibatches: tuple[Minibatch, ...]) -> Minibatch:
-    """Average what the models differ in."""
-
-    def mean(name: str):
-        values: list[Any] = [getattr(minibatch, name) for minibatch in minibatches]
-        return None if values[0] is None else np.mean(values, axis=0)
-
-    differing = ("source", "target", "zero_inflation", "source_sd", "target_sd")
-    first = minibatches[0]._replace(**{name: mean(name) for name in differing})
-    if first.inverse_dispersion is None:
-        return first
-    # The variance is linear in the dispersion, not in its inverse.
-    inverses: list[Any] = [minibatch.inverse_dispersion for minibatch in minibatches]
-    dispersion = np.mean([1 / inverse for inverse in inverses], axis=0)
-    return first._replace(inverse_dispersion=1 / dispersion)

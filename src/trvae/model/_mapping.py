@@ -3,65 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-from anndata import AnnData
 from mudata import MuData
 from scvi import REGISTRY_KEYS
 
-from trvae._utils._arguments import (
-    join_names,
-)
+from trvae._scvi import adopt, latest_manager
+from trvae._utils._arguments import join_names
 from trvae._utils._seeds import seeded
-from trvae.data._checks import (
-    check_data,
-    get_matrix,
-    name_of_matrix,
-)
-from trvae.data._registration import (
-    with_genes_of_model,
-)
+from trvae.data._checks import check_data, get_matrix, name_of_matrix
 
 if TYPE_CHECKING:
-    from typing import Any
+    import pandas as pd
+    from anndata import AnnData
 
-
-if TYPE_CHECKING:
-    # For type checkers, the model that it is mixed into has everything.
-    _Model: Any
+    from trvae.model._interface import Model
 else:
-    _Model = object
+    Model = object
 
 
-class MappingMixin(_Model):
+class MappingMixin(Model):
     """Map cells of new conditions onto a trained reference."""
-
-    def _train_as_mapped(self) -> None:
-        """Freeze the reference weights and set the MMD's comparison set."""
-        if self.mapping_ is None:
-            return
-        if self.mapping_["n_rows"] is not None:
-            self.module.train_new_categories_only(self.mapping_["n_rows"])
-        if self.mapping_["matches_reference"]:
-            self.module.compare_with(self.mapping_["reference_cells"])
-
-    @property
-    def _is_frozen(self) -> bool:
-        """Whether only the weights of a query's new conditions and categories are trained."""
-        return not all(parameter.requires_grad for parameter in self.module.parameters())
-
-    @classmethod
-    def _loaded(cls, model: str | Path | Any) -> Any:
-        """A model as it is, or without cells from the folder it is saved in."""
-        return cls.load(model, adata=False) if isinstance(model, str | Path) else model
 
     @classmethod
     def prepare_query_anndata(
         cls, adata: AnnData, reference_model: str | Path | Any, *args, **kwargs
     ) -> AnnData | pd.Index | None:
-        """Give cells the genes of a reference in its order, filled up with zeros.
+        """Give cells the genes of a reference, in its order; missing genes are filled with zeros.
 
         Parameters
         ----------
@@ -80,7 +49,7 @@ class MappingMixin(_Model):
         Raises
         ------
         ValueError
-            If no gene is the reference's, or as :meth:`load`.
+            If no gene is one of the reference's, or the reference can't be loaded.
         """
         return super().prepare_query_anndata(adata, cls._loaded(reference_model), *args, **kwargs)
 
@@ -88,26 +57,26 @@ class MappingMixin(_Model):
     def prepare_query_mudata(
         cls, mdata: MuData, reference_model: str | Path | Any, *args, **kwargs
     ) -> MuData | dict[str, pd.Index] | None:
-        """As :meth:`prepare_query_anndata`, of a MuData.
+        """Give a MuData the genes of a reference, see :meth:`prepare_query_anndata`.
 
         Parameters
         ----------
         mdata
             The cells.
         reference_model, *args, **kwargs
-            As in :meth:`prepare_query_anndata`.
+            See :meth:`prepare_query_anndata`: the reference, and whether to change in place.
 
         Returns
         -------
-        As :meth:`prepare_query_anndata`.
+        The cells, or ``None`` if ``mdata`` is changed in place, which is the default.
 
         Raises
         ------
         ValueError
-            As :meth:`prepare_query_anndata`.
+            If no gene is one of the reference's, or the reference can't be loaded.
         """
         reference = cls._loaded(reference_model)
-        # MuData draws names for columns that it makes for a while.
+        # MuData draws random names for temporary columns.
         with seeded(0):
             return super().prepare_query_mudata(mdata, reference, *args, **kwargs)
 
@@ -126,34 +95,32 @@ class MappingMixin(_Model):
         Parameters
         ----------
         adata
-            Cells with the columns that the reference was set up with; new conditions and new
-            categories of covariates are allowed. It is registered as by :meth:`setup_anndata` or
-            :meth:`setup_mudata`.
-            Genes are matched by name: unless they are the reference's in its order, the model
-            has a copy of the cells in which they are.
+            Cells with the columns that the reference was set up with, including new conditions and
+            new categories of covariates. They are registered as by :meth:`setup_anndata` or
+            :meth:`setup_mudata`. Genes are matched by name; if they differ from the reference's or
+            its order, the model has a copy of the cells.
         reference_model
             The trained model, or the folder it is saved in.
         unfrozen
-            Whether :meth:`train` changes all weights. By default only those of new conditions
-            and categories: what the reference predicts stays the same.
+            Whether :meth:`train` changes all weights. By default only those of new conditions and
+            categories change, and what the reference predicts stays the same.
         match_reference
-            Whether the MMD compares the query with the reference, too, of which a sample of at
-            most 5,000 cells is kept with the model. By default only the query's own conditions
-            are compared.
+            Whether the MMD also compares the query with the reference, of which at most 5,000
+            cells are kept with the model. By default only the query's own conditions are compared.
         **kwargs
             Passed to :meth:`scvi.model.base.ArchesMixin.load_query_data`.
 
         Returns
         -------
-        A model of old and new conditions, yet to be trained on ``adata`` if that has any new
+        A model of old and new conditions. It has to be trained on ``adata`` if that has any new
         ones.
 
         Raises
         ------
         ValueError
-            If there is no reference model, a column, a gene or a modality is missing, or
-            ``match_reference`` and no cells are kept with the reference.
-            ``TRVAE.prepare_query_anndata`` fills up missing genes with zeros.
+            If there is no reference model, a column, a gene or a modality is missing, or with
+            ``match_reference`` no cells were kept with the reference.
+            :meth:`prepare_query_anndata` fills in missing genes.
 
         References
         ----------
@@ -161,15 +128,13 @@ class MappingMixin(_Model):
         """
         if reference_model is None:
             raise ValueError(
-                "Give reference_model: a trained model, or the folder it is saved in."
+                "Pass reference_model: a trained model, or the folder it is saved in."
             )
         check_data(adata)
         reference = cls._loaded(reference_model)
         reference_cells = reference._kept_reference_cells() if match_reference else None
         if adata is not None and not kwargs.get("inplace_subset_query_vars"):
-            adata = with_genes_of_model(
-                adata, reference._var_names, reference._modality, cls._GENES
-            )
+            adata = reference.registered_data.with_genes(adata)
         if isinstance(adata, MuData):
             model = cls._load_query_mudata(adata, reference, **kwargs)
         else:
@@ -183,14 +148,46 @@ class MappingMixin(_Model):
             "n_rows": None if unfrozen else known_rows,
             "matches_reference": match_reference,
         }
-        model._train_as_mapped()
+        model._prepare_mapped()
         if not unfrozen:
-            # A query without anything new is mapped already.
+            # A query without anything new needs no training.
             model.is_trained_ = not any(p.requires_grad for p in model.module.parameters())
         return model
 
+    @classmethod
+    def _loaded(cls, model: str | Path | Any) -> Any:
+        """Return a model as it is; load one from a folder without its cells."""
+        return cls.load(model, adata=False) if isinstance(model, str | Path) else model
+
+    @classmethod
+    def _load_query_mudata(
+        cls, mdata: MuData, reference: Any, inplace_subset_query_vars: bool = False, **kwargs
+    ) -> Any:
+        """Load a MuData; scvi-tools refuses one with modalities that the model does not use."""
+        if inplace_subset_query_vars:
+            raise ValueError("inplace_subset_query_vars=True needs an AnnData, got a MuData.")
+        known = reference.registered_data
+        matrix = get_matrix(known.cells_of(mdata), known.layer)
+        reference._check_values(matrix, name_of_matrix(known.layer))
+        cls.setup_mudata(
+            mdata,
+            source_registry=reference.registry,
+            extend_categories=True,
+            **reference.registry["setup_args"],
+        )
+        manager = latest_manager(cls, mdata)
+        model = super().load_query_data(
+            None, reference, registry=manager.registry, unfrozen=True, **kwargs
+        )
+        adopt(model, mdata, manager)
+        return model
+
+    def _take_from_reference(self, reference: Any) -> None:
+        """Take over what a reference has learnt from its cells besides the weights."""
+        self.reference_cells_ = reference.reference_cells_
+
     def _check_shares_labels(self, reference_cells: dict[str, np.ndarray]) -> None:
-        labels = self._field_state(REGISTRY_KEYS.LABELS_KEY)["categorical_mapping"]
+        labels = self.registered_data.labels
         own = np.unique(self.adata_manager.get_from_registry(REGISTRY_KEYS.LABELS_KEY))
         known = np.unique(reference_cells["label"])
         if not np.isin(own, known).any():
@@ -200,29 +197,16 @@ class MappingMixin(_Model):
                 f"{join_names(labels[known])}."
             )
 
-    @classmethod
-    def _load_query_mudata(
-        cls, mdata: MuData, reference: Any, inplace_subset_query_vars: bool = False, **kwargs
-    ) -> Any:
-        """As scvi-tools does, which takes no MuData with modalities that the model is not of."""
-        if inplace_subset_query_vars:
-            raise ValueError("inplace_subset_query_vars=True is of AnnData, not of MuData.")
-        cells, layer = reference._cells_of(mdata), reference._layer
-        reference._check_values(get_matrix(cells, layer), name_of_matrix(layer))
-        cls.setup_mudata(
-            mdata,
-            source_registry=reference.registry,
-            extend_categories=True,
-            **reference.registry["setup_args"],
-        )
-        manager = cls._get_most_recent_anndata_manager(mdata, required=True)
-        model = super().load_query_data(
-            None, reference, registry=manager.registry, unfrozen=True, **kwargs
-        )
-        model._register_manager_for_instance(manager)
-        model._adata, model._adata_manager, model.registry_ = mdata, manager, manager.registry
-        return model
+    def _prepare_mapped(self) -> None:
+        """Freeze the reference weights and set the MMD's comparison set."""
+        if self.mapping_ is None:
+            return
+        if self.mapping_["n_rows"] is not None:
+            self.module.train_new_categories_only(self.mapping_["n_rows"])
+        if self.mapping_["matches_reference"]:
+            self.module.compare_with(self.mapping_["reference_cells"])
 
-    def _take_from_reference(self, reference: Any) -> None:
-        """Take over what a reference keeps of its cells."""
-        self.reference_cells_ = reference.reference_cells_
+    @property
+    def _is_frozen(self) -> bool:
+        """Whether only the weights of a query's new conditions and categories are trained."""
+        return not all(parameter.requires_grad for parameter in self.module.parameters())

@@ -9,38 +9,30 @@ from typing import TYPE_CHECKING
 
 from scvi.utils import de_dsp
 
-from trvae._utils._arguments import check_seed
+from trvae._utils._arguments import SEED, check_arguments
 from trvae._utils._seeds import seeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-
 _SEED_DOC = """
 seed
-    Seed of all draws, which are then the same whenever the method is called."""
+    Seed of all draws: the same seed gives the same answer."""
 
 
 def with_seed(method: Callable, inherited: Callable | None = None) -> Callable:
-    """Give a model's method that draws the keyword argument ``seed``, by default 0.
+    """Give a method that draws the keyword argument ``seed``, by default 0.
 
-    A method that is called by another one with a seed draws from the other's. Models that are not
-    trained have no answer.
-
-    Parameters
-    ----------
-    method
-        Method of a model whose module has ``latent_draws``.
-    inherited
-        Method of scvi-tools that ``method`` overrides, from which it has its arguments and all of
-        its documentation but its own docstring, which goes below the first line.
+    A seeded method that is called by another one draws from the other's stream. Models that are
+    not trained raise an error. If ``method`` overrides one of scvi-tools' (``inherited``), that
+    one's arguments and documentation are kept, with the docstring of ``method`` inserted.
     """
     original = method if inherited is None else inherited
 
     @functools.wraps(original)
     def wrapped(self, *args, seed: int = 0, **kwargs):
         self._check_if_trained(warn=False)
-        check_seed(seed)
+        check_arguments(locals(), {"seed": SEED})
         if self.module.has_latent_draws:
             return method(self, *args, **kwargs)
         with seeded(seed), self.module.latent_draws(seed):
@@ -61,22 +53,16 @@ def with_seed(method: Callable, inherited: Callable | None = None) -> Callable:
     return wrapped
 
 
+def overriding(inherited: Callable) -> Callable[[Callable], Callable]:
+    """Decorate a method that overrides one of scvi-tools' by :func:`with_seed`."""
+    return functools.partial(with_seed, inherited=inherited)
+
+
 def _filled_in(doc: str) -> str:
-    """A docstring with the descriptions that scvi-tools has left as placeholders."""
+    """Fill in the placeholders that scvi-tools leaves in docstrings."""
     return re.sub(
         r"^%\((\w+)\)s$",
-        lambda found: de_dsp.params.get(found[1], found[0]),
+        lambda match: de_dsp.params.get(match[1], match[0]),
         doc,
         flags=re.MULTILINE,
     )
-
-
-def overriding(inherited: Callable) -> Callable[[Callable], Callable]:
-    """Decorate a method with :func:`with_seed` that overrides one of scvi-tools'.
-
-    Parameters
-    ----------
-    inherited
-        The overridden method.
-    """
-    return functools.partial(with_seed, inherited=inherited)

@@ -39,10 +39,9 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    # For type checkers, the model that it is mixed into has everything.
-    _Model: Any
+    from trvae.model._interface import Model
 else:
-    _Model = object
+    Model = object
 
 
 _PATH = instance_of(str, os.PathLike)
@@ -81,12 +80,15 @@ _SET_BY_TRAINING = (
 )  # fmt: skip
 
 
-class TrainingMixin(_Model):
+class TrainingMixin(Model):
     """Train a model, and summarise its cells."""
 
     is_trained_: bool
     history_: dict[str, pd.DataFrame] | None
     reference_cells_: dict[str, np.ndarray] | None
+    # Minibatches that training takes by default, whatever the number of cells.
+    _default_steps = 4_500
+    _default_plan_kwargs: dict[str, Any] = {}
 
     def train(
         self,
@@ -259,23 +261,22 @@ class TrainingMixin(_Model):
             self._learn_from_cells(datamodule)
         if isinstance(self.trainer.stopped_by, Exception):
             raise self.trainer.stopped_by
-        tracker.log_outcome(
-            self.trainer, None if checkpoint is None else checkpoint.resumable_from
-        )
+        written_to = checkpoint.folder if checkpoint and checkpoint.has_written else None
+        tracker.log_outcome(self.trainer, written_to)
 
     # ------------------------------------------------------------- before training
 
     def _check_can_be_trained(self, datamodule: Any | None) -> None:
         if self.minified_data_type is not None:
-            raise ValueError("A model can't be trained on the cells of a minified AnnData.")
+            raise ValueError("a model can't be trained on a minified AnnData.")
         if datamodule is None:
             if self.adata is None:
                 raise ValueError(
-                    f"The model has no {self._CELLS} of its own to train on. Load it with an "
+                    f"The model has no {self.registered_data.cells} of its own to train on. Load it with an "
                     "AnnData, or give a datamodule."
                 )
-            self._check_is_as_set_up()
-            self._check_codes()
+            self._check_data_unchanged()
+            self._check_codes_unchanged()
         if not any(parameter.requires_grad for parameter in self.module.parameters()):
             raise ValueError(
                 "There is nothing to train: the query has no new condition or category. "
@@ -300,7 +301,7 @@ class TrainingMixin(_Model):
         self.expression_is_nonnegative_ = is_nonnegative(values)
 
     def _default_max_epochs(self, batch_size: int, datamodule: Any | None) -> int:
-        n_cells = (self.adata if datamodule is None else datamodule).n_obs
+        n_cells = self.summary_stats.n_cells if datamodule is None else datamodule.n_obs
         n_epochs = round(self._default_steps * batch_size / max(n_cells, 1))
         return min(max(n_epochs, _MIN_EPOCHS), _MAX_EPOCHS)
 
@@ -314,8 +315,9 @@ class TrainingMixin(_Model):
     def _identity(self, datamodule: Any | None, plan_kwargs: dict[str, Any]) -> dict[str, Any]:
         """Describe model, data and schedule, which must be the same to resume from a checkpoint."""
         if datamodule is None:
-            n_cells = self.adata.n_obs
-            matrix = get_matrix(self._cells_of(self.adata), self._layer)
+            n_cells = self.summary_stats.n_cells
+            known = self.registered_data
+            matrix = get_matrix(known.cells_of(self.adata), known.layer)
             values = digest_of_rows(matrix, np.arange(n_cells))
         else:
             n_cells, values = getattr(datamodule, "n_obs", None), None
@@ -333,7 +335,7 @@ class TrainingMixin(_Model):
                 for name, value in settings.items()
             },
             "conditions": list(map(str, self.conditions)),
-            "genes": list(map(str, self._var_names)),
+            "genes": list(map(str, self.registered_data.var_names)),
             "number of cells": n_cells,
             "values": values,
         }
@@ -343,7 +345,7 @@ class TrainingMixin(_Model):
     @contextmanager
     def _restored_on_error(self) -> Iterator[None]:
         """Leave nothing behind of a training that ends with an error."""
-        attributes = self.__dict__
+        attributes = vars(self)
         before = {name: attributes[name] for name in _SET_BY_TRAINING if name in attributes}
         if self.history_ is not None:
             # scvi-tools adds to it.
@@ -397,7 +399,7 @@ class TrainingMixin(_Model):
     def _kept_reference_cells(self) -> dict[str, np.ndarray]:
         if self.reference_cells_ is None:
             raise ValueError(
-                f"No training {self._CELLS} are kept with this model: it was not trained here."
+                f"No training {self.registered_data.cells} are kept with this model: it was not trained here."
             )
         return self.reference_cells_
 

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
-from anndata import AnnData
 from mudata import MuData
 from scvi import REGISTRY_KEYS
-from scvi.data._constants import ADATA_MINIFY_TYPE
-from scvi.data._utils import _get_adata_minify_type
 from scvi.data.fields import MuDataWrapper
-from scvi.model.base import RNASeqMixin
 from scvi.utils import setup_anndata_dsp
 
 from trvae._utils._arguments import (
-    check_choice,
-    check_from_0,
-    check_positive_integer,
-    check_positive_integers,
-    is_number,
-    join_names,
+    NONE,
+    NONNEGATIVE_NUMBER,
+    POSITIVE_INTEGER,
+    SHARE,
+    check_arguments,
+    choice,
+    choice_of,
+    list_of,
+    number,
 )
 from trvae._utils._seeds import seeded
 from trvae.counterfactual._label_response import GroupMeans, group_means
-from trvae.data._checks import cell_positions, check_expression, check_not_view, check_obs_column
+from trvae.data._checks import check_expression, check_not_view
 from trvae.data._fields import InOrderDataManager, fields_of
-from trvae.data._mudata import DEFAULT_MODALITY, as_of_anndata, cells_of
-from trvae.data._registration import check_cells
+from trvae.data._mudata import DEFAULT_MODALITY, anndata_arguments, cells_of
+from trvae.data._registration import check_setup
 from trvae.model._base import BaseTRVAE
 from trvae.model._cell_summaries import (
     enlarge_profiles,
@@ -38,26 +33,42 @@ from trvae.model._cell_summaries import (
     keep_known_profiles,
     mean_profiles_of,
 )
+from trvae.model._expression import ExpressionMixin
 from trvae.model._ranking import RankingMixin
 from trvae.model._scarches import read_scarches
-from trvae.model._seeds import overriding
 from trvae.module._expression import DecoderName, Dispersion, GeneLikelihood, TRVAEModule
 from trvae.module._layers import Normalization
 from trvae.module._mmd import BANDWIDTHS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
-    from typing import Any
+
+    from anndata import AnnData
 
     from trvae.module._base import MMDLayer
 
+ARGUMENTS = {
+    "n_latent": POSITIVE_INTEGER,
+    "hidden_sizes": list_of(POSITIVE_INTEGER),
+    "dropout_rate": number("a number of at least 0 and below 1", lambda rate: 0 <= rate < 1),
+    "gene_likelihood": choice_of(GeneLikelihood),
+    "dispersion": choice_of(Dispersion),
+    "nonnegative_mean": choice(True, False),
+    "decoder": choice_of(DecoderName),
+    "effect_sizes": list_of(POSITIVE_INTEGER),
+    "normalization": choice_of(Normalization),
+    "linear_weight": SHARE,
+    "response_limit": NONNEGATIVE_NUMBER | NONE,
+}
 
-class TRVAE(RankingMixin, RNASeqMixin, BaseTRVAE):
+
+class TRVAE(RankingMixin, ExpressionMixin, BaseTRVAE):
     """Transfer variational autoencoder (trVAE).
 
-    A conditional VAE whose first decoder layer is matched across conditions, so that cells
-    encoded under one condition can be decoded under another, also where that combination of cell
-    type and condition was never measured.
+    A conditional VAE whose first decoder layer is matched across conditions by maximum mean
+    discrepancy (MMD). Cells encoded under one condition can be decoded under another, even if their
+    cell type was never measured under it.
 
     Parameters
     ----------
@@ -67,7 +78,7 @@ class TRVAE(RankingMixin, RNASeqMixin, BaseTRVAE):
     registry
         Registry of a data module to train on in place of ``adata``.
     n_latent
-        Size of the latent space.
+        Dimension of the latent space.
     hidden_sizes
         Widths of the encoder's hidden layers; the decoder has them in reverse. The paper's are
         ``(800, 800, 128)``.
@@ -83,42 +94,41 @@ class TRVAE(RankingMixin, RNASeqMixin, BaseTRVAE):
     dispersion
         One of:
 
-        * ``"gene-condition"`` - one dispersion a gene and condition (for ``"normal"``: one
-          standard deviation; Poisson has none)
-        * ``"gene"`` - one a gene
+        * ``"gene-condition"`` - one dispersion (for ``"normal"``, standard deviation) per gene and
+          condition; Poisson has none
+        * ``"gene"`` - one per gene
     nonnegative_mean
-        Whether the mean of the ``"normal"`` likelihood is never below 0.
+        Whether the mean of the ``"normal"`` likelihood is rectified.
     decoder
         One of:
 
         * ``"additive"`` - ``base(z) + effect(z, condition)``; only the effect sees the condition
         * ``"conditional"`` - the condition enters the first layer (the paper's)
     effect_sizes
-        Widths of the hidden layers of the additive decoder's effect.
+        Widths of the hidden layers of the additive decoder's effect network.
     normalization
         Normalisation of hidden layers: ``"batch"``, ``"layer"`` or ``"none"``.
     mmd_weight
-        Weight of the maximum mean discrepancy (MMD) between conditions in the loss; 0 only
-        watches it.
+        Weight in the loss of the MMD between conditions; with 0 it is only logged.
     mmd_layer
         What is matched: the first layer of the ``"decoder"`` (of the base, if it is additive),
         the ``"latent"`` representation, or ``"both"``.
     mmd_within_labels
-        Whether conditions are matched within each label only, so that conditions with different
-        cell types are not made alike. By default if labels are registered.
+        Whether to match conditions only within each label, so that different cell types are not
+        made alike. By default true if labels are registered.
     mmd_bandwidths
         Squared bandwidths of the kernel.
     linear_weight
-        Share, from 0 to 1, that a linear model has in counterfactuals beside the decoder: a ridge
-        regression, over the labels measured under both conditions, of their mean change on their
-        mean expression before. It keeps the decoder from extrapolating too far. Without labels,
-        or with fewer than three such labels, it is left out.
+        Weight, from 0 to 1, of a linear model that is averaged with the decoder in
+        counterfactuals: a ridge regression, over the labels measured under both conditions, of
+        their mean change on their mean expression before. It keeps the decoder from extrapolating
+        too far. It needs at least three such labels.
     response_limit
-        How far a gene may rise or fall by the decoder of counterfactuals: so many times as far as
-        in any of the same labels, on the scale of log-normalised values, but always by 0.5. What
-        no label showed is not predicted. ``None`` sets no limit.
+        Limit of the decoder's change of a gene in counterfactuals: this many times the largest
+        change in any of the same labels, on the scale of log-normalised values, and at least 0.5.
+        ``None`` sets no limit.
     seed
-        Seed of weights, data split, minibatches and dropout. ``None`` leaves that to
+        Seed of weights, data split, minibatches and dropout. ``None`` uses
         ``scvi.settings.seed``.
 
     Raises
@@ -166,23 +176,11 @@ class TRVAE(RankingMixin, RNASeqMixin, BaseTRVAE):
         response_limit: float | None = 1.25,
         seed: int | None = None,
     ):
-        check_choice("gene_likelihood", gene_likelihood, get_args(GeneLikelihood))
-        check_choice("dispersion", dispersion, get_args(Dispersion))
-        check_choice("decoder", decoder, get_args(DecoderName))
-        check_choice("normalization", normalization, get_args(Normalization))
-        check_positive_integer("n_latent", n_latent)
-        check_positive_integers("hidden_sizes", hidden_sizes)
-        check_positive_integers("effect_sizes", effect_sizes)
-        if not is_number(dropout_rate) or not 0 <= dropout_rate < 1:
-            raise ValueError(f"dropout_rate={dropout_rate!r} is not in [0, 1).")
-        if not is_number(linear_weight) or not 0 <= linear_weight <= 1:
-            raise ValueError(f"linear_weight={linear_weight!r} is not a number from 0 to 1.")
-        if response_limit is not None:
-            check_from_0("response_limit", response_limit)
+        check_arguments(locals(), ARGUMENTS)
         if nonnegative_mean and gene_likelihood != "normal":
             raise ValueError(
-                "nonnegative_mean=True is for gene_likelihood='normal': the mean of "
-                f"{gene_likelihood!r} is never below 0."
+                "nonnegative_mean=True needs gene_likelihood='normal', got "
+                f"{gene_likelihood!r}, whose mean is never negative."
             )
         super().__init__(
             adata,
@@ -193,9 +191,9 @@ class TRVAE(RankingMixin, RNASeqMixin, BaseTRVAE):
             mmd_bandwidths=mmd_bandwidths,
             seed=seed,
         )
-        uses_size_factors = self._setup_args.get("size_factor_key") is not None
+        uses_size_factors = self.registered_data.arguments.get("size_factor_key") is not None
         if gene_likelihood == "normal" and uses_size_factors:
-            raise ValueError("gene_likelihood='normal' takes no size factors.")
+            raise ValueError("gene_likelihood='normal' has no size factors.")
         self.linear_weight = linear_weight
         self.response_limit = response_limit
         self._make_module(
@@ -252,26 +250,25 @@ class TRVAE(RankingMixin, RNASeqMixin, BaseTRVAE):
         %(param_cat_cov_keys)s
         %(param_cont_cov_keys)s
         library_key
-            Key in ``adata.obs`` of each cell's library size over all genes that were measured.
-            Give it if the genes are a selection, such as highly variable genes: they can make up
-            a larger share of all counts under one condition than under another, which cells to
-            be trained on then tell a counterfactual. Other cells need no such column.
+            Key in ``adata.obs`` of each cell's library size over all measured genes. Use it if the
+            genes are a selection, such as highly variable genes, whose share of all counts can
+            differ between conditions; counterfactuals account for that difference. Only training
+            cells need this column.
 
         Raises
         ------
         ValueError
-            If a key is missing, a value is missing in one of the columns, there are fewer than
-            two conditions or two cells, gene names are not unique, or ``adata`` is a view or read
-            lazily. ``adata`` is then as it was.
+            If a column or one of its values is missing, there are fewer than two conditions, gene
+            names are not unique, or ``adata`` is a view or lazy. ``adata`` is left unchanged.
 
         Warns
         -----
         UserWarning
-            If no label has more than one condition, so that nothing is matched within labels.
+            If no label occurs under more than one condition, so nothing is matched within labels.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         if isinstance(adata, MuData):
-            raise ValueError("adata is a MuData, which setup_mudata registers.")
+            raise ValueError("expected an AnnData, got a MuData. Use setup_mudata.")
         cls._register(adata, setup_method_args, **kwargs)
 
     @classmethod
@@ -292,26 +289,27 @@ class TRVAE(RankingMixin, RNASeqMixin, BaseTRVAE):
     ) -> None:
         """%(summary_mdata)s.
 
-        The model is of one modality. A transfer keeps the others as they are.
+        The model uses one modality. Transferred cells keep the others as they are.
 
         Parameters
         ----------
         %(param_mdata)s
         condition_key, labels_key, size_factor_key, library_key
-            As in :meth:`setup_anndata`, in ``mdata.obs`` unless ``modalities`` has them.
+            See :meth:`setup_anndata`: columns of ``mdata.obs``, or of the ``obs`` of a modality
+            that ``modalities`` names.
         rna_layer
             Layer of the modality with the expression, by default its ``X``.
         categorical_covariate_keys, continuous_covariate_keys
-            As in :meth:`setup_anndata`, likewise.
+            See :meth:`setup_anndata`: lists of such columns.
         modalities
-            The modality of each argument that is not to be taken from ``mdata.obs``. That with
-            the expression is ``"rna"`` unless there is another ``"rna_layer"``.
+            Modality of each argument that is not taken from ``mdata.obs``. The one with the
+            expression, ``"rna_layer"``, is ``"rna"`` by default.
 
         Raises
         ------
         ValueError
-            As in :meth:`setup_anndata`, if a modality is missing or has other cells, or a column
-            is not where it is to be taken from. ``mdata`` is then as it was.
+            As :meth:`setup_anndata`, if a modality is missing or has other cells, or a column is
+            not where it should be. ``mdata`` is left unchanged.
 
         Examples
         --------
@@ -326,15 +324,18 @@ class TRVAE(RankingMixin, RNASeqMixin, BaseTRVAE):
         modalities = {"rna_layer": DEFAULT_MODALITY} | (modalities or {})
         setup_method_args = cls._get_setup_method_args(**locals())
         if not isinstance(mdata, MuData):
-            raise ValueError(f"mdata is a {type(mdata).__name__}, but no MuData.")
+            raise ValueError(f"expected a MuData, got a {type(mdata).__name__}.")
         check_not_view(mdata, "mdata")
         modality_of = cls._create_modalities_attr_dict(modalities, setup_method_args)
         setup_args = setup_method_args["setup_args"]
         cells = cells_of(mdata, setup_args)
-        check_cells(cells, as_of_anndata(setup_args), kwargs)
+        arguments = anndata_arguments(setup_args)
+        check_setup(cells, arguments, kwargs)
         fields = [
-            MuDataWrapper(field)(*args, mod_key=modality_of[argument], **options)
-            for argument, field, args, options in fields_of(**as_of_anndata(setup_args))
+            MuDataWrapper(spec.field)(
+                spec.registry_key, spec.key, mod_key=modality_of[spec.argument], **spec.options
+            )
+            for spec in fields_of(arguments)
         ]
         manager = InOrderDataManager(fields=fields, setup_method_args=setup_method_args)
         manager.register_fields(mdata, **kwargs)
@@ -351,26 +352,25 @@ class TRVAE(RankingMixin, RNASeqMixin, BaseTRVAE):
         labels_key: str | None = None,
         library_key: str | None = None,
     ) -> TRVAE:
-        """Take over a trained TRVAE of scArches 0.6.
+        """Convert a trained TRVAE of scArches 0.6.
 
         The latent representation (the posterior mean), the first decoder layer and the decoded
-        means stay the same. scArches is not needed, and nothing that its files might hold beside
-        settings and weights is run.
+        means stay the same. scArches need not be installed, and no code from its files is run.
 
         Parameters
         ----------
         path_or_model
             Folder that scArches saved the model in, or the model itself.
         adata
-            Cells of all the model's conditions, with what it was trained on: counts for
+            Cells of all the model's conditions, on the scale it was trained on: counts for
             ``recon_loss`` ``"nb"`` and ``"zinb"``, log-normalised values for ``"mse"``. Genes are
-            matched by name. It is not changed: the model has a copy that shares the matrix where
-            genes and format allow it.
+            matched by name. The object is not changed: the model has a copy that shares the matrix
+            where genes and format allow it.
         condition_key
-            Key in ``adata.obs`` of the conditions, by default the one that scArches was given.
+            Key in ``adata.obs`` of the conditions, by default scArches' own.
         layer, labels_key, library_key
-            As in :meth:`setup_anndata`. scArches trained without labels, but a counterfactual
-            learns from them.
+            See :meth:`setup_anndata`: values, labels and library sizes. scArches trained without
+            labels, but counterfactuals use them.
 
         Returns
         -------
@@ -379,16 +379,16 @@ class TRVAE(RankingMixin, RNASeqMixin, BaseTRVAE):
         Raises
         ------
         ValueError
-            If a file is missing, damaged or holds other things; the model is not trained or has
-            what there is no counterpart of (fewer than two conditions, an ``mmd_boundary``); or a
-            gene, a column or cells of a condition are missing, or cells are of a condition that
-            the model doesn't know.
+            If a file is missing, damaged or holds anything else; the model is not trained or can't
+            be converted (fewer than two conditions, an ``mmd_boundary``); or the cells lack a gene,
+            a column or a condition of the model, or have an unknown condition.
 
         Notes
         -----
         scArches adds 1e-4 to the posterior variance of ``z``, which is left out here. The squared
-        error of ``"mse"`` is taken as a normal likelihood of variance 1/2, and scArches' ``beta``
-        as an ``mmd_weight`` of 19 times as much, since its kernel is the sum over 19 bandwidths.
+        error of ``"mse"`` becomes a normal likelihood of variance 1/2. scArches' ``beta`` becomes an
+        ``mmd_weight`` 19 times as large, since its kernel is the sum over 19 bandwidths, not the
+        mean.
 
         References
         ----------
@@ -404,7 +404,7 @@ class TRVAE(RankingMixin, RNASeqMixin, BaseTRVAE):
             labels_key=labels_key,
             library_key=library_key,
         )
-        # Weights are drawn before scArches' take their place.
+        # Weights are drawn, then replaced by scArches'.
         with seeded(0):
             model = cls(cells, **scarches.arguments())
         scarches.copy_weights(model.module)
@@ -413,17 +413,19 @@ class TRVAE(RankingMixin, RNASeqMixin, BaseTRVAE):
         model._learn_from_cells()
         return model
 
-    # ------------------------------------------------------------- summaries of cells
+    # ---------------------------------------------------------------- summaries of cells
 
     def _learn_from_cells(self, datamodule: Any | None = None) -> None:
         super()._learn_from_cells(datamodule)
-        if self._setup_args.get("labels_key") is None:
+        arguments = self.registered_data.arguments
+        if arguments.get("labels_key") is None:
             return
         shape = (self.summary_stats.n_labels, self.summary_stats.n_batch)
         is_counts = self.module.is_count_model
         if datamodule is None:
             condition, label = get_codes(self.adata_manager)
-            library = self._cells_of(self.adata).obs.get(self._setup_args.get("library_key"))
+            obs = self.registered_data.cells_of(self.adata).obs
+            library = obs.get(arguments.get("library_key"))
             means = group_means(
                 self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY),
                 label,
@@ -447,117 +449,3 @@ class TRVAE(RankingMixin, RNASeqMixin, BaseTRVAE):
                 GroupMeans(reference.mean_profiles_, reference.modelled_shares_),
                 (self.summary_stats.n_labels, self.summary_stats.n_batch),
             )
-
-    # ---------------------------------------------------------------- expression
-
-    @overriding(RNASeqMixin.posterior_predictive_sample)
-    def posterior_predictive_sample(self, adata: AnnData | None = None, *args, **kwargs) -> Any:
-        """Genes are in the order of ``adata``."""
-        drawn = super().posterior_predictive_sample(adata, *args, **kwargs)
-        return drawn if adata is None else drawn[:, self._gene_order(adata)]
-
-    @overriding(RNASeqMixin.get_feature_correlation_matrix)
-    def get_feature_correlation_matrix(self, *args, **kwargs) -> pd.DataFrame:
-        """Of the negative binomial and its zero-inflated form only."""
-        self._check_has_dispersion("get_feature_correlation_matrix")
-        return super().get_feature_correlation_matrix(*args, **kwargs)
-
-    @overriding(RNASeqMixin.get_likelihood_parameters)
-    def get_likelihood_parameters(self, *args, **kwargs) -> dict[str, np.ndarray]:
-        """At the posterior mean of ``z`` unless draws are asked for.
-
-        Genes are in the order of ``adata``. Of the negative binomial and its zero-inflated form
-        only.
-        """
-        self._check_has_dispersion("get_likelihood_parameters")
-        inherited = super().get_likelihood_parameters
-        adata = inspect.signature(inherited).bind(*args, **kwargs).arguments.get("adata")
-        with self.module.posterior_mean():
-            parameters = inherited(*args, **kwargs)
-        if adata is None:
-            return parameters
-        order = self._gene_order(adata)
-        return {name: values[..., order] for name, values in parameters.items()}
-
-    @overriding(RNASeqMixin.get_normalized_expression)
-    def get_normalized_expression(self, *args, **kwargs) -> pd.DataFrame | np.ndarray:
-        """At the posterior mean of ``z`` unless draws are asked for.
-
-        Genes are in the order of ``adata``. Log-normalised values have no ``library_size``, and
-        importance weights are not supported.
-        """
-        self._check_if_trained(warn=False)
-        inherited = super().get_normalized_expression
-        given = inspect.signature(inherited).bind(*args, **kwargs)
-        given.apply_defaults()
-        arguments = given.arguments
-        conditions = arguments["transform_batch"]
-        for condition in conditions if isinstance(conditions, list | tuple) else [conditions]:
-            if condition is not None:
-                self._condition_code(condition, "transform_batch")
-        check_choice("weights", arguments["weights"], (None, "uniform"))
-        if not self.module.is_count_model and arguments["library_size"] != 1:
-            raise ValueError(
-                "gene_likelihood='normal' is of log-normalised values, which have no library_size."
-            )
-        adata, gene_list = arguments["adata"], arguments["gene_list"]
-        if gene_list is not None:
-            self._known_genes(gene_list)
-        draws = arguments["n_samples"] > 1 or arguments["n_samples_overall"] is not None
-        with self.module.posterior_mean(not draws):
-            expression = inherited(*args, **kwargs)
-        if adata is None:
-            return expression
-        order = self._gene_order(adata, gene_list)
-        if isinstance(expression, pd.DataFrame):
-            return expression.iloc[:, order]
-        return expression[..., order]
-
-    @overriding(RNASeqMixin.differential_expression)
-    def differential_expression(self, *args, **kwargs) -> pd.DataFrame:
-        """Of log-normalised values, the change is their difference, in units of log2."""
-        self._check_if_trained(warn=False)
-        given = inspect.signature(super().differential_expression).bind(*args, **kwargs)
-        self._check_groups(**given.arguments)
-        cells = given.arguments.get("adata")
-        cells = self.adata if cells is None else cells
-        if _get_adata_minify_type(cells) == ADATA_MINIFY_TYPE.LATENT_POSTERIOR:
-            raise ValueError(
-                "differential_expression needs the cells' own expression, which is not kept in "
-                "this minified AnnData. Pass the full AnnData."
-            )
-        if not self.module.is_count_model:
-            kwargs.setdefault("change_fn", _log2_fold_change_of_log_values)
-            kwargs.setdefault("pseudocounts", 0.0)
-        return super().differential_expression(*args, **kwargs)
-
-    def _check_groups(
-        self, adata=None, groupby=None, group1=None, group2=None, idx1=None, idx2=None, **_
-    ) -> None:
-        """Check which cells are to be compared; strings of ``idx`` are left to pandas."""
-        adata = self._cells_of(self.adata if adata is None else adata)
-        for argument, idx in {"idx1": idx1, "idx2": idx2}.items():
-            if idx is not None and not isinstance(idx, str):
-                cell_positions(idx, adata.n_obs, argument)
-        if idx1 is not None:
-            return
-        groups = check_obs_column(adata, "groupby", groupby, complete=False).unique()
-        for argument, names in {"group1": group1, "group2": group2}.items():
-            for name in [names] if names is None or pd.api.types.is_scalar(names) else names:
-                if name is not None and name not in groups:
-                    raise ValueError(
-                        f"{argument} {name!r} is not in adata.obs[{groupby!r}]: "
-                        f"{join_names(groups)}."
-                    )
-
-    def _check_has_dispersion(self, method: str) -> None:
-        if self.module.gene_likelihood not in ("nb", "zinb"):
-            raise ValueError(
-                f"{method} is of gene_likelihood 'nb' and 'zinb', not "
-                f"{self.module.gene_likelihood!r}."
-            )
-
-
-def _log2_fold_change_of_log_values(one: np.ndarray, other: np.ndarray, pseudocounts: float):
-    """Difference of natural logarithms, in units of log2; scvi-tools passes three arguments."""
-    return (one - other) / np.log(2)

@@ -61,7 +61,7 @@ class TrainingCheckpoint(Callback):
         self.before = before
         self.folder = None if folder is None else Path(folder)
         self.every = every
-        self._has_written = False
+        self.has_written = False
         self._epoch = 0
         self._resumed: dict[str, Any] | None = None
         self._savers: list[SaveCheckpoint] | None = None
@@ -120,11 +120,6 @@ class TrainingCheckpoint(Callback):
         torch.empty((), dtype=torch.int64).random_()
         self._resumed = None
 
-    @property
-    def resumable_from(self) -> Path | None:
-        """The folder, once a checkpoint has been written to it."""
-        return self.folder if self._has_written else None
-
     def _write(self, trainer: Any) -> None:
         if self.folder is None or trainer.current_epoch == self._epoch:
             return
@@ -141,7 +136,7 @@ class TrainingCheckpoint(Callback):
             trainer.callbacks = callbacks
             self._savers = None
         self._epoch = trainer.current_epoch
-        self._has_written = True
+        self.has_written = True
 
 
 def checkpoint_file(path: str | Path) -> Path:
@@ -226,7 +221,7 @@ def _as_lists(history: History) -> dict[str, tuple[str, list[int], list[float]]]
     }
 
 
-def _as_tables(history: dict[str, Any] | None) -> History:
+def _as_tables(history: dict[str, Any] | None) -> dict[str, pd.DataFrame] | None:
     """Return the tables that scvi-tools would have, from what :func:`_as_lists` returned."""
     if history is None:
         return None

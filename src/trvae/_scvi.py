@@ -1,0 +1,63 @@
+"""The one door to what scvi-tools does not make public. Check it against each new release."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from scvi import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from anndata import AnnData
+    from mudata import MuData
+    from scvi.data import AnnDataManager
+
+MINIFY_TYPE_KEY = "_scvi_adata_minify_type"
+"""Where scvi-tools notes in ``uns`` how an AnnData was minified."""
+LATENT_POSTERIOR = "latent_posterior_parameters"
+"""Minified to the posterior of ``z``, without expression."""
+
+
+def minify_type(data: AnnData | MuData) -> str | None:
+    """How the data were minified, or ``None`` if they were not."""
+    return data.uns.get(MINIFY_TYPE_KEY)
+
+
+@contextmanager
+def settings_seed(seed: int) -> Iterator[None]:
+    """Let data splits use a seed; the public setter would reseed all generators, too."""
+    before, settings._seed = settings._seed, seed
+    try:
+        yield
+    finally:
+        settings._seed = before
+
+
+def latest_manager(model_class: Any, data: AnnData | MuData) -> AnnDataManager:
+    """The manager of data that were just set up."""
+    return model_class._get_most_recent_anndata_manager(data, required=True)
+
+
+def is_registered_with(model: Any, data: AnnData | MuData) -> bool:
+    """Whether the model has a manager for this very object."""
+    managers = model._per_instance_manager_store.get(model.id, {}).values()
+    return any(manager.adata is data for manager in managers)
+
+
+def keep_only_manager(model: Any, manager: AnnDataManager, former_uuid: str | None) -> None:
+    """Move a manager from the class to the model, in place of a former one.
+
+    Otherwise both would hold on to the data for good.
+    """
+    del model._setup_adata_manager_store[manager.adata_uuid]
+    managers = model._per_instance_manager_store.setdefault(model.id, {})
+    managers.pop(former_uuid, None)
+    managers[manager.adata_uuid] = manager
+
+
+def adopt(model: Any, data: AnnData | MuData, manager: AnnDataManager) -> None:
+    """Give a model that was made from a registry its data."""
+    model._register_manager_for_instance(manager)
+    model._adata, model._adata_manager, model.registry_ = data, manager, manager.registry

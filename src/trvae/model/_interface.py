@@ -1,0 +1,115 @@
+"""What the parts of a model ask of each other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from anndata import AnnData
+    from mudata import MuData
+    from scvi.data import AnnDataManager
+
+    from trvae.data._registered import RegisteredData
+
+
+class Model(Protocol):
+    """A model as its mixins see it: what scvi-tools' base class and :class:`BaseTRVAE` provide."""
+
+    # ----------------------------------------------------------- scvi-tools' base class
+    module: Any
+    trainer: Any
+    history_: dict[str, pd.DataFrame] | None
+    is_trained_: bool
+    init_params_: dict[str, Any]
+    summary_stats: Any
+
+    @property
+    def adata(self) -> AnnData | MuData | None:
+        """Data that the model was set up with."""
+        raise NotImplementedError
+
+    @property
+    def adata_manager(self) -> AnnDataManager:
+        """Reads the registered data."""
+        raise NotImplementedError
+
+    @property
+    def registry(self) -> dict[str, Any]:
+        """What was registered of the data."""
+        raise NotImplementedError
+
+    @property
+    def minified_data_type(self) -> str | None:
+        """How the data were minified, or ``None``."""
+        raise NotImplementedError
+
+    @classmethod
+    def setup_mudata(cls, mdata: MuData, **kwargs: Any) -> None:
+        """Register a MuData."""
+        raise NotImplementedError
+
+    def train(self, *args: Any, **kwargs: Any) -> None:
+        """Train the network."""
+        raise NotImplementedError
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Save the model."""
+        raise NotImplementedError
+
+    @classmethod
+    def load(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a saved model."""
+        raise NotImplementedError
+
+    @classmethod
+    def load_query_data(cls, *args: Any, **kwargs: Any) -> Any:
+        """Make a model of a reference and new data."""
+        raise NotImplementedError
+
+    @classmethod
+    def prepare_query_anndata(cls, *args: Any, **kwargs: Any) -> Any:
+        """Give an AnnData the genes of a reference."""
+        raise NotImplementedError
+
+    @classmethod
+    def prepare_query_mudata(cls, *args: Any, **kwargs: Any) -> Any:
+        """Give a MuData the genes of a reference."""
+        raise NotImplementedError
+
+    def _check_if_trained(self, warn: bool = True) -> None:
+        raise NotImplementedError
+
+    def _make_data_loader(self, adata: AnnData, indices: Any = None, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------------ BaseTRVAE
+    seed: int | None
+    mapping_: dict[str, Any] | None
+    reference_cells_: dict[str, np.ndarray] | None
+    expression_is_nonnegative_: bool
+
+    @property
+    def registered_data(self) -> RegisteredData:
+        """What the model was set up with."""
+        raise NotImplementedError
+
+    @property
+    def conditions(self) -> list[Any]:
+        """The conditions, in the order of their codes."""
+        raise NotImplementedError
+
+    @property
+    def _is_frozen(self) -> bool:
+        """Whether only the weights of a query's new conditions and categories are trained."""
+        raise NotImplementedError
+
+    def _check_values(self, values: Any, where: str) -> None:
+        raise NotImplementedError
+
+    def _check_data_unchanged(self) -> None:
+        raise NotImplementedError
+
+    def _check_codes_unchanged(self) -> None:
+        raise NotImplementedError

@@ -1,0 +1,172 @@
+"""What a question across conditions is about: the cells, their condition and the target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scvi import REGISTRY_KEYS
+
+from trvae.counterfactual._draws import cell_keys
+from trvae.counterfactual._label_response import MIN_LABELS, ResponseOfLabels
+from trvae.data._checks import cell_positions, check_not_lazy
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from mudata import MuData
+
+    from trvae.counterfactual._residual import Estimate
+    from trvae.data._registered import RegisteredData
+    from trvae.model._base import BaseTRVAE
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Cells to transfer into one target condition."""
+
+    adata: AnnData
+    """The user's cells, untouched."""
+    registered: AnnData
+    """The same cells with the model's genes, as the model reads them."""
+    indices: np.ndarray
+    """Positions of the selected cells, ``n_selected``."""
+    gene_order: np.ndarray
+    """Positions of the user's genes among the model's, in the user's order."""
+    source: np.ndarray
+    """Source condition of each selected cell, ``n_selected``."""
+    keys: np.ndarray
+    """Key of each selected cell's random numbers, see :func:`cell_keys`."""
+    target: Any
+    """The target condition."""
+    estimate: Estimate
+    seed: int
+    responses: dict[int, ResponseOfLabels]
+    """Mean responses of the labels, by code of the source condition, where they are used."""
+
+    @property
+    def names(self) -> pd.Index:
+        """Names of the selected cells."""
+        return self.registered.obs_names[self.indices]
+
+
+def select(
+    model: BaseTRVAE,
+    data: AnnData | MuData | None,
+    target: Any,
+    source: Any,
+    indices: Any,
+    estimate: Estimate,
+    seed: int,
+) -> Selection:
+    """Check a question and find the cells that it is about; see :meth:`trvae.TRVAE.transfer`."""
+    model._check_if_trained(warn=False)
+    known = model.registered_data
+    target_code = known.condition_code(target, "target_condition")
+    if source is not None:
+        known.condition_code(source, "source_condition")
+    adata, registered = _read(model, data, source)
+    if estimate == "counterfactual" and not _has_expression(model, registered):
+        raise ValueError(
+            f"estimate='counterfactual' needs the {known.cells}' own values, which this minified "
+            "AnnData does not have. Use estimate='decoded', or pass the full AnnData."
+        )
+    positions, conditions = chosen_cells(known, registered.obs, source, indices)
+    sources = {known.conditions.index(name) for name in dict.fromkeys(conditions)} - {target_code}
+    responses = {
+        code: response
+        for code in (sources if estimate == "counterfactual" else ())
+        if (response := _response_of_labels(model, code, target_code)) is not None
+    }
+    return Selection(
+        adata,
+        registered,
+        positions,
+        known.gene_order(adata),
+        conditions,
+        cell_keys(registered.obs_names)[positions],
+        target,
+        estimate,
+        seed,
+        responses,
+    )
+
+
+def own_data(model: BaseTRVAE) -> AnnData | MuData:
+    """Return the model's own data; a ``ValueError`` if there are none or they have changed."""
+    if model.adata is None:
+        raise ValueError(
+            f"the model has no AnnData of its own. Pass the {model.registered_data.cells}: adata=..."
+        )
+    model._check_data_unchanged()
+    return model.adata
+
+
+def chosen_cells(
+    known: RegisteredData, obs: pd.DataFrame, source: Any, indices: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return positions of the selected cells and the condition that each was measured under.
+
+    Raises a ``ValueError`` if no cell is selected or the cells' condition is not known.
+    """
+    key = known.condition_key
+    positions = cell_positions(indices, len(obs), cells=known.cells)
+    _check_has_conditions(known, obs, source)
+    if key in obs:
+        conditions = obs[key].to_numpy()[positions]
+    else:
+        conditions = np.full(len(positions), source, dtype=object)
+    if source is not None:
+        chosen = conditions == source
+        positions, conditions = positions[chosen], conditions[chosen]
+    if len(positions) == 0:
+        raise ValueError(f"no {known.cells} are selected: none of them has {key}={source!r}.")
+    return positions, conditions
+
+
+def _check_has_conditions(known: RegisteredData, obs: pd.DataFrame, source: Any) -> None:
+    if known.condition_key not in obs and source is None:
+        raise ValueError(
+            f"condition_key {known.condition_key!r} is not in adata.obs. If all {known.cells} "
+            "were measured under one condition, name it: source_condition=..."
+        )
+
+
+def _read(model: BaseTRVAE, data: AnnData | MuData | None, source: Any) -> tuple[AnnData, AnnData]:
+    """Return the user's cells, and as the model reads them."""
+    known = model.registered_data
+    if data is None:
+        return known.cells_of(own_data(model)), model._validate_anndata(None)
+    adata = known.cells_of(data)
+    check_not_lazy(adata)
+    _check_has_conditions(known, adata.obs, source)
+    if known.condition_key in adata.obs:
+        return adata, model._validate_anndata(adata)
+    obs = adata.obs.assign(**{known.condition_key: source})
+    return adata, model._validate_anndata(adata, obs=obs)
+
+
+def _has_expression(model: BaseTRVAE, registered: AnnData) -> bool:
+    manager = model.get_anndata_manager(registered, required=True)
+    return (
+        REGISTRY_KEYS.MINIFY_TYPE_KEY not in manager.data_registry
+        or "counts" in manager.get_from_registry(REGISTRY_KEYS.MINIFY_TYPE_KEY)
+    )
+
+
+def _response_of_labels(model: BaseTRVAE, source: int, target: int) -> ResponseOfLabels | None:
+    """Response of the labels measured under both conditions (codes); ``None`` if too few."""
+    if model.mean_profiles_ is None or model.modelled_shares_ is None:
+        return None
+    profiles = model.mean_profiles_[:, [source, target]]
+    both = ~np.isnan(profiles).any((1, 2))
+    if both.sum() < MIN_LABELS:
+        return None
+    return ResponseOfLabels(
+        *profiles[both].swapaxes(0, 1),
+        *model.modelled_shares_[both][:, [source, target]].T,
+        weight=model.linear_weight,
+        is_counts=model.module.is_count_model,
+        limit=np.inf if model.response_limit is None else model.response_limit,
+    )
