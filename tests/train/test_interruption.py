@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from threading import Timer
 
 import numpy as np
@@ -28,7 +29,7 @@ def values(table):
 @pytest.mark.parametrize("number", SIGNALS)
 def test_an_interrupted_model_has_its_best_weights(adata, tmp_path, caplog, number):
     model, at = untrained(adata), At(4, sending(number), spoiled=3)
-    train(model, at)
+    train(model, at, enable_progress_bar=True)
     objective = values(model.history["objective_validation"])
     assert len(objective) == len(model.history["train_loss"]) == 4
     assert objective.argmin() == 2
@@ -82,10 +83,11 @@ def failing(plan):
     [
         (KeyboardInterrupt, At(0, sending(signal.SIGINT)), {}),
         (SystemExit, At(0, sending(signal.SIGTERM)), {}),
+        (SystemExit, At(2, lambda plan: sys.exit(3)), {}),
         (LookupError, At(2, failing), {}),
         (RuntimeError, At(0, lambda plan: None), {"plan_kwargs": {"lr": 1e30}}),
     ],
-    ids=["Ctrl-C", "SIGTERM", "any error", "diverges at once"],
+    ids=["Ctrl-C", "SIGTERM", "exit", "any error", "diverges at once"],
 )
 @pytest.mark.parametrize("is_trained", [False, True])
 def test_without_a_finished_epoch_the_model_is_as_it_was(adata, error, at, kwargs, is_trained):
@@ -237,10 +239,12 @@ class Spoil(At):
         self.what = what
 
     def spoil(self, plan):
-        if self.what == "weights":
+        if self.what in ("weights", "error"):
             next(plan.module.parameters()).data.fill_(torch.nan)
-        elif self.what == "loss":
+        if self.what == "loss":
             plan._sums["train"]["train_loss"] = torch.tensor(torch.inf)
+        elif self.what == "error":
+            raise ArithmeticError("not a number")
 
     def on_train_epoch_end(self, trainer, plan):
         super().on_train_epoch_end(trainer, plan)
@@ -248,7 +252,7 @@ class Spoil(At):
             next(plan.module.parameters()).data[0] = torch.inf
 
 
-@pytest.mark.parametrize("what", ["weights", "loss", "last step"])
+@pytest.mark.parametrize("what", ["weights", "loss", "last step", "error"])
 def test_a_training_that_diverges_keeps_the_last_good_weights(adata, what):
     model, at = untrained(adata), Spoil(what)
     with pytest.raises(RuntimeError, match="Training diverged in epoch 4: .*The model has"):

@@ -112,6 +112,32 @@ def test_same_seed_same_weights_with_any_number_of_workers(adata, monkeypatch, w
         assert (one != same).nnz == 0
 
 
+class Cells(ConditionBalancedDataSplitter):
+    """A data module, with the attributes that training asks for."""
+
+    batch_size = 128
+
+    @property
+    def n_obs(self):
+        return self.adata_manager.adata.n_obs
+
+
+@pytest.mark.parametrize("labels_key", [None, "cell_type"])
+def test_training_on_a_data_module_is_training_in_memory(adata, labels_key):
+    trvae.TRVAE.setup_anndata(adata, condition_key="condition", labels_key=labels_key)
+    model = trvae.TRVAE(adata, seed=0, **SMALL)
+    other = trvae.TRVAE(registry=model.registry, seed=0, **SMALL)
+    model.train(max_epochs=2, **QUIET)
+    cells = Cells(model.adata_manager, batch_size=Cells.batch_size)
+    other.train(max_epochs=2, datamodule=cells, **QUIET)
+    assert_same_weights(other.module, model.module.state_dict())
+    assert len(other.reference_cells_["z"]) == adata.n_obs
+    if labels_key is None:
+        assert other.mean_profiles_ is None
+    else:
+        np.testing.assert_allclose(other.mean_profiles_, model.mean_profiles_)
+
+
 def saved_in_two_files(adata, folder):
     adata.layers["counts"] = adata.X.copy()
     half = np.arange(adata.n_obs) < adata.n_obs // 2
