@@ -8,9 +8,9 @@ from scipy import sparse
 from torch.nn.functional import one_hot
 
 import trvae
+from trvae.module._covariates import Covariates, CovariateSizes
 from trvae.module._image_layers import ImageDecoder, ImageEncoder
 from trvae.module._images import GreyBernoulli
-from trvae.module._layers import Covariates, CovariateSizes
 
 LONG = {"max_epochs": 60, "batch_size": 32, "plan_kwargs": {"lr": 1e-2}}
 SETUP = {"condition_key": "condition", "labels_key": "shape"}

@@ -65,11 +65,11 @@ def integer(description: str, is_within: Callable[[Any], bool]) -> Rule:
 
 
 def list_of(rule: Rule) -> Rule:
-    """Rule for a list, tuple or array with at least one element, each of which obeys the rule."""
+    """Rule for a list, tuple, range or array with at least one element, all obeying the rule."""
     return Rule(
         f"a list in which each element is {rule.description}",
         lambda values: (
-            isinstance(values, list | tuple | np.ndarray)
+            isinstance(values, list | tuple | range | np.ndarray)
             and len(values) > 0
             and all(map(rule.accepts, values))
         ),

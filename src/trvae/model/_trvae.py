@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from mudata import MuData
 from scvi import REGISTRY_KEYS
 from scvi.data.fields import MuDataWrapper
@@ -22,19 +21,24 @@ from trvae._utils._arguments import (
     number,
 )
 from trvae._utils._seeds import seeded
-from trvae.counterfactual._label_response import group_means, group_means_of_blocks
+from trvae.counterfactual._label_response import GroupMeans, group_means
 from trvae.data._checks import check_expression, check_not_view
 from trvae.data._fields import InOrderDataManager, fields_of
 from trvae.data._mudata import DEFAULT_MODALITY, anndata_arguments, cells_of
 from trvae.data._registration import check_setup
 from trvae.model._base import BaseTRVAE
+from trvae.model._cell_summaries import (
+    enlarge_profiles,
+    get_codes,
+    keep_known_profiles,
+    mean_profiles_of,
+)
 from trvae.model._expression import ExpressionMixin
 from trvae.model._ranking import RankingMixin
 from trvae.model._scarches import read_scarches
 from trvae.module._expression import DecoderName, Dispersion, GeneLikelihood, TRVAEModule
 from trvae.module._layers import Normalization
 from trvae.module._mmd import BANDWIDTHS
-from trvae.train._sampling import minibatches_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -409,28 +413,21 @@ class TRVAE(RankingMixin, ExpressionMixin, BaseTRVAE):
         model._learn_from_cells()
         return model
 
-    # ------------------------------------------------ what is learnt besides the weights
+    # ---------------------------------------------------------------- summaries of cells
 
     def _learn_from_cells(self, datamodule: Any | None = None) -> None:
         super()._learn_from_cells(datamodule)
-        if self.registered_data.arguments.get("labels_key") is not None:
-            self._learn_mean_profiles(datamodule)
-
-    def _learn_mean_profiles(self, datamodule: Any | None) -> None:
-        """Average the cells by label and condition, but for conditions learned before."""
+        arguments = self.registered_data.arguments
+        if arguments.get("labels_key") is None:
+            return
         shape = (self.summary_stats.n_labels, self.summary_stats.n_batch)
         is_counts = self.module.is_count_model
         if datamodule is None:
-            manager = self.adata_manager
-            label, condition = (
-                np.asarray(manager.get_from_registry(key)).ravel()
-                for key in (REGISTRY_KEYS.LABELS_KEY, REGISTRY_KEYS.BATCH_KEY)
-            )
-            library = self.registered_data.cells_of(self.adata).obs.get(
-                self.registered_data.arguments.get("library_key")
-            )
+            condition, label = get_codes(self.adata_manager)
+            obs = self.registered_data.cells_of(self.adata).obs
+            library = obs.get(arguments.get("library_key"))
             means = group_means(
-                manager.get_from_registry(REGISTRY_KEYS.X_KEY),
+                self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY),
                 label,
                 condition,
                 shape,
@@ -438,32 +435,17 @@ class TRVAE(RankingMixin, ExpressionMixin, BaseTRVAE):
                 library=None if library is None else library.to_numpy(dtype=float),
             )
         else:
-            blocks = (
-                (
-                    minibatch[REGISTRY_KEYS.X_KEY].numpy(),
-                    minibatch[REGISTRY_KEYS.LABELS_KEY].numpy().ravel(),
-                    minibatch[REGISTRY_KEYS.BATCH_KEY].numpy().ravel(),
-                    None,
-                )
-                for minibatch in minibatches_of(datamodule)
-            )
-            means = group_means_of_blocks(blocks, shape, is_counts=is_counts)
-        # What a reference predicts stays the same when a query has more labels of its conditions.
-        profiles, shares = self.mean_profiles_, self.modelled_shares_
-        if profiles is not None and shares is not None:
-            n_known = profiles.shape[1] - int(np.isnan(profiles).all((0, 2)).sum())
-            means.profile[:, :n_known] = profiles[:, :n_known]
-            means.modelled_share[:, :n_known] = shares[:, :n_known]
+            means = mean_profiles_of(datamodule, shape, is_counts=is_counts)
+        if self.mean_profiles_ is not None and self.modelled_shares_ is not None:
+            known = GroupMeans(self.mean_profiles_, self.modelled_shares_)
+            means = keep_known_profiles(means, known)
         self.mean_profiles_, self.modelled_shares_ = means
 
     def _take_from_reference(self, reference: TRVAE) -> None:
-        """The reference's labels and conditions come first among the model's."""
         super()._take_from_reference(reference)
-        if reference.mean_profiles_ is None or reference.modelled_shares_ is None:
-            return
-        n_labels, n_conditions = reference.modelled_shares_.shape
-        shape = (self.summary_stats.n_labels, self.summary_stats.n_batch)
-        self.mean_profiles_ = np.full((*shape, self.summary_stats.n_vars), np.nan)
-        self.mean_profiles_[:n_labels, :n_conditions] = reference.mean_profiles_
-        self.modelled_shares_ = np.full(shape, np.nan)
-        self.modelled_shares_[:n_labels, :n_conditions] = reference.modelled_shares_
+        if reference.mean_profiles_ is not None and reference.modelled_shares_ is not None:
+            # Its labels and conditions come first among the model's.
+            self.mean_profiles_, self.modelled_shares_ = enlarge_profiles(
+                GroupMeans(reference.mean_profiles_, reference.modelled_shares_),
+                (self.summary_stats.n_labels, self.summary_stats.n_batch),
+            )
