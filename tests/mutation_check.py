@@ -105,9 +105,9 @@ MUTATIONS = [
     ),
     Mutation(
         "the last cell of each chunk is left out",
-        "model/_transfer.py",
-        "(one, slice(start, start + chunk_size))",
-        "(one, slice(start, start + chunk_size - 1))",
+        "model/_streaming.py",
+        "slice(start, start + chunk_size)",
+        "slice(start, start + chunk_size - 1)",
         "io/test_chunks.py",
     ),
     Mutation(
@@ -120,7 +120,7 @@ MUTATIONS = [
     Mutation(
         "chunks of another transfer are taken",
         "io/_chunks.py",
-        "if before != task:",
+        "if saved != task:",
         "if False:",
         "io/test_chunks.py",
     ),

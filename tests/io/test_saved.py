@@ -385,10 +385,19 @@ def test_the_format_is_written_and_newer_ones_are_refused(saved):
 
 
 def test_a_model_that_is_saved_again_is_of_the_present_format(saved, tmp_path):
-    changed(saved, lambda content: content["attr_dict"].update(format_version_=0))
+    before = trvae.TRVAE.load(saved).get_latent_representation()
+
+    def as_format_1(content):
+        content["attr_dict"]["format_version_"] = 1
+        weights, name = content["model_state_dict"], "encoder.hidden.layers.0.map.linear.weight"
+        weights[name] = weights[name].t().contiguous()
+
+    changed(saved, as_format_1)
     trvae.TRVAE.load(saved).save(tmp_path / "again")
     attributes = torch.load(tmp_path / "again" / "model.pt", weights_only=False)["attr_dict"]
     assert attributes["format_version_"] == FORMAT_VERSION
+    again = trvae.TRVAE.load(tmp_path / "again").get_latent_representation()
+    np.testing.assert_array_equal(again, before)
 
 
 def test_history_is_kept(saved, tmp_path):

@@ -31,8 +31,11 @@ if TYPE_CHECKING:
     from mudata import MuData
 
 
-# To be counted up when files of before or after can't be read any more as they were.
-FORMAT_VERSION = 1
+# Increment when files change such that an older or newer version can't read them as they are.
+FORMAT_VERSION = 2
+
+# Until format 1, the weight of the encoder's input layer was stored transposed.
+_INPUT_WEIGHT = "encoder.hidden.layers.0.map.linear.weight"
 
 
 _SETUP_METHODS = ("setup_anndata", "setup_mudata")
@@ -214,6 +217,9 @@ class SavedModel:
                 f"{self.path} is of format {version}, newer than {FORMAT_VERSION}, which this "
                 "version of trvae-tools reads. Upgrade it: pip install --upgrade trvae-tools"
             )
+        weights = content[SAVE_KEYS.MODEL_STATE_DICT_KEY]
+        if version < 2 and torch.is_tensor(weight := weights.get(_INPUT_WEIGHT)):
+            weights[_INPUT_WEIGHT] = weight.transpose(0, -1).contiguous()
         # scvi-tools saves what is named so, and sets all that it finds.
         names = map(str, attributes)
         if forged := [name for name in names if name[:1] == "_" or name[-1:] != "_"]:

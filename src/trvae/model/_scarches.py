@@ -156,8 +156,7 @@ class ScarchesModel(NamedTuple):
                     state |= {f"{ours}.map.weight": weight, f"{ours}.map.bias": bias}
                 else:
                     state |= {
-                        # The encoder's input layer has its weight the other way round.
-                        f"{ours}.map.linear.weight": weight.T if part == "encoder" else weight,
+                        f"{ours}.map.linear.weight": weight,
                         f"{ours}.map.linear.bias": bias,
                         f"{ours}.map.condition.weight": theirs[f"{block}.L{i}.cond_L.weight"].T,
                     }

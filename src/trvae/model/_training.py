@@ -409,8 +409,7 @@ def _check_split_sizes(train_size: float | None, validation_size: float | None) 
     train_size = _DEFAULT_TRAIN_SIZE if train_size is None else train_size
     if validation_size is not None and train_size + validation_size > 1:
         raise ValueError(
-            "train_size and validation_size must not sum to more than 1, got "
-            f"{train_size} and {validation_size}."
+            f"train_size={train_size} and validation_size={validation_size} sum to more than 1."
         )
 
 
