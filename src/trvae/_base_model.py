@@ -875,28 +875,25 @@ class BaseTRVAE(
         _download(backup_url, str(dir_path), f"{prefix or ''}{SAVE_KEYS.MODEL_FNAME}")
         saved = SavedModel.read(dir_path, prefix, trusted=trusted)
         saved.check_is_of(cls, allowed_classes_names_list)
-        try:
-            if adata is None:
-                adata = saved.cells()
-            if isinstance(adata, AnnData | MuData):
-                modality = expression_modality(saved.registry["setup_args"])
-                adata = with_genes_of_model(
-                    adata, registered_genes(saved.registry), modality, cls._GENES
-                )
-            # Weights are drawn before those that are saved take their place.
-            with saved.in_private_folder() as folder, seeded(0):
-                model = super().load(
-                    folder,
-                    adata,
-                    accelerator,
-                    device,
-                    datamodule=datamodule,
-                    allowed_classes_names_list=allowed_classes_names_list,
-                )
-            model._train_as_mapped()
-            return model
-        except (AttributeError, LookupError, TypeError) as error:
-            raise ValueError(f"{saved.path} does not fit the cells: {error!r}") from error
+        if adata is None:
+            adata = saved.cells()
+        if isinstance(adata, AnnData | MuData):
+            modality = expression_modality(saved.registry["setup_args"])
+            adata = with_genes_of_model(
+                adata, registered_genes(saved.registry), modality, cls._GENES
+            )
+        # Weights are drawn before those that are saved take their place.
+        with saved.in_private_folder() as folder, seeded(0):
+            model = super().load(
+                folder,
+                adata,
+                accelerator,
+                device,
+                datamodule=datamodule,
+                allowed_classes_names_list=allowed_classes_names_list,
+            )
+        model._train_as_mapped()
+        return model
 
     @staticmethod
     def load_registry(dir_path: str | Path, prefix: str | None = None) -> dict:

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from trvae._plain import read_torch
 from trvae._saved import history_as_arrays, history_as_tables, shapes_of
 from trvae._seed import random_states
 from trvae._stream import check_writable, complete_or_absent, naming_what_is_written
+from trvae.io._reading import read_torch
 
 _FILE = "training.ckpt"
 _PARTS = {"model", "epoch", "weights", "best", "history", "random"}
