@@ -203,7 +203,7 @@ def test_the_model_does_all_that_others_do(name, tmp_path):
 
 def test_a_mean_below_0_only_where_it_may_be(adata):
     trvae.TRVAE.setup_anndata(adata, condition_key="condition")
-    with pytest.raises(ValueError, match="nonnegative_mean=True is for gene_likelihood='normal'"):
+    with pytest.raises(ValueError, match="nonnegative_mean=True needs gene_likelihood='normal'"):
         trvae.TRVAE(adata, nonnegative_mean=True)
     adata.X = adata.X.log1p()
     for allowed in (False, True):
@@ -217,7 +217,7 @@ def test_a_mean_below_0_only_where_it_may_be(adata):
     [
         ({"mmd_boundary": 1}, "mmd_boundary=1"),
         ({"conditions": ["a"]}, r"conditions=\['a'\]"),
-        ({"recon_loss": "bce"}, "recon_loss='bce' is not one of 'nb', 'zinb', 'mse'"),
+        ({"recon_loss": "bce"}, "recon_loss must be one of 'nb', 'zinb', 'mse', got 'bce'"),
         ({"is_trained": False}, "not trained"),
         ({"input_dim": 13}, "input_dim=13, but names of 12 genes"),
         ({"beta": np.array([1.0])}, "of a wrong type: 'beta'"),
