@@ -20,7 +20,7 @@ from trvae._utils._arguments import (
     instance_of,
     number,
 )
-from trvae._utils._matrices import digest_of_rows
+from trvae._utils._matrices import digest, digest_of_rows
 from trvae._utils._seeds import seeded
 from trvae.data._checks import get_matrix, is_nonnegative
 from trvae.model._cell_summaries import (
@@ -335,7 +335,7 @@ class TrainingMixin(Model):
                 for name, value in settings.items()
             },
             "conditions": list(map(str, self.conditions)),
-            "genes": list(map(str, self.registered_data.var_names)),
+            "genes": digest(np.asarray(self.registered_data.var_names).astype(str)),
             "number of cells": n_cells,
             "values": values,
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -12,7 +13,7 @@ from scvi.train import SaveCheckpoint
 
 from trvae._utils._seeds import random_states, set_random_states
 from trvae.io._atomic import annotate_os_errors, atomic_write, check_writable
-from trvae.io._plain import read_torch
+from trvae.io._reading import read_torch
 from trvae.io._saved import shapes_of
 from trvae.train._interruption import StopTraining
 
@@ -87,8 +88,8 @@ class TrainingCheckpoint(Callback):
         checkpoint[_KEY] = {
             "identity": self.identity,
             "was_trained": was_trained,
-            "history_before": _as_lists(history),
-            "history": _as_lists(getattr(trainer.logger, "history", None)),
+            "history_before": _as_tensors(history),
+            "history": _as_tensors(getattr(trainer.logger, "history", None)),
             "random": random_states(),
             "is_finished": trainer.should_stop,
         }
@@ -211,21 +212,27 @@ def read_checkpoint(
     return own["was_trained"], _as_tables(own["history_before"])
 
 
-def _as_lists(history: History) -> dict[str, tuple[str, list[int], list[float]]] | None:
-    """Turn tables with one column each into plain data."""
+def _as_tensors(history: History) -> dict[str, tuple[str, torch.Tensor, torch.Tensor]] | None:
+    """Turn tables with one column each into plain data, however many epochs there are."""
     if history is None:
         return None
     return {
-        name: (table.index.name, table.index.tolist(), [float(x) for x in table.iloc[:, 0]])
+        name: (
+            table.index.name,
+            torch.from_numpy(table.index.to_numpy(np.int64, copy=True)),
+            torch.from_numpy(table.iloc[:, 0].to_numpy(np.float64, copy=True)),
+        )
         for name, table in history.items()
     }
 
 
 def _as_tables(history: dict[str, Any] | None) -> dict[str, pd.DataFrame] | None:
-    """Return the tables that scvi-tools would have, from what :func:`_as_lists` returned."""
+    """Return the tables that scvi-tools would have, from what :func:`_as_tensors` returned."""
     if history is None:
         return None
     return {
-        name: pd.DataFrame({name: values}, pd.Index(index, name=index_name), dtype=object)
+        name: pd.DataFrame(
+            {name: values.tolist()}, pd.Index(index.numpy(), name=index_name), dtype=object
+        )
         for name, (index_name, index, values) in history.items()
     }
