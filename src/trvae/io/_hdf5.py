@@ -80,19 +80,21 @@ class _FileForHDF5(io.FileIO):
 
     def write(self, data: Any) -> int:
         left = memoryview(data)
-        try:
-            while left:
+        # After an error nothing is written any more: HDF5 would read an inconsistent file.
+        while self.error is None and len(left) > 0:
+            try:
                 left = left[super().write(left) :]
-        except OSError as error:
-            self.error = error
+            except OSError as error:
+                self.error = error
         return len(data)
 
     def truncate(self, size: int | None = None) -> int:
-        try:
-            return super().truncate(size)
-        except OSError as error:
-            self.error = error
-            return size or 0
+        if self.error is None:
+            try:
+                return super().truncate(size)
+            except OSError as error:
+                self.error = error
+        return size or 0
 
 
 def check_room(path: Path, data: AnnData | MuData) -> None:
