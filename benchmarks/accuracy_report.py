@@ -12,7 +12,7 @@ import json
 import pandas as pd
 from accuracy import RESULTS, SIMULATIONS, how, read_results
 
-from trvae.metrics._transfer_metrics import BASELINES
+from trvae.metrics._baselines import BASELINES
 
 # Measures, and whether more is better.
 MEASURES = {

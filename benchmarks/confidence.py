@@ -21,7 +21,7 @@ from accuracy import QUIET, RESULTS, how, quiet, read_kang, record_environment, 
 
 import trvae
 from trvae.evaluation._split import hold_out
-from trvae.metrics._transfer_metrics import BASELINES
+from trvae.metrics._baselines import BASELINES
 
 OUT = RESULTS / "confidence"
 N_MODELS, SEED = 3, 0

@@ -2,6 +2,9 @@
 
 import re
 from importlib.metadata import version as package_version
+from pathlib import Path
+
+from trvae.model import _base, _image_trvae, _trvae
 
 project = "trvae-tools"
 author = "The trvae-tools developers"
@@ -14,7 +17,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "_generated"]
 html_theme = "sphinx_book_theme"
 html_title = "trvae-tools"
 # Search is in the sidebar already.
@@ -34,6 +37,22 @@ def without_citations(app, what, name, obj, options, lines):
     lines[:] = [re.sub(r":cite:p:`(.*?)`", r"(\1)", line) for line in lines]
 
 
+def write_table_of_arguments(app):
+    """The guide's table of arguments is that of the rules by which they are checked."""
+    models = {
+        "TRVAE": _trvae.ARGUMENTS,
+        "ImageTRVAE": _image_trvae.ARGUMENTS,
+        "both": _base.ARGUMENTS,
+    }
+    lines = ["| argument | of | must be |", "|:--|:--|:--|"]
+    for model, rules in models.items():
+        lines += [f"| `{name}` | {model} | {rule.description} |" for name, rule in rules.items()]
+    folder = Path(app.srcdir) / "_generated"
+    folder.mkdir(exist_ok=True)
+    (folder / "arguments.md").write_text("\n".join(lines) + "\n")
+
+
 def setup(app):
     """Sphinx' entry point."""
+    app.connect("builder-inited", write_table_of_arguments)
     app.connect("autodoc-process-docstring", without_citations)

@@ -333,7 +333,7 @@ TRAINING = {
     "max_epochs": ({"max_epochs": 0}, "max_epochs"),
     "train_size": ({"train_size": 1.5}, "train_size"),
     "validation_size": ({"validation_size": -0.1}, "validation_size"),
-    "both sizes": ({"validation_size": 0.5}, "train_size=0.9 ... validation_size=0.5"),
+    "both sizes": ({"validation_size": 0.5}, "train_size ... validation_size ... 0.5"),
     "early stopping": ({"early_stopping": True, "train_size": 1.0}, "objective_validation"),
     "an unknown argument of the plan": ({"plan_kwargs": {"rate": 1}}, "'rate'"),
     "a learning rate": ({"plan_kwargs": {"lr": -1}}, "lr"),
@@ -371,7 +371,7 @@ CHANGES = {
     "values": (lambda a: setattr(a, "X", np.log1p(a.X)), "not integers"),
     "genes": (lambda a: a._inplace_subset_var(a.var_names[:-1]), "genes of adata have changed"),
     "labels": (
-        lambda a: a.obs.update({"cell_type": a.obs["cell_type"][::-1].to_numpy()}),
+        lambda a: a.obs.insert(0, "cell_type", a.obs.pop("cell_type").to_numpy()[::-1]),
         "adata.obs['cell_type'] has changed",
     ),
 }

@@ -33,15 +33,7 @@ def stacked(blocks: list) -> np.ndarray | sparse.csr_matrix:
 
 
 def row_blocks(matrix: Any, n_rows: int | None = None) -> Iterator[Any]:
-    """Yield blocks of rows in memory.
-
-    Parameters
-    ----------
-    matrix
-        Any matrix whose rows can be sliced.
-    n_rows
-        Number of rows of a matrix that has no shape.
-    """
+    """Yield blocks of rows in memory; ``n_rows`` is for a matrix without a shape."""
     for start in range(0, matrix.shape[0] if n_rows is None else n_rows, _ROWS_AT_ONCE):
         yield computed(matrix[start : start + _ROWS_AT_ONCE])
 

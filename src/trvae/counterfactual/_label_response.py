@@ -1,4 +1,4 @@
-"""How labels respond on average, and how an unseen label would respond."""
+"""How labels respond on average, and how a label without measured response would respond."""
 
 from __future__ import annotations
 
@@ -15,26 +15,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-# Fewer labels leave the regression nothing to choose its penalty by.
+# With fewer labels, leave-one-out has too little to choose the penalty by.
 MIN_LABELS = 3
 
-
-# Penalties to choose from, in units of the mean squared norm of the centred features.
+# Candidate penalties, in units of the mean squared norm of the centred features.
 _PENALTIES = np.logspace(-3, 3, 13)
 
+# Library size to which profiles are scaled before the logarithm.
+_TARGET_SUM = 1e4
 
-# Shares are counts per ten thousand before their logarithm is taken.
-_PER = 1e4
-
-
-# A change on the scale of log_share, or of log-normalised values, that has no limit.
-_NEVER_TOO_MUCH = 0.5
+# A gene may always change by this much, on the scale of log_share or of log-normalised values.
+_MIN_CHANGE_LIMIT = 0.5
 
 
 class LinearResponse:
-    """Ridge regression, over labels, of the change of each gene on the profile before it.
+    """Ridge regression, over labels, of each gene's change on the profile before the change.
 
-    Its penalty is chosen by leaving out one label at a time.
+    The penalty is chosen by leave-one-out cross-validation over labels.
 
     Parameters
     ----------
@@ -48,7 +45,7 @@ class LinearResponse:
         self._scale = max(float(before.std()), 1e-12)
         features = (before - self._center) / self._scale
         unit = max(float(np.square(features).sum(1).mean()), 1e-12)
-        # Of the few labels' span, or there were n_genes x n_genes coefficients.
+        # In the labels' span, to avoid n_genes x n_genes coefficients.
         self._axes = np.linalg.svd(features, full_matrices=False)[2].T
         self._ridge = RidgeCV(alphas=unit * _PENALTIES).fit(features @ self._axes, after - before)
 
@@ -58,7 +55,7 @@ class LinearResponse:
         Parameters
         ----------
         profiles
-            Before the change, log-transformed, ``n x n_genes``.
+            Log-transformed profiles before the change, ``n x n_genes``.
 
         Returns
         -------
@@ -68,12 +65,12 @@ class LinearResponse:
 
 
 def left_out_errors(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """What each label's change differs by from the one that the other labels predict.
+    """Difference between each label's change and its prediction from the other labels.
 
     Parameters
     ----------
     before, after
-        As in :class:`LinearResponse`.
+        See :class:`LinearResponse`: mean profiles, ``n_labels x n_genes``.
 
     Returns
     -------
@@ -88,15 +85,15 @@ def left_out_errors(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
 
 class ResponseOfLabels:
-    """Keeps a decoder's prediction close to how the labels respond.
+    """Keeps the decoder's prediction close to the measured response of the labels.
 
-    Its change of a gene is limited by the labels' changes, then averaged with their linear
-    response.
+    The decoder's change of a gene is limited to ``limit`` times the range of the labels' changes.
+    The result is averaged with the labels' linear response, with ``weight`` for the latter.
 
     Parameters
     ----------
     before, after
-        Mean profiles of the labels under the source and the target condition, as in
+        Mean profiles of the labels under the source and the target condition, see
         :class:`GroupMeans`, ``n_labels x n_genes``.
     share_before, share_after
         Shares of the modelled genes in all counts, ``n_labels``.
@@ -105,12 +102,20 @@ class ResponseOfLabels:
     is_counts
         Whether profiles are shares of counts, or log-normalised values.
     limit
-        How many times as far as in any label the decoder may raise or lower a gene, which it
-        always may by 0.5; infinity sets no limit.
+        Limit of the decoder's change of a gene, as a multiple of the largest rise and fall in any
+        label. A change of 0.5 is always allowed; infinity sets no limit.
     """
 
     def __init__(
-        self, before, after, share_before, share_after, *, weight, is_counts, limit=np.inf
+        self,
+        before: np.ndarray,
+        after: np.ndarray,
+        share_before: np.ndarray,
+        share_after: np.ndarray,
+        *,
+        weight: float,
+        is_counts: bool,
+        limit: float = np.inf,
     ):
         self._weight = weight
         self._is_counts = is_counts
@@ -120,51 +125,32 @@ class ResponseOfLabels:
         change = after - before
         self._range = None
         if np.isfinite(limit):
-            self._range = (
-                (limit * change.min(0)).clip(max=-_NEVER_TOO_MUCH),
-                (limit * change.max(0)).clip(min=_NEVER_TOO_MUCH),
-            )
+            lowest = (limit * change.min(0)).clip(max=-_MIN_CHANGE_LIMIT)
+            highest = (limit * change.max(0)).clip(min=_MIN_CHANGE_LIMIT)
             if is_counts:
-                # Of log_share, which is between 0 and 10: factors need no logarithm of each cell.
-                least, most = self._range
-                self._range = np.exp(least), np.exp(most.clip(max=10))
+                # As factors, so that cells need no logarithm. A log share is at most 9.3.
+                lowest, highest = np.exp(lowest), np.exp(highest.clip(max=10))
+            self._range = lowest, highest
         self._linear = LinearResponse(before, after)
         log_ratio = np.log(share_after / share_before)
         known = np.isfinite(log_ratio)
-        self._growth = float(np.exp(log_ratio[known].mean())) if known.any() else 1.0
-
-    @functools.cached_property
-    def _errors(self) -> np.ndarray:
-        return left_out_errors(*self._profiles)
-
-    def draw_deviation(self, rng: np.random.Generator) -> np.ndarray:
-        """Draw what a label's response differs by from its prediction.
-
-        Parameters
-        ----------
-        rng
-            Source of chance.
-
-        Returns
-        -------
-        ``n_genes``, for :meth:`__call__`: from a multivariate t distribution whose scatter matrix
-        is that of :func:`left_out_errors`, with as many degrees of freedom as there are labels.
-        """
-        n_labels = len(self._errors)
-        weights = rng.standard_normal(n_labels) / np.sqrt(rng.chisquare(n_labels))
-        return weights @ self._errors
+        self._library_ratio = float(np.exp(log_ratio[known].mean())) if known.any() else 1.0
 
     def __call__(
         self, source: np.ndarray, target: np.ndarray, deviation: np.ndarray | None = None
     ) -> np.ndarray:
-        """Return the expectation under the target condition.
+        """Expectation under the target condition.
 
         Parameters
         ----------
         source, target
-            Decoded expected counts or values of cells, ``n_cells x n_genes``.
+            Decoded expected counts or values under both conditions, ``n_cells x n_genes``.
         deviation
-            What to add on the scale of the profiles, ``n_genes``, see :meth:`draw_deviation`.
+            A deviation of the response from :meth:`draw_deviation`, ``n_genes``.
+
+        Returns
+        -------
+        ``n_cells x n_genes``.
         """
         if self._is_counts:
             library = source.sum(1, keepdims=True)
@@ -177,41 +163,66 @@ class ResponseOfLabels:
             response = library * _share(log_share(response / library) + deviation)
         elif deviation is not None:
             response = response + deviation
-        return self._growth * response
+        return self._library_ratio * response
+
+    def draw_deviation(self, rng: np.random.Generator) -> np.ndarray:
+        """Draw a deviation of a label's response from its prediction.
+
+        The spread is estimated by leaving out each label in turn: a multivariate t distribution
+        with as many degrees of freedom as labels, whose scatter matrix is that of
+        :func:`left_out_errors`.
+
+        Parameters
+        ----------
+        rng
+            Random number generator.
+
+        Returns
+        -------
+        ``n_genes``, on the scale of the log-transformed profiles.
+        """
+        n_labels = len(self._errors)
+        weights = rng.standard_normal(n_labels) / np.sqrt(rng.chisquare(n_labels))
+        return weights @ self._errors
+
+    @functools.cached_property
+    def _errors(self) -> np.ndarray:
+        return left_out_errors(*self._profiles)
 
     def _limited(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """Return the decoder's expectation with its change within the range."""
+        """The decoder's expectation, its change clipped to the range."""
         if self._range is None:
             return target
-        least, most = self._range
+        lowest, highest = self._range
         if not self._is_counts:
-            return target.clip(source + least, source + most)
-        one = source.sum(1, keepdims=True) / _PER
-        return target.clip((one + source) * least - one, (one + source) * most - one)
+            return target.clip(source + lowest, source + highest)
+        # log_share(x / library) = log((one + x) / one)
+        one = source.sum(1, keepdims=True) / _TARGET_SUM
+        return target.clip((one + source) * lowest - one, (one + source) * highest - one)
 
 
 def log_share(share: np.ndarray) -> np.ndarray:
-    """Logarithm of one plus counts per ten thousand, of shares of the library."""
-    # Several times as fast as log1p, whose precision close to 0 is of no use here.
-    return np.log(1 + _PER * share)
+    """``log(1 + 10,000 share)`` for shares of the library."""
+    # Several times faster than log1p; precision close to 0 does not matter here.
+    return np.log(1 + _TARGET_SUM * share)
 
 
 def _share(log_share: np.ndarray) -> np.ndarray:
     """Inverse of :func:`log_share`, at least 0."""
-    return np.maximum(np.exp(log_share) - 1, 0) / _PER
+    return np.maximum(np.exp(log_share) - 1, 0) / _TARGET_SUM
 
 
 class GroupMeans(NamedTuple):
-    """Mean profile of each label's cells under each condition; NaN where there are none."""
+    """Mean profile of the cells of each label and condition; NaN where there are no cells."""
 
     profile: np.ndarray
-    """Of counts their shares of the library, ``n_labels x n_conditions x n_genes``."""
+    """``n_labels x n_conditions x n_genes``; of counts, mean shares of the library."""
     modelled_share: np.ndarray
     """Share of the modelled genes in all counts, ``n_labels x n_conditions``; 1 if unknown."""
 
 
 def group_means(
-    matrix,
+    matrix: Any,
     label: np.ndarray,
     condition: np.ndarray,
     shape: tuple[int, int],
@@ -230,9 +241,9 @@ def group_means(
     shape
         Number of labels and of conditions.
     is_counts
-        Whether cells are scaled to sum to one.
+        Whether to scale cells to a sum of one.
     library
-        Counts of each cell over all genes that were measured, ``n_cells``.
+        Counts of each cell over all measured genes, ``n_cells``.
     """
 
     def blocks():
@@ -250,27 +261,27 @@ def group_means_of_blocks(
     *,
     is_counts: bool,
 ) -> GroupMeans:
-    """Average cells that come block by block, as :func:`group_means`.
+    """Average cells by label and condition, block by block.
 
     Parameters
     ----------
     blocks
-        Of each the matrix, the codes of its labels and conditions, and the library or ``None``.
+        Matrix, codes of labels, codes of conditions, and library sizes or ``None`` of each block.
     shape, is_counts
-        As in :func:`group_means`.
+        See :func:`group_means`: number of labels and conditions, and whether to scale cells.
     """
     n_groups = shape[0] * shape[1]
     n_cells, share = np.zeros(n_groups), np.zeros(n_groups)
     total: Any = 0.0
     for block, label, condition, library in blocks:
-        # scvi-tools keeps codes as short integers.
+        # scvi-tools stores codes as short integers, which would overflow.
         group = label.astype(np.int64) * shape[1] + condition
         n_cells += np.bincount(group, minlength=n_groups)
         indicator = sparse.csr_matrix(
             (np.ones(len(group)), (group, np.arange(len(group)))), (n_groups, len(group))
         )
         if is_counts:
-            # Half precision ends at 65,504.
+            # In double precision: half precision ends at 65,504.
             sums = np.maximum(np.ravel(block.sum(1, dtype=np.float64)), 1e-12)
             block = sparse.diags_array(1 / sums) @ block
             share += indicator @ (np.ones(len(sums)) if library is None else sums / library)

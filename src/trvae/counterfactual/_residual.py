@@ -1,18 +1,13 @@
-"""What a cell's counts or values would be under another condition, given the decoded rates."""
+"""Counterfactual counts and values of cells, given their decoded expectations."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import numpy as np
-
-if TYPE_CHECKING:
-    # For type checkers, the model that it is mixed into has everything.
-    _Model: Any
-else:
-    _Model = object
-
 from scipy import special, stats
+
+Estimate = Literal["counterfactual", "decoded"]
 
 
 def expected_counts(
@@ -43,30 +38,32 @@ def draw_counts(
     inverse_dispersion: np.ndarray | None,
     uniform: np.ndarray,
 ) -> np.ndarray:
-    """Thin the counts of genes that go down, and add counts to those that go up.
+    r"""Thin the counts of genes that go down, and add counts to genes that go up.
 
-    A gene with a smaller rate under the target keeps ``Binomial(x, r1 / r0)`` of its counts. One
-    with a larger rate keeps all and receives negative-binomial counts of mean ``r1 - r0``.
+    .. math::
+
+        r_1 < r_0&: \quad \mathrm{Binomial}(x,\ r_1 / r_0) \\
+        r_1 \ge r_0&: \quad x + \mathrm{NB}(r_1 - r_0,\ \theta)
 
     Parameters
     ----------
     counts, source_rate, target_rate
-        As in :func:`expected_counts`.
+        See :func:`expected_counts`: counts and decoded rates, ``n_cells x n_genes``.
     inverse_dispersion
-        The likelihood's :math:`theta`, broadcastable to ``counts``; ``None`` for Poisson.
+        The likelihood's :math:`\theta`, broadcastable to ``counts``; ``None`` for Poisson.
     uniform
-        Uniform variates in ``[0, 1)``, of the shape of ``counts``: the only source of chance.
+        Uniform variates in ``[0, 1)``, of the shape of ``counts``, which determine the draws.
 
     Returns
     -------
     Integer-valued, ``n_cells x n_genes``.
     """
     drawn = np.array(counts, dtype=np.float64, order="C")
-    # Most counts are 0, and positions are found faster in a flat array.
+    # Most counts are 0, and flat indexing is faster.
     positive = np.flatnonzero(counts > 0)
     share = _kept_share(source_rate.ravel()[positive], target_rate.ravel()[positive])
     falls, share = positive[share < 1], share[share < 1]
-    # At a probability of exactly 0 the library's quantile is -1.
+    # SciPy's quantile at a probability of 0 is -1.
     kept = stats.binom.ppf(uniform.ravel()[falls], counts.ravel()[falls], share)
     drawn.ravel()[falls] = np.maximum(kept, 0)
     drawn += count_quantile(uniform, _gain(source_rate, target_rate), inverse_dispersion)
@@ -76,21 +73,23 @@ def draw_counts(
 def count_quantile(
     uniform: np.ndarray, mean: np.ndarray, inverse_dispersion: np.ndarray | None
 ) -> np.ndarray:
-    """Quantile of the negative binomial, or of Poisson without ``inverse_dispersion``.
+    """Quantile function of the negative binomial, or of Poisson without ``inverse_dispersion``.
 
     Parameters
     ----------
-    uniform, mean
-        Arrays of one shape.
+    uniform
+        Probabilities in ``[0, 1)``.
+    mean
+        Means, of the shape of ``uniform``.
     inverse_dispersion
-        Broadcastable to it.
+        Broadcastable to ``mean``.
 
     Returns
     -------
-    Integer-valued, of the same shape.
+    Integer-valued, of the shape of ``uniform``.
     """
-    # Most genes of most cells get nothing, and the library's quantile function is slow. The
-    # probability of 0 is at least exp(-mean), which is at least 1 - mean.
+    # Most quantiles are 0, and SciPy's quantile function is slow. The probability of 0 is at
+    # least exp(-mean), which is at least 1 - mean.
     some = np.flatnonzero(uniform > 1 - mean)
     theta = None
     if inverse_dispersion is None:
@@ -130,9 +129,10 @@ def expected_values(
     source_mean, target_mean
         Decoded means :math:`d_0, d_1`, of the same shape.
     source_sd, target_sd
-        Standard deviations :math:`\sigma_0, \sigma_1` of the likelihood, broadcastable to it.
+        Standard deviations :math:`\sigma_0, \sigma_1` of the likelihood, broadcastable to
+        ``values``.
     nonnegative
-        Whether values below 0 are drawn as 0.
+        Whether :func:`draw_values` clips its draws at 0.
 
     Returns
     -------
@@ -141,7 +141,7 @@ def expected_values(
     mean, added_sd = _moments(values, source_mean, target_mean, source_sd, target_sd)
     if not nonnegative:
         return mean
-    # Of a normal distribution whose part below 0 is moved to 0.
+    # The mean of a normal distribution that is clipped at 0.
     units = mean / np.maximum(added_sd, 1e-12)
     clipped = mean * stats.norm.cdf(units) + added_sd * stats.norm.pdf(units)
     return np.where(added_sd > 0, clipped, np.maximum(mean, 0.0))
@@ -156,17 +156,22 @@ def draw_values(
     uniform: np.ndarray,
     nonnegative: bool = False,
 ) -> np.ndarray:
-    """Move values from one normal distribution to another.
+    r"""Move values from one normal distribution to another.
 
-    Where the target's standard deviation is smaller, what the decoder misses of a cell shrinks
-    with it; where it is larger, that stays and noise of the missing variance is added.
+    The residual :math:`x - d_0` shrinks to a smaller standard deviation; to reach a larger one,
+    noise is added:
+
+    .. math::
+
+        d_1 + \min(\sigma_1 / \sigma_0, 1)\,(x - d_0)
+        + \mathcal{N}(0,\ \max(\sigma_1^2 - \sigma_0^2, 0))
 
     Parameters
     ----------
     values, source_mean, target_mean, source_sd, target_sd, nonnegative
-        As in :func:`expected_values`.
+        See :func:`expected_values`: values, and the decoded distributions.
     uniform
-        Uniform variates in ``[0, 1)``, of the shape of ``values``: the only source of chance.
+        Uniform variates in ``[0, 1)``, of the shape of ``values``, which determine the draws.
 
     Returns
     -------
@@ -181,11 +186,11 @@ def draw_values(
 
 
 def expected_grey(grey: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    r"""Grey values of pixels that are black or white, each with a probability.
+    r"""Expected grey values of pixels that are black or white, each with a probability.
 
-    Where a pixel is less likely to be white under the target, what is white stays so with
-    :math:`d_1 / d_0`; elsewhere, what is black stays so with :math:`(1 - d_1) / (1 - d_0)`. So as
-    few pixels change as can be.
+    If a pixel is less likely to be white under the target, a white pixel stays white with
+    probability :math:`d_1 / d_0`; otherwise, a black one stays black with probability
+    :math:`(1 - d_1) / (1 - d_0)`. This changes as few pixels as possible.
 
     .. math:: x \min(d_1 / d_0, 1) + (1 - x) (1 - \min((1 - d_1) / (1 - d_0), 1))
 
@@ -205,7 +210,14 @@ def expected_grey(grey: np.ndarray, source: np.ndarray, target: np.ndarray) -> n
     return grey * stays_white + (1 - grey) * (1 - stays_black)
 
 
-def _moments(values, source_mean, target_mean, source_sd, target_sd):
+def _moments(
+    values: np.ndarray,
+    source_mean: np.ndarray,
+    target_mean: np.ndarray,
+    source_sd: np.ndarray,
+    target_sd: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of :func:`draw_values` before clipping, and standard deviation of the added noise."""
     mean = target_mean + np.minimum(target_sd / source_sd, 1.0) * (values - source_mean)
     added_sd = np.sqrt(np.maximum(target_sd**2 - source_sd**2, 0.0))
     return mean, np.broadcast_to(added_sd, mean.shape)
@@ -220,6 +232,3 @@ def _kept_share(source_rate: np.ndarray, target_rate: np.ndarray) -> np.ndarray:
 
 def _gain(source_rate: np.ndarray, target_rate: np.ndarray) -> np.ndarray:
     return np.maximum(target_rate - source_rate, 0.0)
-
-
-Estimate = Literal["counterfactual", "decoded"]

@@ -8,20 +8,20 @@ from sklearn.neighbors import NearestNeighbors
 
 
 def balanced_sample(groups: np.ndarray, n_cells: int, rng: np.random.Generator) -> np.ndarray:
-    """Choose cells of all groups alike, as far as there are as many.
+    """Sample cells, as many of each group as possible.
 
     Parameters
     ----------
     groups
         Group of each cell, ``n``.
     n_cells
-        How many to choose, at most.
+        Maximal number of cells to sample.
     rng
-        Source of chance.
+        Random number generator.
 
     Returns
     -------
-    Ascending positions.
+    Positions of the sampled cells, ascending.
     """
     order = rng.permutation(len(groups))
     place_in_group = pd.Series(order).groupby(groups[order]).cumcount().to_numpy()
@@ -31,27 +31,27 @@ def balanced_sample(groups: np.ndarray, n_cells: int, rng: np.random.Generator) 
 def support_of_cells(
     z: np.ndarray, reference: np.ndarray, n_neighbors: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    r"""How far cells lie from reference cells, and how unusual that is among those.
+    r"""How far cells lie from reference cells, and how unusual that distance is.
 
     Parameters
     ----------
     z
         Latent representation of the cells, ``n_cells x n_latent``.
     reference
-        The same of at least two reference cells, ``n_reference x n_latent``.
+        Latent representation of at least two reference cells, ``n_reference x n_latent``.
     n_neighbors
-        A cell's distance is the mean Euclidean one to that many reference cells.
+        Number of nearest reference cells whose mean Euclidean distance counts.
 
     Returns
     -------
-    Of each cell its distance, in units of the median distance of the reference cells from each
-    other; and the share of reference cells that lie at least as far from the others, counting the
-    cell itself: a conformal p-value.
+    Two arrays, ``n_cells``: the distance to the reference cells, in units of the median distance
+    of reference cells to each other; and a conformal p-value, the share of reference cells that
+    lie at least as far from the others, with the cell itself included.
 
     References
     ----------
-    Ishimtsev, Bernstein, Burnaev & Nazarov, *PMLR* 60 (2017): the conformal anomaly detector
-    whose measure of strangeness is the distance to the nearest neighbours.
+    Ishimtsev, Bernstein, Burnaev & Nazarov, *PMLR* 60 (2017): a conformal anomaly detector with
+    the distance to the nearest neighbours as nonconformity measure.
     """
     n_neighbors = min(n_neighbors, len(reference) - 1)
     neighbors = NearestNeighbors(n_neighbors=n_neighbors).fit(reference)

@@ -17,25 +17,9 @@ if TYPE_CHECKING:
 
 
 def positions_of_genes(adata: AnnData, var_names: np.ndarray, genes: str = "genes") -> np.ndarray:
-    """Match the genes of a model by name.
+    """Find the model's genes in ``adata`` by name, as positions, ``n_genes``.
 
-    Parameters
-    ----------
-    adata
-        The user's cells, which may have more genes.
-    var_names
-        The model's genes.
-    genes
-        Name of genes in messages.
-
-    Returns
-    -------
-    Positions in ``adata``, ``n_genes`` of the model.
-
-    Raises
-    ------
-    ValueError
-        If gene names are not unique or one of the model's genes is missing.
+    Raises a ``ValueError`` if gene names are not unique or one of the model's genes is missing.
     """
     check_unique_genes(adata)
     positions = adata.var_names.get_indexer(var_names)
@@ -55,18 +39,6 @@ def private_copy(
 
     The matrix is shared where genes and format allow it; ``obs`` and ``var`` are copied. Dask
     arrays are computed.
-
-    Parameters
-    ----------
-    adata, var_names, genes
-        See :func:`positions_of_genes`: the user's cells and the model's genes.
-    layer
-        Layer with the values, ``X`` if ``None``.
-
-    Raises
-    ------
-    ValueError
-        If there are no cells, gene names are not unique, a gene is missing, or ``adata`` is lazy.
     """
     check_not_empty(adata)
     check_not_lazy(adata)

@@ -97,16 +97,9 @@ def get_matrix(adata: AnnData, layer: str | None) -> Any:
 
 
 def check_expression(matrix: Any, gene_likelihood: str, where: str) -> None:
-    """Raise a ``ValueError`` if the values don't suit the likelihood.
+    """Raise a ``ValueError`` if the values, all of which are checked, don't suit the likelihood.
 
-    Parameters
-    ----------
-    matrix
-        Dense, sparse or backed, ``n_cells x n_genes``. All values are checked.
-    gene_likelihood
-        ``"normal"`` for log-normalised values, otherwise a likelihood of counts.
-    where
-        Name of the matrix in the message.
+    The matrix is dense, sparse or backed, ``n_cells x n_genes``; ``where`` names it in messages.
     """
     is_normal, only_integers, largest = gene_likelihood == "normal", True, 0.0
     for values in _blocks_of_values(matrix):
@@ -228,21 +221,9 @@ def _column_to_register(adata: AnnData, argument: str, key: str) -> pd.Series:
 def cell_positions(
     indices: Any, n_cells: int, argument: str = "indices", cells: str = "cells"
 ) -> np.ndarray:
-    """Return the positions of the chosen cells.
+    """Return positions of the chosen cells; ``indices`` are positions, a mask, or ``None`` for all.
 
-    Parameters
-    ----------
-    indices
-        Positions of cells, a boolean mask, or ``None`` for all.
-    n_cells
-        Number of cells to choose from.
-    argument, cells
-        Names of ``indices`` and of cells in messages.
-
-    Raises
-    ------
-    ValueError
-        If no cells are chosen, or there are no such cells.
+    ``argument`` and ``cells`` are their names in messages.
     """
     positions = np.arange(n_cells)
     if indices is None:

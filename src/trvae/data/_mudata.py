@@ -43,23 +43,9 @@ def anndata_arguments(setup_args: dict) -> dict:
 def cells_of(mdata: MuData, setup_args: dict) -> AnnData:
     """Return the modality with the expression as an AnnData; the matrix is not copied.
 
-    Parameters
-    ----------
-    mdata
-        The cells, in memory or backed.
-    setup_args
-        Arguments of ``setup_mudata``.
-
-    Returns
-    -------
-    AnnData with the columns of the modality's ``obs`` and of ``mdata.obs``. A registered column is
-    taken from where it was registered; it is absent if no ``obs`` has it.
-
-    Raises
-    ------
-    ValueError
-        If a modality is missing or has other cells than the MuData, or a column is not where it
-        was registered.
+    ``obs`` has the columns of the modality and of ``mdata.obs``. A registered column is taken from
+    where it was registered, and is absent if no ``obs`` has it. A ``ValueError`` is raised if a
+    modality is missing or has other cells, or a column is elsewhere.
     """
     rna = _modality(mdata, _LAYER, setup_args["modalities"][_LAYER])
     of_all = [column for column in rna.obs if column not in mdata.obs]
@@ -79,37 +65,17 @@ def cells_of(mdata: MuData, setup_args: dict) -> AnnData:
 
 
 def places_of(mdata: MuData, modality: str, keys: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """Choose where ``setup_mudata`` takes columns from: a modality if ``mdata.obs`` lacks them.
+    """Make the argument ``modalities`` of ``setup_mudata`` for columns that ``mdata.obs`` may lack.
 
-    Parameters
-    ----------
-    mdata
-        The MuData.
-    modality
-        Name of the modality with the expression.
-    keys
-        Columns, by the argument of ``setup_mudata`` that names them.
-
-    Returns
-    -------
-    The argument ``modalities`` of ``setup_mudata``.
+    ``keys`` are columns, by the argument that names them; those that ``mdata.obs`` lacks are taken
+    from the modality with the expression.
     """
     lacking = {argument: modality for argument, key in _registered(keys) if key not in mdata.obs}
     return {"modalities": {_LAYER: modality} | lacking}
 
 
 def with_genes(mdata: MuData, modality: str, cells: AnnData) -> MuData:
-    """Copy a MuData with other genes in one modality.
-
-    Parameters
-    ----------
-    mdata
-        The MuData.
-    modality
-        Name of the modality.
-    cells
-        The same cells with the new genes.
-    """
+    """Copy a MuData with other genes in one modality; ``cells`` are the same cells with those."""
     copy = mdata.copy()
     copy.mod[modality] = cells
     # MuData draws random names for temporary columns.
@@ -123,21 +89,8 @@ def with_prediction(
 ) -> MuData:
     """Put a prediction in place of the expression of a MuData.
 
-    Parameters
-    ----------
-    mdata
-        The measured cells.
-    positions
-        Positions of the cells that were predicted.
-    predicted
-        The prediction, with its conditions in ``obs``.
-    setup_args
-        Arguments of ``setup_mudata``.
-
-    Returns
-    -------
-    The predicted cells. The other modalities keep their values, without what scvi-tools registered;
-    their column of conditions, if they have one, holds the target.
+    The cells at ``positions`` were predicted. Other modalities keep their values, without what
+    scvi-tools registered; their column of conditions, if any, holds the target.
     """
     modality, key = setup_args["modalities"][_LAYER], setup_args["condition_key"]
     place = setup_args["modalities"].get("condition_key")

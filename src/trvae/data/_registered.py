@@ -88,13 +88,7 @@ class RegisteredData:
         return {self.condition_key: self.conditions, **covariates}
 
     def cells_of(self, data: AnnData | MuData) -> AnnData:
-        """Return an AnnData as it is, and of a MuData the cells as the model reads them.
-
-        Raises
-        ------
-        ValueError
-            If it is neither, the model takes no MuData, or images have another shape.
-        """
+        """Return an AnnData as it is, and of a MuData the cells as the model reads them."""
         if isinstance(data, MuData):
             self._check_takes_mudata(data)
             return cells_of(data, self.registry["setup_args"])
@@ -108,13 +102,7 @@ class RegisteredData:
         return data
 
     def with_genes(self, data: AnnData | MuData) -> AnnData | MuData:
-        """Return data with the model's genes in its order, copied unless they are so already.
-
-        Raises
-        ------
-        ValueError
-            If a gene or a modality is missing, or the data are of another kind than the model's.
-        """
+        """Return data with the model's genes in its order, copied unless they are so already."""
         if isinstance(data, MuData):
             self._check_takes_mudata(data)
             cells = data.mod.get(self.modality)
@@ -153,13 +141,7 @@ class RegisteredData:
         return self.conditions.index(name)
 
     def targets(self, target_condition: Any) -> list[Any]:
-        """One or several target conditions as a list.
-
-        Raises
-        ------
-        ValueError
-            If there is none, or one is unknown or named twice.
-        """
+        """One or several target conditions as a list, each known and named once."""
         if not is_list_of_conditions(target_condition):
             self.condition_code(target_condition, "target_condition")
             return [target_condition]
@@ -171,13 +153,7 @@ class RegisteredData:
         return targets
 
     def gene_positions(self, gene_list: Sequence[str]) -> np.ndarray:
-        """Positions of a list of genes among the model's.
-
-        Raises
-        ------
-        ValueError
-            If it is no list, or has a gene that is not one of the model's.
-        """
+        """Positions of a list of genes among the model's; a ``ValueError`` names unknown ones."""
         if isinstance(gene_list, str):
             raise ValueError(f"gene_list must be a list of genes, got {gene_list!r}.")
         positions = pd.Index(self.var_names).get_indexer(list(gene_list))

@@ -29,21 +29,9 @@ if TYPE_CHECKING:
 def check_setup(adata: AnnData, setup_args: dict, kwargs: dict) -> None:
     """Check what ``setup_anndata`` is given.
 
-    Parameters
-    ----------
-    adata
-        The user's cells.
-    setup_args
-        The method's named arguments.
-    kwargs
-        Further arguments, for :meth:`~scvi.data.AnnDataManager.register_fields`.
-
-    Raises
-    ------
-    ValueError
-        If the cells can't be registered with these arguments.
-    TypeError
-        If there is no such argument.
+    ``setup_args`` are its named arguments, ``kwargs`` those for
+    :meth:`~scvi.data.AnnDataManager.register_fields`. Raises a ``ValueError`` if the cells can't be
+    registered so, and a ``TypeError`` for an unknown argument.
     """
     check_anndata(adata)
     check_not_lazy(adata)
@@ -102,18 +90,6 @@ def registry_of_setup_anndata(registry: dict, model_name: str) -> dict:
     """Convert a data module's registry into one that ``setup_anndata`` would have written.
 
     Then the model can be saved and loaded without the data module, and later take an AnnData.
-
-    Parameters
-    ----------
-    registry
-        Registry of a data module of scvi-tools.
-    model_name
-        Name of the model's class.
-
-    Raises
-    ------
-    ValueError
-        If the data module has no ``batch_key``, which names the conditions.
     """
     arguments, fields = registry["setup_args"], dict(registry["field_registries"])
     if arguments.get("batch_key") is None:

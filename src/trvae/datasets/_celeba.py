@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from trvae._utils._arguments import check_positive_integer, check_seed, join_names
+from trvae._utils._arguments import NONE, POSITIVE_INTEGER, SEED, check_arguments, join_names
 from trvae.datasets._images import images_as_anndata, read_images
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _IMAGES = "img_align_celeba"
 _ATTRIBUTES = ("list_attr_celeba.txt", "list_attr_celeba.csv")
+_RULES = {"size": POSITIVE_INTEGER, "n": POSITIVE_INTEGER | NONE, "seed": SEED}
 
 
 def celeba(
@@ -28,24 +29,25 @@ def celeba(
     seed: int = 0,
     progress_bar: bool = True,
 ) -> AnnData:
-    """Faces of celebrities, from a copy of CelebA on this machine. Nothing is downloaded.
+    """Faces of celebrities, from a local copy of CelebA. Nothing is downloaded.
 
     Parameters
     ----------
     root
         Folder with ``img_align_celeba/*.jpg`` and ``list_attr_celeba.txt`` (or ``.csv``).
     attribute
-        The attribute that is to be the condition.
+        Attribute to use as the condition.
     group
-        The attribute that is to be the label.
+        Attribute to use as the label.
     size
-        Height and width of the images, which are cut to a square and scaled, in pixels.
+        Height and width of the images in pixels. The largest square is cut from the middle of each
+        image and scaled to this size.
     n
-        Read that many images, chosen at random. By default all that are there.
+        Number of images to read, chosen at random. By default all are read.
     seed
-        Seed of that choice.
+        Seed of this choice.
     progress_bar
-        Whether to show one.
+        Whether to show a progress bar.
 
     Returns
     -------
@@ -56,18 +58,17 @@ def celeba(
     Raises
     ------
     FileNotFoundError
-        If the images or the attributes are not there.
+        If ``root`` lacks the images or the attributes.
     ValueError
-        If there is no such attribute, a number is not one of those allowed, the file of attributes
-        is not as CelebA's, or an image can't be read.
+        If CelebA has no such attribute, a number is out of range, the attributes have values other
+        than 1 and -1, or an image can't be read.
 
     References
     ----------
     Liu, Luo, Wang & Tang, *ICCV* (2015).
     """
+    check_arguments(locals(), _RULES)
     root = Path(root)
-    check_positive_integer("size", size)
-    check_seed(seed)
     attributes = _read_attributes(root)
     for argument, name in {"attribute": attribute, "group": group}.items():
         if name not in attributes:
@@ -75,41 +76,38 @@ def celeba(
                 f"{argument} {name!r} is not one of CelebA's: {join_names(attributes.columns)}."
             )
     folder = root / _IMAGES
-    present = {path.name for path in folder.glob("*.jpg")}
+    present = [path.name for path in folder.glob("*.jpg")]
     attributes = attributes[attributes.index.isin(present)]
     if attributes.empty:
         raise FileNotFoundError(f"There are no images with attributes in {folder}.")
     if n is not None:
-        check_positive_integer("n", n)
         chosen = np.random.default_rng(seed).permutation(len(attributes))[:n]
         attributes = attributes.iloc[np.sort(chosen)]
-    images = read_images(
-        [folder / name for name in attributes.index], size, progress_bar=progress_bar
-    )
+    paths = [folder / name for name in attributes.index]
     obs = attributes.assign(
         condition=_named(attributes[attribute]), label=_named(attributes[group])
     )
-    return images_as_anndata(images, obs)
-
-
-def _named(values: pd.Series) -> pd.Categorical:
-    names = [f"not {values.name}", str(values.name)]
-    return pd.Categorical.from_codes(values.to_numpy(dtype=int), categories=names)
+    return images_as_anndata(read_images(paths, size, progress_bar=progress_bar), obs)
 
 
 def _read_attributes(root: Path) -> pd.DataFrame:
-    """Whether each image has each attribute."""
+    """Whether each image has each attribute, ``n_images x n_attributes``."""
     path = next((root / name for name in _ATTRIBUTES if (root / name).exists()), None)
     if path is None:
         raise FileNotFoundError(
-            f"There is neither {join_names(_ATTRIBUTES)} in {root}. CelebA is at "
+            f"There is neither {' nor '.join(_ATTRIBUTES)} in {root}. CelebA is available from "
             "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
         )
     if path.suffix == ".csv":
         table = pd.read_csv(path, index_col=0)
     else:
-        # The first line tells the number of images, the second the attributes.
+        # The first line has the number of images, the second the attributes.
         table = pd.read_csv(path, sep=r"\s+", skiprows=1)
-    if not np.isin(table.to_numpy(), [-1, 1]).all():
-        raise ValueError(f"{path} has values other than 1 and -1, which CelebA's has not.")
+    if not table.isin([-1, 1]).all(axis=None):
+        raise ValueError(f"{path} has values other than 1 and -1.")
     return table == 1
+
+
+def _named(values: pd.Series) -> pd.Categorical:
+    names = [f"not {values.name}", str(values.name)]
+    return pd.Categorical.from_codes(values.to_numpy(dtype=int), categories=names)

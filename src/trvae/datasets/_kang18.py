@@ -18,11 +18,11 @@ def kang18(*, full: bool = False, cache_dir: str | Path | None = None) -> AnnDat
     Parameters
     ----------
     full
-        Download the full data set (about 25,000 cells with the authors' annotation, the copy
-        among scverse's example data) in place of the subset that ships with the package. Its
-        columns have names of their own; see ``adata.obs``.
+        Whether to download the full data set (about 25,000 cells with the authors' annotation, from
+        scverse's example data) instead of the subset that ships with the package. Its columns have
+        other names; see ``adata.obs``.
     cache_dir
-        Where the download is kept, by default the user's cache folder.
+        Folder for the download, by default the user's cache folder.
 
     Returns
     -------
@@ -31,7 +31,7 @@ def kang18(*, full: bool = False, cache_dir: str | Path | None = None) -> AnnDat
 
     * ``condition``: ``"control"`` or ``"stimulated"``
     * ``cell_type``: one of seven, called from canonical marker genes
-    * ``n_counts``: library size over all 14,053 genes that were measured
+    * ``n_counts``: library size over all 14,053 measured genes
 
     Raises
     ------
@@ -53,17 +53,17 @@ def kang18(*, full: bool = False, cache_dir: str | Path | None = None) -> AnnDat
         return read_h5ad(path)
 
 
-def _download(cache_dir: str | Path | None) -> Path:
-    folder = Path(cache_dir) if cache_dir is not None else Path(pooch.os_cache("trvae"))
-    path = folder / _FULL_NAME
-    if path.exists():
-        return path
+def _download(cache_dir: str | Path | None) -> str:
+    """Path of the full data set, which is downloaded unless it is there."""
+    folder = Path(cache_dir) if cache_dir is not None else pooch.os_cache("trvae")
     try:
-        # The host keeps no checksum beside the file.
-        pooch.retrieve(_URL, known_hash=None, fname=_FULL_NAME, path=folder, progressbar=True)
+        # The host publishes no checksum.
+        return pooch.retrieve(
+            _URL, known_hash=None, fname=_FULL_NAME, path=folder, progressbar=True
+        )
     except OSError as error:
         raise ConnectionError(
             f"The full Kang 2018 data could not be downloaded ({error}). Fetch {_URL} by hand and "
-            f"put it at {path}, or use kang18() for the subset that needs no download."
+            f"put it at {folder / _FULL_NAME}, or use kang18() for the subset that needs no "
+            "download."
         ) from error
-    return path

@@ -9,8 +9,20 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from trvae._utils._arguments import POSITIVE_INTEGER, SEED, SHARE, check_arguments
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+_RULES = {
+    "n_genes": POSITIVE_INTEGER,
+    "n_cell_types": POSITIVE_INTEGER,
+    "share_affected": SHARE,
+    "n_lineages": POSITIVE_INTEGER,
+    "n_batches": POSITIVE_INTEGER,
+    "seed": SEED,
+}
+_SD_OF_LOG_LIBRARY = 0.3
 
 
 def simulated(
@@ -38,20 +50,21 @@ def simulated(
     Parameters
     ----------
     n_cells
-        Cells of each type under each condition: one number, or ``n_conditions x n_cell_types``.
+        Number of cells of each type under each condition: one number, or
+        ``n_conditions x n_cell_types``.
     n_genes
         Number of genes.
     n_cell_types
         Number of cell types.
     conditions
-        Names of the conditions, the first of which is the control.
+        Names of the conditions, of which the first is the control.
     effect_size
         Absolute log fold change of the affected genes; half go up and half go down.
     share_affected
         Share of the genes that each condition affects.
     n_lineages
-        Cell types belong to them in turn. Types of one lineage have similar profiles and the same
-        effects, those of different lineages have effects of their own.
+        Number of lineages, to which cell types are assigned in turn. Types of the same lineage have
+        similar profiles and the same effects; effects differ between lineages.
     affected_cell_types
         Positions of the cell types that respond at all, by default all.
     n_batches
@@ -61,9 +74,9 @@ def simulated(
     mean_library_size
         Mean of the log-normal library sizes.
     inverse_dispersion
-        Of the counts.
+        Inverse dispersion of the counts: their variance is ``rate + rate**2 / inverse_dispersion``.
     seed
-        Seed of everything.
+        Seed of everything that is drawn.
 
     Returns
     -------
@@ -76,61 +89,71 @@ def simulated(
     Raises
     ------
     ValueError
-        If ``share_affected`` is not between 0 and 1, or ``n_cells`` has the wrong shape.
+        If a number is out of range, or ``n_cells`` has the wrong shape.
     """
-    if not 0 <= share_affected <= 1:
-        raise ValueError(f"share_affected={share_affected} is not between 0 and 1.")
-    shape = (len(conditions), n_cell_types)
-    if np.shape(n_cells) not in ((), shape):
-        raise ValueError(f"n_cells has the shape {np.shape(n_cells)}, not {shape}.")
+    check_arguments(locals(), _RULES)
+    groups = (len(conditions), n_cell_types)
+    if np.shape(n_cells) not in ((), groups):
+        raise ValueError(f"n_cells must have the shape {groups}, got {np.shape(n_cells)}.")
     rng = np.random.default_rng(seed)
-    base = rng.normal(0, 1, (n_cell_types, n_genes))
     lineage = np.arange(n_cell_types) % n_lineages
+    profiles = rng.normal(0, 1, (n_cell_types, n_genes))
     if n_lineages > 1:
-        base = 0.5 * base + rng.normal(0, 1, (n_lineages, n_genes))[lineage]
-    responds = np.isin(
-        np.arange(n_cell_types),
-        np.arange(n_cell_types) if affected_cell_types is None else affected_cell_types,
-    )
-    effects = np.zeros((*shape, n_genes))
+        profiles = 0.5 * profiles + rng.normal(0, 1, (n_lineages, n_genes))[lineage]
+    responds = np.ones(n_cell_types, dtype=bool)
+    if affected_cell_types is not None:
+        responds = np.isin(np.arange(n_cell_types), affected_cell_types)
+    responding = [(lineage == one) & responds for one in range(n_lineages)]
     n_affected = round(share_affected * n_genes)
-    for effect in effects[1:]:
-        for one in range(n_lineages):
-            affected = rng.permutation(n_genes)[:n_affected]
-            change = effect_size * np.where(np.arange(n_affected) % 2 == 0, 1, -1)
-            effect[np.ix_((lineage == one) & responds, affected)] = change
+    effects = _effects(rng, (*groups, n_genes), responding, n_affected, effect_size)
 
-    group_sizes = np.broadcast_to(n_cells, shape).ravel()
-    condition, cell_type = (np.repeat(codes.ravel(), group_sizes) for codes in np.indices(shape))
-    n_total = len(condition)
-    batch = np.arange(n_total) % n_batches
-    log_share = base[cell_type] + effects[condition, cell_type]
+    group_sizes = np.broadcast_to(n_cells, groups).ravel()
+    condition, cell_type = (np.repeat(codes.ravel(), group_sizes) for codes in np.indices(groups))
+    batch = np.arange(len(condition)) % n_batches
+    log_share = profiles[cell_type] + effects[condition, cell_type]
     if n_batches > 1:
         log_share = log_share + rng.normal(0, batch_effect_size, (n_batches, n_genes))[batch]
     share = np.exp(log_share)
     share /= share.sum(1, keepdims=True)
-    library = rng.lognormal(np.log(mean_library_size) - 0.5 * 0.3**2, 0.3, (n_total, 1))
-    rate = library * share
+    log_mean = np.log(mean_library_size) - 0.5 * _SD_OF_LOG_LIBRARY**2
+    rate = rng.lognormal(log_mean, _SD_OF_LOG_LIBRARY, (len(condition), 1)) * share
     counts = rng.poisson(rng.gamma(inverse_dispersion, rate / inverse_dispersion))
 
-    type_names = [f"type_{i}" for i in range(n_cell_types)]
+    types = [f"type_{i}" for i in range(n_cell_types)]
     obs = pd.DataFrame(
         {
             "condition": pd.Categorical.from_codes(condition, list(conditions)),
-            "cell_type": pd.Categorical.from_codes(cell_type, type_names),
+            "cell_type": pd.Categorical.from_codes(cell_type, types),
             "batch": pd.Categorical.from_codes(batch, [f"batch_{i}" for i in range(n_batches)]),
         },
-        index=[f"cell_{i}" for i in range(n_total)],
+        index=[f"cell_{i}" for i in range(len(condition))],
     )
     genes = [f"gene_{i}" for i in range(n_genes)]
-    told = {f"effect_{name}": effect for name, effect in zip(conditions, effects, strict=True)}
+    truth = {
+        f"effect_{name}": pd.DataFrame(effect.T, index=genes, columns=types)
+        for name, effect in zip(conditions, effects, strict=True)
+    }
     return AnnData(
         sparse.csr_matrix(counts.astype(np.float32)),
         obs=obs,
-        var=pd.DataFrame({name: effect.mean(0) for name, effect in told.items()}, index=genes),
-        varm={
-            name: pd.DataFrame(effect.T, index=genes, columns=type_names)
-            for name, effect in told.items()
-        },
+        var=pd.DataFrame({name: effect.mean(axis=1) for name, effect in truth.items()}, genes),
+        varm=truth,
         layers={"rate": rate},
     )
+
+
+def _effects(
+    rng: np.random.Generator,
+    shape: tuple[int, int, int],
+    responding: list[np.ndarray],
+    n_affected: int,
+    effect_size: float,
+) -> np.ndarray:
+    """Log fold changes, ``n_conditions x n_cell_types x n_genes``; each lineage responds alike."""
+    effects = np.zeros(shape)
+    change = effect_size * np.where(np.arange(n_affected) % 2 == 0, 1, -1)
+    for effect in effects[1:]:
+        for cell_types in responding:
+            affected = rng.permutation(shape[-1])[:n_affected]
+            effect[np.ix_(cell_types, affected)] = change
+    return effects

@@ -12,16 +12,13 @@ import pandas as pd
 from anndata import AnnData, read_h5ad
 from tqdm.auto import tqdm
 
-from trvae._utils._arguments import check_positive_integer, check_seed
+from trvae._utils._arguments import NONE, POSITIVE_INTEGER, SEED, check_arguments
 from trvae.datasets._images import images_as_anndata
 from trvae.datasets._strokes import thicker, thinner
 
-_CONDITIONS = ("normal", "thin", "thick")
+_CHANGES = {"normal": np.copy, "thin": thinner, "thick": thicker}
 _NPZ = "mnist.npz"
-_IDX = {
-    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
-}
+_RULES = {"n": POSITIVE_INTEGER | NONE, "seed": SEED}
 
 
 def stroke_digits(
@@ -33,20 +30,20 @@ def stroke_digits(
 ) -> AnnData:
     """Handwritten digits of MNIST, a third each with normal, thin and thick strokes.
 
-    No digit is there under two conditions. As in Morpho-MNIST, strokes are made thinner by 70 %
-    and thicker by 100 % of what they were, by erosion and dilation at four times the size.
+    Every digit is under one condition only. As in Morpho-MNIST, strokes are made 70 % thinner or
+    100 % thicker by erosion or dilation at four times the size.
 
     Parameters
     ----------
     n
-        Number of images to make from the copy in ``root``, drawn at random. By default all 70,000.
+        Number of images to make from the copy in ``root``, chosen at random. By default all 70,000.
     root
         Folder with a copy of MNIST: ``mnist.npz``, or the four original ``idx`` files, gzipped or
         not. By default the 12,000 digits that ship with the package are returned.
     seed
-        Seed of which images are taken and of their conditions.
+        Seed of the choice of images and of their conditions.
     progress_bar
-        Whether to show one while images are made.
+        Whether to show a progress bar while images are made.
 
     Returns
     -------
@@ -57,12 +54,12 @@ def stroke_digits(
     Raises
     ------
     FileNotFoundError
-        If there is no copy of MNIST in ``root``.
+        If ``root`` has no copy of MNIST.
     ImportError
         If ``root`` is given and scikit-image is not installed.
     ValueError
-        If ``n`` is given without ``root`` or is more than there are, a number is not one of those
-        allowed, or ``mnist.npz`` does not have MNIST's arrays.
+        If ``n`` is given without ``root`` or exceeds the number of images, a number is out of range,
+        or ``mnist.npz`` lacks MNIST's arrays.
 
     Notes
     -----
@@ -74,34 +71,24 @@ def stroke_digits(
     LeCun, Bottou, Bengio & Haffner, *Proceedings of the IEEE* 86, 2278 (1998); Castro, Tan, Kainz,
     Konukoglu & Glocker, *JMLR* 20, 178 (2019), section 3.2.
     """
+    check_arguments(locals(), _RULES)
     if root is None:
         if n is not None:
             raise ValueError(f"n={n} needs a copy of MNIST to make the images from: root=...")
         with as_file(files("trvae.datasets") / "stroke_digits.h5ad") as path:
             return read_h5ad(path)
     images, digits = _read_mnist(Path(root))
-    check_seed(seed)
-    if n is not None:
-        check_positive_integer("n", n)
-        if n > len(images):
-            raise ValueError(f"n={n}, but there are {len(images)} images in {root}.")
+    if n is not None and n > len(images):
+        raise ValueError(f"n={n}, but there are {len(images)} images in {root}.")
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.permutation(len(images))[:n])
-    codes = rng.permutation(np.arange(len(chosen)) % len(_CONDITIONS))
-    changes = (np.copy, thinner, thicker)
-    changed = np.stack(
-        [
-            changes[code](images[i])
-            for code, i in tqdm(
-                list(zip(codes, chosen, strict=True)),
-                desc="Changing strokes",
-                disable=not progress_bar,
-            )
-        ]
-    )
+    codes = rng.permutation(np.arange(len(chosen)) % len(_CHANGES))
+    changes = list(_CHANGES.values())
+    bar = tqdm(chosen, desc="Changing strokes", disable=not progress_bar)
+    changed = np.stack([changes[code](images[i]) for code, i in zip(codes, bar, strict=True)])
     obs = pd.DataFrame(
         {
-            "condition": pd.Categorical.from_codes(codes, categories=list(_CONDITIONS)),
+            "condition": pd.Categorical.from_codes(codes, categories=list(_CHANGES)),
             "digit": pd.Categorical(digits[chosen].astype(str)),
         },
         index=[f"mnist_{i}" for i in chosen],
@@ -110,30 +97,30 @@ def stroke_digits(
 
 
 def _read_mnist(root: Path) -> tuple[np.ndarray, np.ndarray]:
-    """All images, ``70,000 x 28 x 28``, and their digits: those of training come first."""
+    """All images, ``70,000 x 28 x 28``, and their digits, ``70,000``; the training set first."""
     if (root / _NPZ).exists():
         try:
             with np.load(root / _NPZ) as arrays:
-                return tuple(
+                images, digits = (
                     np.concatenate([arrays[f"{name}_train"], arrays[f"{name}_test"]])
                     for name in "xy"
-                )  # type: ignore[return-value]
+                )
         except (KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{root / _NPZ} does not have MNIST's arrays: {error}") from error
-    parts = [[_read_idx(root, name) for name in names] for names in _IDX.values()]
-    images, digits = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+            raise ValueError(f"{root / _NPZ} lacks MNIST's arrays: {error}") from error
+    else:
+        images, digits = (
+            np.concatenate([_read_idx(root, f"{part}-{name}-ubyte") for part in ("train", "t10k")])
+            for name in ("images-idx3", "labels-idx1")
+        )
     return images, digits
 
 
 def _read_idx(root: Path, name: str) -> np.ndarray:
-    """An array of bytes, in the format at http://yann.lecun.com/exdb/mnist."""
-    plain, zipped = root / name, root / f"{name}.gz"
-    if plain.exists():
-        content = plain.read_bytes()
-    elif zipped.exists():
-        content = gzip.decompress(zipped.read_bytes())
-    else:
-        raise FileNotFoundError(f"There is neither {_NPZ} nor {name} (or {name}.gz) in {root}.")
-    n_dimensions = content[3]
-    header = np.frombuffer(content, ">i4", 1 + n_dimensions)
-    return np.frombuffer(content, np.uint8, offset=header.nbytes).reshape(header[1:])
+    """Bytes in the format at http://yann.lecun.com/exdb/mnist, whose header has the shape."""
+    for path, open_file in ((root / name, open), (root / f"{name}.gz", gzip.open)):
+        if path.exists():
+            with open_file(path, "rb") as file:
+                content = file.read()
+            shape = np.frombuffer(content, ">i4", count=content[3], offset=4)
+            return np.frombuffer(content, np.uint8, offset=4 + shape.nbytes).reshape(shape)
+    raise FileNotFoundError(f"There is neither {_NPZ} nor {name} (or {name}.gz) in {root}.")

@@ -6,45 +6,29 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trvae.metrics._strokes import _SCALE, _enlarged, _morphology, _thickness
+from trvae.metrics._strokes import SCALE, import_skimage, strokes, thickness
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-# How much of the strokes' half thickness is taken off or put on.
-_THINNING, _THICKENING = 0.7, 1.0
-
-
 def thinner(image: np.ndarray) -> np.ndarray:
-    """Take 70 % off the thickness of a drawing's strokes.
+    """Reduce the thickness of the strokes by 70 %.
 
-    Parameters
-    ----------
-    image
-        Integers from 0 to 255, light on dark, ``height x width``.
-
-    Returns
-    -------
-    Of the same type and shape.
-
-    References
-    ----------
-    Castro et al., *JMLR* 20, 178 (2019), section 3.2.
+    The drawing is light on dark, integers from 0 to 255, ``height x width``; see Castro et al.,
+    *JMLR* 20, 178 (2019), section 3.2.
     """
-    return _eroded_or_dilated(image, _morphology().erosion, _THINNING)
+    return _redrawn(image, import_skimage().morphology.erosion, 0.7)
 
 
 def thicker(image: np.ndarray) -> np.ndarray:
-    """Double the thickness of a drawing's strokes; see :func:`thinner`."""
-    return _eroded_or_dilated(image, _morphology().dilation, _THICKENING)
+    """Double the thickness of the strokes; see :func:`thinner`: the drawing."""
+    return _redrawn(image, import_skimage().morphology.dilation, 1.0)
 
 
-def _eroded_or_dilated(image: np.ndarray, change: Callable, amount: float) -> np.ndarray:
-    from skimage.transform import pyramid_reduce
-
-    drawn = _enlarged(image)
-    radius = int(amount * np.nan_to_num(_thickness(drawn)) / 2)
-    changed = change(drawn, _morphology().disk(radius)).astype(float)
-    smaller = pyramid_reduce(changed, downscale=_SCALE, order=3)
+def _redrawn(image: np.ndarray, change: Callable, amount: float) -> np.ndarray:
+    skimage, drawn = import_skimage(), strokes(image)
+    radius = int(amount * np.nan_to_num(thickness(drawn)) / 2)
+    changed = change(drawn, skimage.morphology.disk(radius)).astype(float)
+    smaller = skimage.transform.pyramid_reduce(changed, downscale=SCALE, order=3)
     return (255 * smaller.clip(0, 1)).round().astype(np.uint8)

@@ -1,5 +1,6 @@
 """How well predicted cells agree with observed ones."""
 
+from trvae.metrics._coverage import coverage
 from trvae.metrics._differential_expression import (
     de_direction,
     de_overlap,
@@ -7,16 +8,8 @@ from trvae.metrics._differential_expression import (
     rank_changed_genes,
     welch_t,
 )
-from trvae.metrics._measures import (
-    coverage,
-    energy_distance,
-    frechet_distance,
-    maximum_mean_discrepancy,
-    pearson_of_change,
-    r2_of_means,
-    r2_of_variances,
-    rmse_of_means,
-)
+from trvae.metrics._distances import energy_distance, frechet_distance, maximum_mean_discrepancy
+from trvae.metrics._moments import pearson_of_change, r2_of_means, r2_of_variances, rmse_of_means
 from trvae.metrics._normalize import log_normalized, median_library_size
 from trvae.metrics._strokes import stroke_thickness
 from trvae.metrics._transfer_metrics import transfer_metrics

@@ -1,4 +1,4 @@
-"""Agreement of differentially expressed genes, each group ``n_cells x n_genes``."""
+"""Agreement of differentially expressed genes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from scipy.stats import spearmanr, ttest_ind
 
 
 def welch_t(control: np.ndarray, treated: np.ndarray) -> np.ndarray:
-    """Welch's t of the change of each gene's mean.
+    """Welch's t of each gene's change in mean expression.
 
     Parameters
     ----------
     control, treated
-        Log-normalised values, ``n_cells x n_genes``.
+        Log-normalised values, ``n_cells x n_genes``; the numbers of cells may differ.
 
     Returns
     -------
@@ -30,7 +30,7 @@ def welch_t(control: np.ndarray, treated: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         t = ttest_ind(treated, control, equal_var=False).statistic
     t = np.nan_to_num(t, nan=0.0, posinf=0.0, neginf=0.0)
-    # Rounding alone must not pass for a change.
+    # Rounding errors are no change.
     return np.where(np.abs(t) < 1e-9, 0.0, t)
 
 
@@ -40,7 +40,7 @@ def rank_changed_genes(control: np.ndarray, treated: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     control, treated
-        Log-normalised values, ``n_cells x n_genes``.
+        Log-normalised values, ``n_cells x n_genes``; the numbers of cells may differ.
 
     Returns
     -------
@@ -56,61 +56,62 @@ def rank_changed_genes(control: np.ndarray, treated: np.ndarray) -> np.ndarray:
     ----------
     Welch, *Biometrika* 34, 28 (1947).
     """
-    return rank_by_clarity(welch_t(control, treated))
+    return rank_by_magnitude(welch_t(control, treated))
 
 
-def rank_by_clarity(t: np.ndarray) -> np.ndarray:
-    """Positions of genes, ``n_genes``, from the largest to the smallest absolute ``t``."""
-    return np.argsort(-np.abs(t), kind="stable")
+def rank_by_magnitude(values: np.ndarray) -> np.ndarray:
+    """Positions from the largest to the smallest absolute value; ties keep their order."""
+    return np.argsort(-np.abs(values), kind="stable")
 
 
 def de_overlap(predicted_t: np.ndarray, observed_t: np.ndarray, n_top_genes: int) -> float:
-    """Share of the genes that change most clearly which are the same in prediction and truth.
+    """Overlap of the top genes of the predicted and the observed change.
 
     Parameters
     ----------
     predicted_t, observed_t
         Welch's t of each gene's change from control, ``n_genes``.
     n_top_genes
-        Number of genes, those with the largest absolute t.
+        Number of top genes: those with the largest absolute t.
 
     Returns
     -------
-    Between 0 and 1; NaN if nothing is predicted to change.
+    Shared top genes as a share of all top genes, between 0 and 1; NaN if no gene is predicted to
+    change.
     """
     if not predicted_t.any():
         return float("nan")
-    predicted, observed = (rank_by_clarity(t)[:n_top_genes] for t in (predicted_t, observed_t))
+    predicted, observed = (rank_by_magnitude(t)[:n_top_genes] for t in (predicted_t, observed_t))
     return len(np.intersect1d(predicted, observed)) / len(observed)
 
 
 def de_direction(predicted_t: np.ndarray, observed_t: np.ndarray, n_top_genes: int) -> float:
-    """Share of the genes that change most clearly in truth which are predicted to do so that way.
+    """Share of the observed top genes for which the direction of the change is predicted.
 
     Parameters
     ----------
     predicted_t, observed_t, n_top_genes
-        As in :func:`de_overlap`.
+        See :func:`de_overlap`: Welch's t of each gene, ``n_genes``, and the number of top genes.
 
     Returns
     -------
     Between 0 and 1; a gene that is predicted not to change counts as wrong.
     """
-    top = rank_by_clarity(observed_t)[:n_top_genes]
+    top = rank_by_magnitude(observed_t)[:n_top_genes]
     return float(np.mean(np.sign(predicted_t[top]) == np.sign(observed_t[top])))
 
 
 def de_rank_correlation(predicted_t: np.ndarray, observed_t: np.ndarray) -> float:
-    """Spearman correlation, over genes, of the t statistics of the changes.
+    """Spearman correlation, over genes, of Welch's t of the predicted and the observed change.
 
     Parameters
     ----------
     predicted_t, observed_t
-        As in :func:`de_overlap`.
+        See :func:`de_overlap`: Welch's t of each gene, ``n_genes``.
 
     Returns
     -------
-    Between -1 and 1; NaN if nothing changes.
+    Between -1 and 1; NaN if no gene changes.
 
     Raises
     ------

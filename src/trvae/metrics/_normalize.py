@@ -1,4 +1,4 @@
-"""A common scale for predicted and observed cells."""
+"""Log-normalisation to a library size that all groups of a comparison share."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def log_normalized(
     ----------
     adata
         Cells with counts, or with log-normalised values, which are returned unchanged unless
-        ``adata.uns["log1p"]["target_sum"]`` tells which library size they are scaled to.
+        ``adata.uns["log1p"]["target_sum"]`` states the library size that they are scaled to.
     target_sum
-        Library size to scale to, as :func:`median_library_size` returns it.
+        Library size to scale to, from :func:`median_library_size`.
     layer
         Layer to use, by default ``X``.
     library_key
-        Column of ``obs`` with each cell's library size over all genes that were measured. By
-        default the sum over the genes at hand.
+        Column of ``obs`` with each cell's library size over all measured genes. By default the sum
+        over the genes in ``adata``.
 
     Returns
     -------
@@ -43,17 +43,17 @@ def log_normalized(
     Raises
     ------
     ValueError
-        If there is no such layer or column.
+        If ``adata`` has no such layer or column.
     """
     matrix = get_matrix(adata, layer)
     values = dense(matrix).astype(float)
-    if not is_counts(values):
-        scaled_to = _stated_target_sum(adata)
-        if scaled_to is None or target_sum is None:
-            return values
-        return np.log1p(np.expm1(values) * (target_sum / scaled_to))
-    library = _library_sizes(adata, matrix, library_key)
-    return np.log1p(values / np.maximum(library, 1)[:, None] * target_sum)
+    if is_counts(values):
+        library = _library_sizes(adata, matrix, library_key)
+        return np.log1p(values / np.maximum(library, 1)[:, None] * target_sum)
+    scaled_to = stated_target_sum(adata)
+    if scaled_to is None or target_sum is None:
+        return values
+    return np.log1p(np.expm1(values) * (target_sum / scaled_to))
 
 
 def median_library_size(
@@ -64,68 +64,36 @@ def median_library_size(
     Parameters
     ----------
     adata, layer, library_key
-        As in :func:`log_normalized`.
+        See :func:`log_normalized`: the cells, and where their counts and library sizes are.
 
     Returns
     -------
-    Counts a cell, at least 1. Of log-normalised values, the library size that
-    ``adata.uns["log1p"]["target_sum"]`` tells; ``None`` if it doesn't.
+    Counts per cell, at least 1. For log-normalised values, the library size that
+    ``adata.uns["log1p"]["target_sum"]`` states, or ``None`` without it.
 
     Raises
     ------
     ValueError
-        If there is no such layer or column.
+        If ``adata`` has no such layer or column.
     """
     matrix = get_matrix(adata, layer)
     if not is_counts(matrix):
-        return _stated_target_sum(adata)
-    sizes = _library_sizes(adata, matrix, library_key)
-    return max(float(np.median(sizes)), 1.0)
-
-
-def check_same_scale(groups: dict[str, AnnData], layer: str | None = None) -> None:
-    """Raise a ``ValueError`` if some groups hold counts and others values of unknown scale.
-
-    Parameters
-    ----------
-    groups
-        The groups to compare, by name.
-    layer
-        Layer to compare, by default ``X``.
-    """
-    counts = {name: is_counts(get_matrix(adata, layer)) for name, adata in groups.items()}
-    with_counts = [name for name, found in counts.items() if found]
-    without = [
-        name
-        for name, found in counts.items()
-        if not found and _stated_target_sum(groups[name]) is None
-    ]
-    if with_counts and without:
-        raise ValueError(
-            f"{', '.join(with_counts)} hold counts, but {', '.join(without)} values that are not "
-            "integers. Compare counts with counts, as transfer() draws them, log-normalised "
-            "values with log-normalised values, or say in uns['log1p']['target_sum'] which "
-            "library size log-normalised values are scaled to."
-        )
-
-
-def _stated_target_sum(adata: AnnData) -> float | None:
-    return adata.uns.get("log1p", {}).get("target_sum")
-
-
-def _library_sizes(adata: AnnData, matrix, library_key: str | None) -> np.ndarray:
-    if library_key is None:
-        return np.asarray(matrix.sum(1)).ravel()
-    return check_obs_column(adata, "library_key", library_key).to_numpy(dtype=float)
+        return stated_target_sum(adata)
+    return max(float(np.median(_library_sizes(adata, matrix, library_key))), 1.0)
 
 
 def is_counts(matrix: Any) -> bool:
-    """Whether all values are integers, as counts are and log-normalised values are not.
-
-    Parameters
-    ----------
-    matrix
-        Dense or sparse.
-    """
+    """Whether all values of a dense or sparse matrix are integers, unlike log-normalised values."""
     values = matrix.data if sparse.issparse(matrix) else np.asarray(matrix)
     return bool(np.all(values % 1 == 0))
+
+
+def stated_target_sum(adata: AnnData) -> float | None:
+    """Library size that log-normalised values are scaled to, if ``uns`` states it."""
+    return adata.uns.get("log1p", {}).get("target_sum")
+
+
+def _library_sizes(adata: AnnData, matrix: Any, library_key: str | None) -> np.ndarray:
+    if library_key is None:
+        return np.ravel(matrix.sum(1))
+    return check_obs_column(adata, "library_key", library_key).to_numpy(dtype=float)

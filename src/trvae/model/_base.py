@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from trvae.model._decoding import Minibatch
     from trvae.model._selection import Selection
 
-_RULES = {
+ARGUMENTS = {
     "mmd_weight": NONNEGATIVE_NUMBER,
     "mmd_layer": choice_of(MMDLayer),
     "mmd_within_labels": choice(True, False, None),
@@ -98,9 +98,6 @@ class BaseTRVAE(
     history_: dict[str, pd.DataFrame] | None
     # scvi-tools saves attributes that end with an underscore.
     format_version_ = FORMAT_VERSION
-    # Minibatches that training takes by default, whatever the number of cells.
-    _default_steps = 4_500
-    _default_plan_kwargs: dict[str, Any] = {}
     _data_splitter_cls = ConditionBalancedDataSplitter
     _training_plan_cls = TRVAETrainingPlan
     _train_runner_cls = InterruptibleTrainRunner
@@ -121,7 +118,7 @@ class BaseTRVAE(
         mmd_bandwidths: Sequence[float],
         seed: int | None,
     ):
-        check_arguments(locals(), _RULES)
+        check_arguments(locals(), ARGUMENTS)
         name = type(self).__name__
         if adata is None and registry is None:
             raise ValueError(f"Pass adata, set up by {name}.setup_anndata, or a registry.")

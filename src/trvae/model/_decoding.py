@@ -55,20 +55,9 @@ class Minibatch(NamedTuple):
 def predict(
     models: Sequence[BaseTRVAE], selection: Selection, batch_size: int | None
 ) -> np.ndarray | sparse.csr_matrix:
-    """Draw the selected cells under the target condition.
+    """Draw the selected cells under the target condition, ``n_cells x n_genes`` in the user's order.
 
-    Parameters
-    ----------
-    models
-        One model, or several whose decoded expectations are averaged.
-    selection
-        The cells and the question.
-    batch_size
-        Cells decoded at once.
-
-    Returns
-    -------
-    ``n_cells x n_genes``, genes in the user's order, of the registered type.
+    Decoded expectations are averaged over the models.
     """
     first = models[0]
     blocks = []
@@ -87,13 +76,8 @@ def decode_both(
 ) -> Iterator[Minibatch]:
     """Encode cells under the source and decode them under both conditions.
 
-    Parameters
-    ----------
-    models, selection, batch_size
-        See :func:`predict`: models to average, cells, and how many at once.
-    draw
-        Number of a posterior draw, of ``z`` and of the labels' response, which models make in
-        turn. By default cells are decoded at the posterior mean.
+    With ``draw``, the number of a posterior draw of ``z`` and of the labels' response, models take
+    turns; by default cells are decoded at the posterior mean and models are averaged.
     """
     if draw is not None:
         models = [models[draw % len(models)]]
@@ -205,22 +189,10 @@ def expected_expression(
 def drawn_expression(
     minibatch: Minibatch, estimate: Estimate, uniform: np.ndarray, nonnegative: bool = False
 ) -> np.ndarray:
-    """Draw counts or log-normalised values under the target condition.
+    """Draw counts or log-normalised values under the target condition, ``n_cells x n_genes``.
 
-    Parameters
-    ----------
-    minibatch
-        The decoded cells.
-    estimate
-        Whether to carry the cells' residuals over; see :meth:`trvae.TRVAE.transfer`.
-    uniform
-        Uniform variates in ``[0, 1)``, ``n_cells x n_genes``.
-    nonnegative
-        Whether negative log-normalised values become 0.
-
-    Returns
-    -------
-    ``n_cells x n_genes``. Decoded log-normalised values are the mean, without noise.
+    ``uniform`` are variates in ``[0, 1)`` of that shape. Decoded log-normalised values are the
+    mean, without noise.
     """
     m = minibatch
     if m.source_sd is not None:

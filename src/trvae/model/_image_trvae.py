@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from trvae.module._base import MMDLayer
 
 _N_FOR_MEAN_COLOUR = 1_000
-_RULES = {
+ARGUMENTS = {
     "pixel_likelihood": choice_of(PixelLikelihood),
     "n_latent": POSITIVE_INTEGER,
     "channels": list_of(POSITIVE_INTEGER),
@@ -121,7 +121,7 @@ class ImageTRVAE(BaseImageModel):
         mmd_bandwidths: Sequence[float] = BANDWIDTHS,
         seed: int | None = None,
     ):
-        check_arguments(locals(), _RULES)
+        check_arguments(locals(), ARGUMENTS)
         super().__init__(
             adata,
             registry,

@@ -20,16 +20,7 @@ if TYPE_CHECKING:
 def as_anndata(model: BaseTRVAE, matrix: Any, selection: Selection, target: Any) -> AnnData:
     """Make the AnnData that :meth:`trvae.TRVAE.transfer` returns.
 
-    Parameters
-    ----------
-    model
-        The model.
-    matrix
-        Predicted cells under one target condition after another, ``n x n_genes``; or ``None``.
-    selection
-        The cells, under any of the targets.
-    target
-        One or several target conditions.
+    The matrix has the cells under one target condition after another; ``None`` leaves it out.
     """
     known, targets = model.registered_data, model.registered_data.targets(target)
     obs = selection.adata.obs.iloc[np.tile(selection.indices, len(targets))].copy()

@@ -24,15 +24,8 @@ def with_seed(method: Callable, inherited: Callable | None = None) -> Callable:
     """Give a method that draws the keyword argument ``seed``, by default 0.
 
     A seeded method that is called by another one draws from the other's stream. Models that are
-    not trained raise an error.
-
-    Parameters
-    ----------
-    method
-        Method of a model whose module has ``latent_draws``.
-    inherited
-        Method of scvi-tools that ``method`` overrides. Its arguments and documentation are kept,
-        and the docstring of ``method`` is inserted below the first line.
+    not trained raise an error. If ``method`` overrides one of scvi-tools' (``inherited``), that
+    one's arguments and documentation are kept, with the docstring of ``method`` inserted.
     """
     original = method if inherited is None else inherited
 
@@ -61,13 +54,7 @@ def with_seed(method: Callable, inherited: Callable | None = None) -> Callable:
 
 
 def overriding(inherited: Callable) -> Callable[[Callable], Callable]:
-    """Decorate a method that overrides one of scvi-tools' by :func:`with_seed`.
-
-    Parameters
-    ----------
-    inherited
-        The overridden method.
-    """
+    """Decorate a method that overrides one of scvi-tools' by :func:`with_seed`."""
     return functools.partial(with_seed, inherited=inherited)
 
 

@@ -60,22 +60,7 @@ def select(
     estimate: Estimate,
     seed: int,
 ) -> Selection:
-    """Check a question and find the cells that it is about.
-
-    Parameters
-    ----------
-    model
-        The trained model.
-    data, target, source, indices, estimate, seed
-        See :meth:`trvae.TRVAE.transfer`: the cells, the two conditions, and how to predict.
-
-    Raises
-    ------
-    ValueError
-        If a condition is unknown, no cell is selected, or the cells don't fit the model.
-    RuntimeError
-        If the model is not trained.
-    """
+    """Check a question and find the cells that it is about; see :meth:`trvae.TRVAE.transfer`."""
     model._check_if_trained(warn=False)
     known = model.registered_data
     target_code = known.condition_code(target, "target_condition")
@@ -109,13 +94,7 @@ def select(
 
 
 def own_data(model: BaseTRVAE) -> AnnData | MuData:
-    """Return the model's own data, unchanged since it was made.
-
-    Raises
-    ------
-    ValueError
-        If the model has none, or they have changed.
-    """
+    """Return the model's own data; a ``ValueError`` if there are none or they have changed."""
     if model.adata is None:
         raise ValueError(
             f"the model has no AnnData of its own. Pass the {model.registered_data.cells}: adata=..."
@@ -129,19 +108,7 @@ def chosen_cells(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return positions of the selected cells and the condition that each was measured under.
 
-    Parameters
-    ----------
-    known
-        What the model was set up with.
-    obs
-        Of all cells.
-    source, indices
-        See :meth:`trvae.TRVAE.transfer`: source condition, and positions or a mask.
-
-    Raises
-    ------
-    ValueError
-        If no cell is selected, or the condition of the cells is not known.
+    Raises a ``ValueError`` if no cell is selected or the cells' condition is not known.
     """
     key = known.condition_key
     positions = cell_positions(indices, len(obs), cells=known.cells)

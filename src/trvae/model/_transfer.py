@@ -58,11 +58,8 @@ _INTERVAL_RULES = {"n_samples": AT_LEAST_2, "level": STRICT_SHARE, "seed": SEED}
 def for_each_target(method: Callable) -> Callable:
     """Let a method take several target conditions and concatenate the answers.
 
-    Parameters
-    ----------
-    method
-        Method whose second argument is ``target_condition``. It returns a DataFrame, or an array
-        whose second-last axis is that of the cells.
+    Its second argument is ``target_condition``. It returns a DataFrame, or an array whose
+    second-last axis is that of the cells.
     """
 
     @functools.wraps(method)

@@ -1,4 +1,4 @@
-"""Networks, likelihoods and the loss: functions and modules of tensors."""
+"""Networks, likelihoods and the loss: everything that works on tensors only."""
 
 from trvae.module._base import BaseTRVAEModule
 from trvae.module._expression import TRVAEModule

@@ -1,4 +1,4 @@
-"""Exchange between processes that train one model together (distributed data parallel)."""
+"""Exchange of cells between the processes of distributed data-parallel training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import distributed
 
 
 class Processes(NamedTuple):
-    """The processes of a training, of which this is one."""
+    """Rank of this process, and number of processes that train together."""
 
     rank: int
     number: int
@@ -19,24 +19,23 @@ ALONE = Processes(0, 1)
 
 
 def processes() -> Processes:
-    """Return the processes that have been started to train together."""
+    """The processes of the current training; ``ALONE`` if it is not distributed."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return ALONE
     return Processes(distributed.get_rank(), distributed.get_world_size())
 
 
 def gather_cells(cells: torch.Tensor) -> torch.Tensor:
-    """Concatenate the cells of all processes, in their order.
+    """Concatenate the cells of all processes, by rank. Every process must call this.
 
     Parameters
     ----------
     cells
-        ``n_cells x ...``; the number of cells may differ between processes. All of them must
-        call this.
+        ``n_cells x ...``; ``n_cells`` may differ between processes.
 
     Returns
     -------
-    ``n_cells_of_all x ...``. A derivative reaches each process's own cells from every process.
+    ``n_all_cells x ...``. Each process's cells receive the gradients of all processes.
     """
     return _GatherCells.apply(cells) if processes().number > 1 else cells
 
@@ -49,7 +48,7 @@ class _GatherCells(torch.autograd.Function):
         counts = [torch.empty_like(own) for _ in range(number)]
         distributed.all_gather(counts, own)
         sizes = [int(count) for count in counts]
-        # What is gathered must be of one size.
+        # Gathered tensors must have the same size.
         padded = cells.new_zeros(max(sizes), *cells.shape[1:])
         padded[: len(cells)] = cells
         gathered = [torch.empty_like(padded) for _ in range(number)]

@@ -9,15 +9,10 @@ import torch
 from torch import nn
 from torch.nn.functional import embedding, log_softmax, softplus
 
-from trvae.module._base import BaseTRVAEModule, Encoded, MMDLayer
-from trvae.module._layers import (
-    AdditiveDecoder,
-    ConditionalDecoder,
-    Covariates,
-    CovariateSizes,
-    Encoder,
-    Normalization,
-)
+from trvae.module._base import BaseTRVAEModule, MMDLayer
+from trvae.module._covariates import Covariates, CovariateSizes
+from trvae.module._decoders import AdditiveDecoder, ConditionalDecoder
+from trvae.module._layers import Encoder, Normalization
 from trvae.module._likelihood import (
     NegativeBinomial,
     Normal,
@@ -25,27 +20,37 @@ from trvae.module._likelihood import (
     ZeroInflatedNegativeBinomial,
 )
 from trvae.module._mmd import BANDWIDTHS
-from trvae.module._sparse import sparse_where_faster
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch.distributions import Distribution
 
+    from trvae.module._decoders import DecoderOutput
+
 
 GeneLikelihood = Literal["nb", "zinb", "poisson", "normal"]
 
-
 Dispersion = Literal["gene", "gene-condition"]
-
 
 DecoderName = Literal["additive", "conditional"]
 
 
 class TRVAEModule(BaseTRVAEModule):
-    """The network of :class:`~trvae.TRVAE`.
+    r"""The network of :class:`~trvae.TRVAE`.
 
-    The loss is that of :class:`~trvae._base_module.BaseTRVAEModule`.
+    The loss is that of :class:`~trvae.module.BaseTRVAEModule`. For a cell with counts
+    :math:`x`, condition (and covariates) :math:`c` and library size (or size factor)
+    :math:`\ell`,
+
+    .. math::
+
+        q(z \mid x, c) &= \mathcal{N}(\mu(\log(1 + x), c),\ \sigma(\log(1 + x), c)^2) \\
+        x_g &\sim \mathrm{NB}(\ell\, \mathrm{softmax}(f(z, c))_g,\ \theta_g)
+
+    with networks :math:`\mu, \sigma, f`; other count likelihoods take the place of
+    :math:`\mathrm{NB}`. A registered size factor replaces softmax by softplus. Log-normalised
+    values enter the encoder as they are and are :math:`\mathcal{N}(f(z, c)_g, \theta_g^2)`.
 
     Parameters
     ----------
@@ -61,12 +66,14 @@ class TRVAEModule(BaseTRVAEModule):
         Number of categories of each categorical covariate.
     use_size_factor_key
         Whether a registered size factor scales the rates in place of the library size.
-    n_latent, hidden_sizes, dropout_rate, normalization, gene_likelihood, dispersion
-        See :class:`~trvae.TRVAE`.
-    nonnegative_mean
-        See :class:`~trvae.TRVAE`.
-    decoder, effect_sizes, mmd_weight, mmd_layer, mmd_within_labels, mmd_bandwidths
-        See :class:`~trvae.TRVAE`.
+    n_latent, hidden_sizes, dropout_rate, normalization
+        See :class:`~trvae.TRVAE`: size of ``z``, and the hidden layers.
+    gene_likelihood, dispersion, nonnegative_mean
+        See :class:`~trvae.TRVAE`: the likelihood.
+    decoder, effect_sizes
+        See :class:`~trvae.TRVAE`: how the condition enters the decoder.
+    mmd_weight, mmd_layer, mmd_within_labels, mmd_bandwidths
+        See :class:`~trvae.TRVAE`: weight of the MMD, what it compares and how.
 
     References
     ----------
@@ -138,23 +145,21 @@ class TRVAEModule(BaseTRVAEModule):
 
     @property
     def likelihood_setting(self) -> dict[str, str]:
-        """Name and value of the setting."""
+        """Name and value of the argument that chose the likelihood."""
         return {"gene_likelihood": self.gene_likelihood}
 
-    def _encode(self, x: torch.Tensor, covariates: Covariates) -> Encoded:
-        sparse = sparse_where_faster(x)
-        values = x if sparse is None else sparse.values
-        values = torch.log1p(values) if self.is_count_model else values
-        mean, scale = self.encoder(
-            values if sparse is None else sparse._replace(values=values), covariates
-        )
-        return Encoded(mean, scale, None if sparse is None else sparse.positions)
+    def _encode(
+        self, x: torch.Tensor, covariates: Covariates
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.encoder(torch.log1p(x) if self.is_count_model else x, covariates)
 
-    def _likelihood(self, decoded, log_size, condition) -> Distribution:
+    def _likelihood(
+        self, decoded: DecoderOutput, log_size: torch.Tensor, condition: torch.Tensor
+    ) -> Distribution:
         logits = decoded.logits
 
-        def of_cells(table):
-            # Indexing adds up its gradient in an order that changes from run to run.
+        def of_cells(table: torch.Tensor) -> torch.Tensor:
+            # Unlike indexing, embedding adds up gradients in the same order in every run.
             return embedding(condition, table) if self.dispersion == "gene-condition" else table
 
         if self.gene_likelihood != "poisson":
@@ -170,10 +175,10 @@ class TRVAEModule(BaseTRVAEModule):
         else:
             log_scale = log_softmax(logits, dim=-1)
         log_rate = log_size + log_scale
-        if self.gene_likelihood == "nb":
-            return NegativeBinomial(log_rate, dispersion, log_scale)
         if self.gene_likelihood == "poisson":
             return Poisson(log_rate, log_scale)
+        if decoded.dropout_logits is None:
+            return NegativeBinomial(log_rate, dispersion, log_scale)
         return ZeroInflatedNegativeBinomial(
             log_rate, dispersion, log_scale, decoded.dropout_logits
         )

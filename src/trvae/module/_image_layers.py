@@ -7,20 +7,22 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from trvae.module._layers import CovariateOffset, DecoderOutput, posterior_scale
+from trvae.module._covariates import CovariateOffset
+from trvae.module._decoders import DecoderOutput
+from trvae.module._layers import posterior_scale
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from trvae.module._layers import Covariates, CovariateSizes
+    from trvae.module._covariates import Covariates, CovariateSizes
 
 
-# Of leaky ReLUs, as in the paper's networks of images.
+# Of the leaky ReLUs in the paper's networks of images.
 _SLOPE = 0.2
 
 
 def grids(height: int, width: int, n_halvings: int) -> list[tuple[int, int]]:
-    """Sizes of an image halved repeatedly, the image's own first; odd sizes are rounded up."""
+    """Sizes of an image before and after each halving; odd sizes are rounded up."""
     sizes = [(height, width)]
     for _ in range(n_halvings):
         height, width = -(-height // 2), -(-width // 2)
@@ -29,7 +31,7 @@ def grids(height: int, width: int, n_halvings: int) -> list[tuple[int, int]]:
 
 
 class ImageEncoder(nn.Module):
-    """An image and a plane of its condition and covariates to a map of ``q(z | x)``.
+    """Convolutional encoder of an image, its condition and its covariates.
 
     Parameters
     ----------
@@ -40,7 +42,7 @@ class ImageEncoder(nn.Module):
     channels
         Channels of the convolutions, each of which halves height and width.
     sizes
-        Covariates that enter, in a plane beside the image's channels.
+        Covariates that enter, as one more channel of the image.
     """
 
     def __init__(
@@ -70,9 +72,11 @@ class ImageEncoder(nn.Module):
     def forward(
         self, images: torch.Tensor, covariates: Covariates
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map ``n_images x n_channels x height x width`` to mean and standard deviation.
+        """Map ``n_images x n_channels x height x width`` to ``q(z | x)``.
 
-        Both are ``n_images x (n_latent * height * width of the latent map)``.
+        Returns
+        -------
+        Mean and standard deviation, ``n_images x (n_latent * height * width)`` of the latent map.
         """
         empty = images.new_zeros(len(images), self.height * self.width)
         plane = self.plane.added_to(empty, covariates).view(-1, 1, self.height, self.width)
@@ -81,12 +85,12 @@ class ImageEncoder(nn.Module):
 
 
 class ImageDecoder(nn.Module):
-    """A latent map to an image; condition and covariates enter the first layer.
+    """Convolutional decoder of a latent map; condition and covariates enter the first layer.
 
     Parameters
     ----------
     image_shape, n_latent, channels, sizes
-        As in :class:`ImageEncoder`, whose convolutions it reverses.
+        See :class:`ImageEncoder`, whose convolutions it reverses.
     """
 
     def __init__(
@@ -102,7 +106,7 @@ class ImageDecoder(nn.Module):
         self.n_latent = n_latent
         self.first = nn.Conv2d(n_latent, channels[-1], 3, padding=1)
         self.offset = CovariateOffset(channels[-1], sizes, 9 * n_latent)
-        # As wide as thick strokes are: what is drawn depends on more than its own place.
+        # As wide as thick strokes: a pixel depends on its surroundings.
         self.second = nn.Conv2d(channels[-1], channels[-1], 5, padding=2)
         widths = [*reversed(channels), channels[0]]
         self.enlarging = nn.ModuleList(
@@ -114,9 +118,9 @@ class ImageDecoder(nn.Module):
     def forward(
         self, z: torch.Tensor, covariates: Covariates, base: DecoderOutput | None = None
     ) -> DecoderOutput:
-        """Decode ``... x n_images x n_z``; there is no ``base`` here.
+        """Decode ``... x n_images x n_z``; ``base`` is for additive decoders only.
 
-        The first layer is flattened, and logits are in the order of the registered pixels: height,
+        The first layer is flattened. Logits are in the order of the registered pixels: height,
         width, channels.
         """
         return self._draw(self._enter(z, covariates))
@@ -124,19 +128,29 @@ class ImageDecoder(nn.Module):
     def between(
         self, z: torch.Tensor, source: Covariates, target: Covariates, shares: torch.Tensor
     ) -> DecoderOutput:
-        """As :meth:`forward`, with what enters the first layer between that of two conditions.
+        """Decode with the input of the first layer interpolated between two conditions.
 
-        Of ``shares``, each from 0 for the source to 1 for the target, decode
-        ``n_shares x n_images``.
+        Parameters
+        ----------
+        z
+            ``n_images x n_z``.
+        source, target
+            Covariates under both conditions.
+        shares
+            Positions between source (0) and target (1), ``n_shares``.
+
+        Returns
+        -------
+        Output of ``n_shares x n_images`` images.
         """
         entered = self._enter(z, source), self._enter(z, target)
         return self._draw(torch.lerp(*entered, shares.view(-1, *[1] * entered[0].ndim)))
 
     def _enter(self, z: torch.Tensor, covariates: Covariates) -> torch.Tensor:
-        """First layer before its activation, ``... x n_images x channels x height x width``."""
+        """First layer before the activation, ``... x n_images x channels x height x width``."""
         maps = self.first(z.reshape(-1, self.n_latent, *self.latent_grid))
         maps = maps.view(*z.shape[:-1], *maps.shape[1:])
-        # Every position of an image gets the same.
+        # All positions of an image get the same offset.
         positions_first = maps.flatten(-2).movedim(-1, 0)
         shifted = self.offset.added_to(positions_first, covariates).movedim(0, -1)
         return shifted.reshape(maps.shape)

@@ -9,9 +9,9 @@ from scvi.module.base import auto_move_data
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from trvae.module._base import BaseTRVAEModule, Encoded, MMDLayer, covariates_of
+from trvae.module._base import BaseTRVAEModule, MMDLayer
+from trvae.module._covariates import Covariates, CovariateSizes
 from trvae.module._image_layers import ImageDecoder, ImageEncoder, grids
-from trvae.module._layers import CovariateSizes
 from trvae.module._likelihood import Normal
 from trvae.module._mmd import BANDWIDTHS
 
@@ -21,18 +21,17 @@ if TYPE_CHECKING:
 
     from torch.distributions import Distribution
 
-    from trvae.module._layers import Covariates, DecoderOutput
+    from trvae.module._decoders import DecoderOutput
 
 
 PixelLikelihood = Literal["bernoulli", "normal"]
 
-
-# From which the standard deviation of grey values between 0 and 1 is learnt.
+# Initial log standard deviation of grey values between 0 and 1.
 _LOG_SD = -1.5
 
 
 class GreyBernoulli(torch.distributions.Bernoulli):
-    """Bernoulli distribution of pixels, of which a grey value is the probability of being white.
+    """Bernoulli distribution of pixels; a grey value is the probability of being white.
 
     Parameters
     ----------
@@ -52,7 +51,7 @@ class GreyBernoulli(torch.distributions.Bernoulli):
         return self.white * self.probs
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        """Expected log-probability of pixels that are white as often as ``value`` tells."""
+        """Expected log-probability of black and white pixels whose mean is ``value``."""
         share = (value / self.white).expand_as(self.logits)
         return -binary_cross_entropy_with_logits(self.logits, share, reduction="none")
 
@@ -62,9 +61,19 @@ class GreyBernoulli(torch.distributions.Bernoulli):
 
 
 class ImageTRVAEModule(BaseTRVAEModule):
-    """The network of :class:`~trvae.ImageTRVAE`.
+    r"""The convolutional network of :class:`~trvae.ImageTRVAE`.
 
-    The loss is that of :class:`~trvae._base_module.BaseTRVAEModule`.
+    The loss is that of :class:`~trvae.module.BaseTRVAEModule`. ``z`` is a map of
+    ``n_latent`` channels, ``height`` and ``width`` halved by each of the ``channels``, and
+    flattened. With the decoder :math:`f` and the grey value :math:`x_p` of a pixel from 0 to 1,
+    the likelihood is
+
+    .. math::
+
+        \log p(x_p \mid z, c) = x_p \log \mathrm{sigmoid}(f(z, c)_p)
+        + (1 - x_p) \log(1 - \mathrm{sigmoid}(f(z, c)_p))
+
+    for ``"bernoulli"``, and :math:`\mathcal{N}(f(z, c)_p, \sigma^2)` for ``"normal"``.
 
     Parameters
     ----------
@@ -79,9 +88,10 @@ class ImageTRVAEModule(BaseTRVAEModule):
     n_cats_per_cov
         Number of categories of each categorical covariate.
     n_latent, channels, pixel_likelihood
-        See :class:`~trvae.ImageTRVAE`.
+        See :class:`~trvae.ImageTRVAE`: channels of the latent map and of the convolutions, and
+        the likelihood.
     mmd_weight, mmd_layer, mmd_within_labels, mmd_bandwidths
-        See :class:`~trvae.ImageTRVAE`.
+        See :class:`~trvae.ImageTRVAE`: weight of the MMD, what it compares and how.
 
     References
     ----------
@@ -90,7 +100,7 @@ class ImageTRVAEModule(BaseTRVAEModule):
 
     decoder: ImageDecoder
     white: torch.Tensor
-    """The value of a white pixel, which is the largest: a scalar."""
+    """The value of a white pixel, the largest value: a scalar."""
 
     def __init__(
         self,
@@ -121,7 +131,7 @@ class ImageTRVAEModule(BaseTRVAEModule):
             mmd_bandwidths=mmd_bandwidths,
         )
         self.image_shape = image_shape
-        # With the weights, it is known without the images.
+        # Saved with the weights, for models without images.
         self.register_buffer("white", torch.tensor(1.0))
         self.pixel_likelihood = pixel_likelihood
         sizes = CovariateSizes(n_batch, tuple(n_cats_per_cov or ()), n_continuous_cov)
@@ -129,17 +139,19 @@ class ImageTRVAEModule(BaseTRVAEModule):
         self.decoder = ImageDecoder(image_shape, n_latent, channels, sizes)
         if pixel_likelihood == "normal":
             self.log_sd = nn.Parameter(torch.full((1, 1), _LOG_SD))
-        # Convolutions are faster so, by a fifth on CPUs.
+        # Makes convolutions a fifth faster on CPUs.
         self.to(memory_format=torch.channels_last)
 
     @property
     def likelihood_setting(self) -> dict[str, str]:
-        """Name and value of the setting."""
+        """Name and value of the argument that chose the likelihood."""
         return {"pixel_likelihood": self.pixel_likelihood}
 
-    def _encode(self, x: torch.Tensor, covariates: Covariates) -> Encoded:
+    def _encode(
+        self, x: torch.Tensor, covariates: Covariates
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         images = (x / self.white).reshape(-1, *self.image_shape).movedim(-1, 1)
-        return Encoded(*self.encoder(images, covariates))
+        return self.encoder(images, covariates)
 
     def _likelihood(
         self, decoded: DecoderOutput, log_size: torch.Tensor, condition: torch.Tensor
@@ -160,22 +172,26 @@ class ImageTRVAEModule(BaseTRVAEModule):
         cat_covs: torch.Tensor | None = None,
         size_factor: torch.Tensor | None = None,
     ) -> Distribution:
-        """Likelihood of images decoded between two conditions, ``n_shares x n_images x n_pixels``.
+        """Decode images between two conditions.
 
         Parameters
         ----------
         z, library, batch_index, cont_covs, cat_covs, size_factor
-            As :meth:`generative` takes them.
+            See :meth:`generative`: ``n_images`` images and their source condition.
         transform_batch
-            Code of the condition to go to.
+            Code of the target condition.
         shares
-            How far, each from 0 to 1, ``n_shares``.
+            Positions between source (0) and target (1), ``n_shares``.
+
+        Returns
+        -------
+        The likelihood, ``n_shares x n_images x n_pixels``.
         """
-        source = covariates_of(batch_index, cat_covs, cont_covs)
+        source = Covariates.from_columns(batch_index, cat_covs, cont_covs)
         target = source._replace(condition=torch.full_like(source.condition, transform_batch))
         decoded = self.decoder.between(z, source, target, shares)
         return self._likelihood(decoded, library, source.condition)
 
     def residual_sd(self, px: Distribution) -> torch.Tensor:
-        """The same for all pixels: what the decoder misses is carried over as it is."""
+        """One for all pixels: a counterfactual carries over the residual unscaled."""
         return px.mean.new_ones(1, 1)

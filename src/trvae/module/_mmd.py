@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 BANDWIDTHS: tuple[float, ...] = (
     1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1, 5, 10, 15, 20, 25, 30, 35, 100, 1e3, 1e4, 1e5, 1e6,
 )  # fmt: skip
-"""Squared bandwidths of the multi-scale kernel, from the trVAE paper's implementation."""
+"""Squared bandwidths of the multi-scale kernel in the trVAE paper's implementation."""
 
 
 def multi_scale_mmd(
@@ -31,26 +31,25 @@ def multi_scale_mmd(
         \sum_{i<j} \overline{k(y_i, y_i)} + \overline{k(y_j, y_j)} - 2\,\overline{k(y_i, y_j)},
         \qquad k(a, b) = \frac{1}{S} \sum_s \exp\left(-\frac{\lVert a - b \rVert^2}{2 s}\right)
 
-    with the means over all pairs of cells, a cell with itself included (the V-statistic). It is
-    0 for a sample against itself. A group with fewer than two cells is left out of the sum.
+    with means over all pairs of cells, including each cell with itself (the V-statistic), so
+    that a sample has a distance of 0 to itself. Groups with fewer than two cells are left out.
 
     Parameters
     ----------
     y
-        Representations to be compared, ``n_cells x n_features``.
+        Representations to compare, ``n_cells x n_features``.
     condition
         Integer code of each cell's condition, ``n_cells``.
     label
         Integer code of each cell's label, ``n_cells``. If given, conditions are compared within
-        each label only, and the labels' sums are averaged with the labels' shares of the cells
-        as weights.
+        each label, and the result is the mean over labels, weighted by their numbers of cells.
     bandwidths
         The values :math:`s`, in units of squared distance.
 
     Returns
     -------
-    Scalar tensor, at least 0 up to rounding; exactly 0 if no two groups can be compared. It is
-    ``float32`` for lower precisions of ``y``, else ``y``'s precision.
+    Scalar tensor, non-negative up to rounding; exactly 0 if no two groups can be compared. Its
+    precision is that of ``y``, but at least ``float32``.
 
     References
     ----------
@@ -66,16 +65,16 @@ def multi_scale_mmd(
 def _pair_coefficients(
     condition: torch.Tensor, label: torch.Tensor | None, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Coefficients ``c`` (``n_cells x n_cells``) with which the MMD is ``sum(c * kernel)``.
+    """Coefficients ``c`` (``n_cells x n_cells``) such that the MMD is ``sum(c * kernel)``.
 
     With the normalised indicator ``a`` of the groups and symmetric weights ``w`` between groups,
-    the sum over pairs of groups of ``w * MMD^2`` is ``sum((a q a^T) * kernel)`` with
-    ``q = diag(w 1) - w``: one product serves any number of conditions.
+    the sum of ``w * MMD^2`` over pairs of groups is ``sum((a q a^T) * kernel)`` with
+    ``q = diag(w 1) - w``: a single product for any number of conditions.
     """
     if label is None:
         label = torch.zeros_like(condition)
     n_conditions = int(condition.max()) + 1
-    # Only groups that occur, or the cost would grow with the number of conditions.
+    # Absent groups are dropped to keep the cost independent of the number of conditions.
     groups, group = torch.unique(label.long() * n_conditions + condition, return_inverse=True)
     indicator = one_hot(group, len(groups)).to(dtype)
     size = indicator.sum(0)
@@ -86,7 +85,7 @@ def _pair_coefficients(
     paired = same_label & comparable[:, None] & comparable[None, :]
     paired.fill_diagonal_(False)
     has_pair = paired.any(1)
-    # A label's share of those cells that can be compared: 1 if there is only one label.
+    # Each label's share of the cells that can be compared, 1 for a single label.
     compared = size * has_pair
     share = (same_label.to(dtype) @ compared) / compared.sum().clamp(min=1)
 
@@ -99,23 +98,23 @@ def _pair_coefficients(
 class _WeightedKernelSum(torch.autograd.Function):
     """``sum(c * k)`` for constant symmetric ``c`` and the multi-scale kernel matrix ``k`` of ``y``.
 
-    The derivative of the kernel is summed along with the kernel, so that neither the 19 kernel
-    matrices nor their graphs are ever held.
+    Kernel and derivative are summed over bandwidths together, so that neither 19 kernel matrices
+    nor their graphs are ever held in memory.
     """
 
     @staticmethod
     def forward(ctx, y, coefficients, bandwidths):
-        # The elements of a flattened symmetric matrix that tell all but its diagonal.
+        # Positions above the diagonal, in the flattened symmetric matrix.
         row, column = torch.triu_indices(len(y), len(y), offset=1, device=y.device)
         above = row * len(y) + column
         distance = _squared_distances(y).view(-1).index_select(0, above)
         kernel = torch.zeros_like(distance)
         derivative = torch.zeros_like(distance)
         nearest, farthest = 0.0, math.inf
-        if y.device.type == "cpu" and len(distance):  # Asking would make a GPU wait.
+        if y.device.type == "cpu" and len(distance):  # On a GPU, this would synchronise.
             nearest, farthest = map(float, torch.aminmax(distance))
-        # Beside the kernel of a cell with itself, 1, the exponential function of less vanishes. Its
-        # products would not be normal numbers, which take many times as long.
+        # Smaller exponentials are negligible beside 1, the kernel of a cell with itself, and their
+        # products would be subnormal numbers, which are many times slower.
         lowest = 0.7 * math.log(torch.finfo(distance.dtype).tiny)
         term = torch.empty_like(distance)
         for s in bandwidths:
@@ -135,7 +134,7 @@ class _WeightedKernelSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         y, pull_above, above = ctx.saved_tensors
-        # A difference of two sums that can be almost equal.
+        # In double precision, as two nearly equal sums are subtracted.
         precise = _precise(y)
         pull = torch.zeros(len(y), len(y), dtype=precise.dtype, device=y.device)
         pull.view(-1).index_copy_(0, above, pull_above.to(precise.dtype))
@@ -145,7 +144,7 @@ class _WeightedKernelSum(torch.autograd.Function):
 
 
 def _precise(y: torch.Tensor) -> torch.Tensor:
-    """``y`` in double precision, which Apple's GPUs have not."""
+    """``y`` in double precision, unless it is on Apple's GPUs, which lack it."""
     return y if y.device.type == "mps" else y.double()
 
 
@@ -153,7 +152,7 @@ def _squared_distances(y: torch.Tensor) -> torch.Tensor:
     """Squared distances of all pairs of rows, in the precision of ``y``."""
     precise = _precise(y)
     if precise.dtype == y.dtype:
-        # A product in no higher precision would leave noise far above the smallest bandwidths.
+        # A matrix product in the same precision would leave noise above the smallest bandwidths.
         return torch.cdist(y, y, compute_mode="donot_use_mm_for_euclid_dist").square()
     centered = precise - precise.mean(0)
     norm = centered.square().sum(1)

@@ -8,7 +8,7 @@ import numpy as np
 
 from trvae._utils._arguments import NONNEGATIVE_INTEGER, check_arguments, join_names
 from trvae.metrics import log_normalized, median_library_size
-from trvae.metrics._transfer_metrics import check_comparable
+from trvae.metrics._comparable import check_comparable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

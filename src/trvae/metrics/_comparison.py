@@ -1,0 +1,128 @@
+"""Baselines and a ceiling, with which any number of predictions of the same cells are compared."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from trvae._utils._arguments import POSITIVE_INTEGER, SEED, check_arguments
+from trvae._utils._matrices import dense
+from trvae.data._checks import check_obs_column, get_matrix
+from trvae.metrics._all_measures import AllMeasures
+from trvae.metrics._baselines import Centroids, centroids, shifted_cells
+from trvae.metrics._comparable import check_comparable
+from trvae.metrics._normalize import log_normalized, median_library_size
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+_RULES = {"n_top_genes": POSITIVE_INTEGER, "n_pcs": POSITIVE_INTEGER, "seed": SEED}
+
+
+class TransferComparison:
+    """The rows of :func:`transfer_metrics` that don't depend on the prediction.
+
+    Parameters
+    ----------
+    observed, control, **kwargs
+        See :func:`transfer_metrics`: the cells to compare with, and how.
+
+    Raises
+    ------
+    ValueError
+        See :func:`transfer_metrics`: if the cells can't be compared.
+    """
+
+    def __init__(
+        self,
+        observed: AnnData,
+        control: AnnData,
+        *,
+        reference: AnnData | None,
+        condition_key: str | None,
+        labels_key: str | None,
+        source_condition: Any,
+        target_condition: Any,
+        layer: str | None,
+        library_key: str | None,
+        normalize: bool = True,
+        n_top_genes: int = 100,
+        n_pcs: int = 30,
+        seed: int = 0,
+    ):
+        check_arguments(locals(), _RULES)
+        if library_key is not None and not normalize:
+            raise ValueError(f"library_key={library_key!r} is of no use with normalize=False.")
+        self._groups = {"observed": observed, "control": control}
+        trained_on = {} if reference is None else {"reference": reference}
+        check_comparable(self._groups | trained_on, layer, normalize)
+        self._layer, self._library_key, self._normalize = layer, library_key, normalize
+        self._target_sum = median_library_size(control, layer, library_key) if normalize else None
+        before = self._values(control)
+        predictions = {"no change": before}
+        change_of_others = None
+        self._nearest: str | None = None
+        if reference is not None:
+            keys = condition_key, labels_key, source_condition, target_condition
+            others = _other_labels(reference, self._values(reference), control, *keys)
+            predictions |= shifted_cells(before, others)
+            change_of_others = others.change.mean(0)
+            self._nearest = others.names[others.nearest(before.mean(0))]
+        self._measures = AllMeasures(
+            before, self._values(observed), change_of_others, n_top_genes, n_pcs, seed
+        )
+        self.rows = {name: self._measures.row(values) for name, values in predictions.items()}
+        """Measures of the baselines and the ceiling, by name."""
+        self.rows["ceiling"] = self._measures.ceiling()
+
+    def table(self, predicted: AnnData) -> pd.DataFrame:
+        """Compare a prediction: the result of :func:`transfer_metrics`."""
+        check_comparable({"predicted": predicted, **self._groups}, self._layer, self._normalize)
+        rows = {"prediction": self._measures.row(self._values(predicted)), **self.rows}
+        table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
+        table.attrs["nearest"] = self._nearest
+        return table
+
+    def _values(self, adata: AnnData) -> np.ndarray:
+        """The values to compare, ``n_cells x n_genes``, with the genes of the observed cells."""
+        cells = adata[:, self._groups["observed"].var_names]
+        if not self._normalize:
+            return dense(get_matrix(cells, self._layer)).astype(float)
+        return log_normalized(
+            cells, target_sum=self._target_sum, layer=self._layer, library_key=self._library_key
+        )
+
+
+def _other_labels(
+    reference: AnnData,
+    values: np.ndarray,
+    control: AnnData,
+    condition_key: str | None,
+    labels_key: str | None,
+    source: Any,
+    target: Any,
+) -> Centroids:
+    """Average the reference's cells of each label that ``control`` doesn't have."""
+    if condition_key is None or labels_key is None or source is None or target is None:
+        raise ValueError(
+            "With a reference, condition_key, labels_key, source_condition and target_condition "
+            "are needed as well."
+        )
+    own_labels = check_obs_column(control, "labels_key", labels_key).unique()
+    label = check_obs_column(reference, "labels_key", labels_key)
+    condition = check_obs_column(reference, "condition_key", condition_key)
+    is_other = ~label.isin(own_labels)
+    others = centroids(
+        values,
+        label.to_numpy().astype(str),
+        (is_other & (condition == source)).to_numpy(dtype=bool),
+        (is_other & (condition == target)).to_numpy(dtype=bool),
+    )
+    if not others.names:
+        raise ValueError(
+            f"reference has no other label with cells of both {source!r} and {target!r} in "
+            f"obs[{condition_key!r}], from which the baselines could learn."
+        )
+    return others
