@@ -1,33 +1,26 @@
 import pytest
 import torch
-from torch.nn.functional import one_hot
+from torch.nn.functional import linear, one_hot
 
-from trvae.module._layers import (
-    AdditiveDecoder,
-    ConditionalDecoder,
-    CovariateLinear,
-    Covariates,
-    CovariateSizes,
-    Dropout,
-    Encoder,
-)
+from trvae.module._covariates import CovariateLinear, Covariates, CovariateSizes
+from trvae.module._decoders import AdditiveDecoder, ConditionalDecoder
+from trvae.module._layers import Encoder
 
 SIZES = CovariateSizes(n_conditions=3, n_cats_per_cov=(4, 2), n_continuous_cov=2)
+DECODERS = {
+    "conditional": lambda: ConditionalDecoder(4, 6, [5, 7], SIZES, normalization="layer"),
+    "additive": lambda: AdditiveDecoder(
+        4, 6, [5, 7], SIZES, effect_sizes=[3], normalization="layer"
+    ),
+}
 
 
 @pytest.fixture
 def covariates():
     g = torch.Generator().manual_seed(0)
-    categorical = torch.stack(
-        [torch.randint(0, n, (8,), generator=g) for n in SIZES.n_cats_per_cov], dim=1
-    )
-    return Covariates(
-        torch.randint(0, 3, (8,), generator=g), categorical, torch.randn(8, 2, generator=g)
-    )
-
-
-def additive_decoder():
-    return AdditiveDecoder(4, 6, [5, 7], SIZES, effect_sizes=[3], normalization="layer")
+    codes = [torch.randint(0, n, (8,), generator=g) for n in (3, 4, 2)]
+    continuous = torch.randn(8, 2, generator=g)
+    return Covariates(codes[0], torch.stack(codes[1:], dim=1), continuous)
 
 
 def under(covariates, condition):
@@ -35,108 +28,74 @@ def under(covariates, condition):
 
 
 def test_covariate_linear_equals_a_linear_layer_of_one_hot_encodings(covariates):
-    layer = CovariateLinear(5, 7, SIZES)
-    x = torch.randn(8, 5)
-    weight = torch.cat(
-        [layer.linear.weight, *(t.weight.T for t in layer.category_tables())]
-        + [layer.continuous.weight],
-        dim=1,
-    )
-    encoded = torch.cat(
-        [
-            x,
-            one_hot(covariates.condition, 3),
-            one_hot(covariates.categorical[:, 0], 4),
-            one_hot(covariates.categorical[:, 1], 2),
-            covariates.continuous,
-        ],
-        dim=1,
-    )
-    expected = torch.nn.functional.linear(encoded, weight, layer.linear.bias)
+    layer, x = CovariateLinear(5, 7, SIZES), torch.randn(8, 5)
+    tables = [table.weight for table in layer.category_tables()]
+    assert [tuple(table.shape) for table in tables] == [(3, 7), (4, 7), (2, 7)]
+    weight = [layer.linear.weight, *(table.T for table in tables), layer.continuous.weight]
+    codes = [covariates.condition, *covariates.categorical.T]
+    encoded = [one_hot(code, len(table)) for code, table in zip(codes, tables, strict=True)]
+    encoded = torch.cat([x, *encoded, covariates.continuous], dim=1)
+    expected = linear(encoded, torch.cat(weight, dim=1), layer.linear.bias)
     torch.testing.assert_close(layer(x, covariates), expected)
 
 
-def test_covariates_have_separate_weights(covariates):
-    layer = CovariateLinear(5, 7, SIZES)
-    assert [tuple(t.weight.shape) for t in layer.category_tables()] == [(3, 7), (4, 7), (2, 7)]
-
-
 @pytest.mark.parametrize("normalization", ["batch", "layer", "none"])
-def test_paper_sizes_can_be_built(normalization):
-    encoder = Encoder(50, 20, [800, 800, 128], SIZES, normalization, 0.1)
-    decoder = ConditionalDecoder(20, 50, [128, 800, 800], SIZES, normalization=normalization)
-    assert encoder.hidden.layers[0].map.linear.weight.shape == (50, 800)
-    assert [layer.map.out_features for layer in encoder.hidden.layers[1:]] == [800, 128]
-    assert decoder.hidden.layers[0].map.linear.out_features == 128
-    assert decoder.logits.in_features == 800
+def test_sizes_of_the_paper_which_are_not_changed(normalization, covariates):
+    sizes = [800, 800, 128]
+    encoder = Encoder(50, 20, sizes, SIZES, normalization, 0.1)
+    decoder = ConditionalDecoder(20, 50, sizes[::-1], SIZES, normalization=normalization)
+    assert sizes == [800, 800, 128]
+    shapes = {name: tuple(weight.shape) for name, weight in encoder.named_parameters()}
+    assert shapes["hidden.layers.0.map.linear.weight"] == (800, 50)
+    assert shapes["hidden.layers.2.map.weight"] == (128, 800)
+    mean, scale = encoder(torch.rand(8, 50), covariates)
+    assert mean.shape == scale.shape == (8, 20)
+    assert (scale > 0).all()
+    decoded = decoder(mean, covariates)
+    assert decoded.first_layer.shape == (8, 128)
+    assert decoded.logits.shape == (8, 50)
 
 
-def test_condition_enters_the_first_layer_of_the_conditional_decoder_only(covariates):
-    decoder = ConditionalDecoder(4, 6, [5, 7], SIZES, normalization="layer").eval()
-    z = torch.randn(8, 4)
-    first = [decoder(z, under(covariates, c)).first_layer for c in (0, 1)]
-    assert not torch.allclose(*first)
-    later = [name for name, _ in decoder.named_parameters() if "condition" in name]
-    assert later == ["hidden.layers.0.map.condition.weight"]
-
-
-def test_condition_does_not_reach_the_base_of_the_additive_decoder(covariates):
-    decoder = additive_decoder().eval()
-    z = torch.randn(8, 4)
+@pytest.mark.parametrize(
+    ("name", "entered"),
+    [
+        ("conditional", "hidden.layers.0.map.condition.weight"),
+        ("additive", "effect.layers.0.map.condition.weight"),
+    ],
+)
+def test_where_the_condition_enters(name, entered, covariates):
+    decoder, z = DECODERS[name]().eval(), torch.randn(8, 4)
     one, other = (decoder(z, under(covariates, c)) for c in (0, 1))
-    torch.testing.assert_close(one.first_layer, other.first_layer, rtol=0, atol=0)
+    assert [n for n, _ in decoder.named_parameters() if ".condition." in n] == [entered]
     assert not torch.allclose(one.logits, other.logits)
-    names = [name for name, _ in decoder.named_parameters() if ".condition." in name]
-    assert names == ["effect.layers.0.map.condition.weight"]
+    # The MMD is taken at the first layer: of the additive decoder, it must not see the condition.
+    assert torch.equal(one.first_layer, other.first_layer) == (name == "additive")
 
 
 def test_other_covariates_reach_the_base_only(covariates):
-    decoder = additive_decoder().eval()
-    z = torch.randn(8, 4)
+    decoder, z = DECODERS["additive"]().eval(), torch.randn(8, 4)
     changed = covariates._replace(continuous=covariates.continuous + 1)
-    difference = {
-        c: decoder(z, under(covariates, c)).logits - decoder(z, under(changed, c)).logits
+    difference = [
+        decoder(z, under(covariates, c)).logits - decoder(z, under(changed, c)).logits
         for c in (0, 1)
-    }
+    ]
     assert difference[0].abs().max() > 0
-    torch.testing.assert_close(difference[0], difference[1])
+    torch.testing.assert_close(*difference)
 
 
-def test_a_known_base_is_not_decoded_again(covariates):
-    z = torch.randn(8, 4)
-    conditional = ConditionalDecoder(4, 6, [5, 7], SIZES, normalization="layer")
-    for decoder in (additive_decoder().eval(), conditional.eval()):
-        expected = decoder(z, under(covariates, 1))
-        base = decoder(z, under(covariates, 0)).base
-        torch.testing.assert_close(decoder(z, under(covariates, 1), base).logits, expected.logits)
-    decoder = additive_decoder().eval()
-    base = decoder(z, covariates).base
-    torch.testing.assert_close(decoder(torch.zeros(8, 4), covariates, base).base, base)
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_known_base_is_not_decoded_again(name, covariates):
+    decoder, z = DECODERS[name]().eval(), torch.randn(8, 4)
+    expected = decoder(z, under(covariates, 1))
+    base = decoder(z, under(covariates, 0)).base
+    torch.testing.assert_close(decoder(z, under(covariates, 1), base).logits, expected.logits)
+    if base is not None:
+        assert decoder(torch.zeros(8, 4), covariates, base).base is base
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dropout_keeps_the_expectation(dtype):
-    x = torch.ones(400, 500, dtype=dtype, requires_grad=True)
-    kept = Dropout(0.1)(x)
-    kept.sum().backward()
-    torch.testing.assert_close(x.grad, kept.detach())
-    assert set(kept.unique().tolist()) == {0.0, torch.tensor(1 / 0.9, dtype=dtype).item()}
-    # Standard deviation: 0.0007.
-    assert abs((kept > 0).double().mean() - 0.9) < 0.003
-    assert (Dropout(1.0)(x) == 0).all()
-    torch.testing.assert_close(Dropout(0.1).eval()(x), x)
-
-
-def test_several_draws_are_decoded_as_each_alone(covariates):
-    decoder = additive_decoder().eval()
-    z = torch.randn(3, 8, 4)
-    together = decoder(z, covariates)
-    for i in range(3):
-        torch.testing.assert_close(together.logits[i], decoder(z[i], covariates).logits)
-
-
-def test_sizes_given_are_not_changed():
-    sizes = [5, 7]
-    ConditionalDecoder(4, 6, sizes, SIZES, normalization="layer")
-    Encoder(6, 4, sizes, SIZES, "batch", 0.1)
-    assert sizes == [5, 7]
+@pytest.mark.parametrize("name", DECODERS)
+def test_several_draws_are_decoded_like_each_alone(name, covariates):
+    decoder, z = DECODERS[name]().eval(), torch.randn(3, 8, 4)
+    together = decoder(z, covariates).logits
+    alone = [decoder(draw, covariates).logits for draw in z]
+    torch.testing.assert_close(together, torch.stack(alone))
