@@ -1,9 +1,9 @@
-"""Kill transfers to disk at random moments until all are complete, and look for what was lost.
+"""Kill transfers to disk at random moments until all are complete, and count what was lost.
 
     python tests/kill_transfer.py --kills 50
 
-prints ``lost: 0`` and ends with status 0 if every result, however often it was killed, has all cells
-of a transfer that was not, each once and with the same values.
+prints ``lost: 0`` and ends with status 0 if every result, however often its transfer was killed, has
+the cells and values of an undisturbed transfer.
 """
 
 import argparse
@@ -11,7 +11,6 @@ import logging
 import multiprocessing
 import os
 import random
-import shutil
 import sys
 import tempfile
 import time
@@ -22,25 +21,25 @@ from pathlib import Path
 import anndata
 
 import trvae
+from trvae.io._atomic import remove
 
-CHUNK_SIZE = 10
 SUFFIXES = (".zarr", ".h5ad")
 warnings.filterwarnings("ignore")
-# Of processes too, one of which would tell of the semaphores of those that were killed.
+# Also in processes, one of which would report the semaphores of those that were killed.
 os.environ["PYTHONWARNINGS"] = "ignore"
 for name in ("lightning.pytorch", "scvi"):
     logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def transfer(folder: Path, out: Path) -> None:
-    """Transfer the cells, as a process of its own does."""
+    """Transfer the cells, in a process of its own."""
     model = trvae.TRVAE.load(folder / "model", adata=False, accelerator="cpu")
     cells = anndata.read_h5ad(folder / "cells.h5ad", backed="r")
-    model.transfer(cells, "treated", out=out, chunk_size=CHUNK_SIZE, progress_bar=False)
+    model.transfer(cells, "treated", out=out, chunk_size=10, progress_bar=False)
 
 
 def make_model(folder: Path) -> None:
-    """Save cells, and a model that is trained on them as little as possible."""
+    """Save cells and a hardly trained model."""
     adata = trvae.datasets.simulated(n_cells=40, n_genes=100)
     adata.write_h5ad(folder / "cells.h5ad")
     trvae.TRVAE.setup_anndata(adata, condition_key="condition", labels_key="cell_type")
@@ -54,27 +53,29 @@ def read(path: Path) -> anndata.AnnData:
 
 
 def n_lost(result: anndata.AnnData, expected: anndata.AnnData) -> int:
-    """Number of cells that are missing, too many, in another place, or have other values."""
-    times = Counter(result.obs_names)
-    lost = sum(abs(times[name] - 1) for name in expected.obs_names)
-    lost += sum(number for name, number in times.items() if name not in set(expected.obs_names))
-    if lost > 0 or list(result.obs_names) != list(expected.obs_names):
-        return max(lost, 1)
+    """Number of cells that are missing, superfluous or misplaced, or have other values."""
+    if list(result.obs_names) != list(expected.obs_names):
+        found, names = Counter(result.obs_names), Counter(expected.obs_names)
+        return max(((found - names) + (names - found)).total(), 1)
     differs = (result.X != expected.X).toarray().any(1)
     differs |= (result.obs.astype(str) != expected.obs.astype(str)).to_numpy().any(1)
     return int(differs.sum())
 
 
-def where(out: Path) -> str:
-    """What a process that was killed was doing."""
-    parts = out.with_name(out.name + ".parts")
+def progress(out: Path, start: float) -> str:
+    """What a process that was started then, and killed, was doing."""
     if out.exists():
         return "after the result was complete"
-    if not parts.exists():
+    if not parts_of(out).exists():
         return "before the first chunk"
-    if out.with_name(f".{out.name}.unfinished{out.suffix}").exists():
-        return "while the result was put together"
-    return "between the first and the last chunk"
+    unfinished = out.with_name(f".{out.name}.unfinished{out.suffix}")
+    if unfinished.exists() and unfinished.stat().st_mtime > start:
+        return "while the chunks were joined"
+    return "before the chunks were joined"
+
+
+def parts_of(out: Path) -> Path:
+    return out.with_name(out.name + ".parts")
 
 
 def main() -> int:
@@ -84,30 +85,28 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
-    # Its processes have imported everything when they start.
+    # Processes start with everything imported, the first one excepted.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["trvae"])
-    folder = Path(tempfile.mkdtemp(prefix="kill_transfer"))
-    try:
+    imports = context.Process(target=time.time)
+    imports.start()
+    imports.join()
+    killed, n_runs, n_results, lost = Counter(), 0, 0, 0
+    with tempfile.TemporaryDirectory(prefix="kill_transfer") as name:
+        folder = Path(name)
         make_model(folder)
-        imports = context.Process(target=time.time)
-        imports.start()
-        imports.join()
         expected, seconds = {}, {}
         for suffix in SUFFIXES:
-            out = folder / f"expected{suffix}"
+            out, start = folder / f"expected{suffix}", time.perf_counter()
             process = context.Process(target=transfer, args=(folder, out))
-            start = time.perf_counter()
             process.start()
             process.join()
-            seconds[suffix] = time.perf_counter() - start
-            expected[suffix] = read(out)
-        killed, n_runs, n_results, lost = Counter(), 0, 0, 0
+            seconds[suffix], expected[suffix] = time.perf_counter() - start, read(out)
         while killed.total() < arguments.kills:
             suffix = SUFFIXES[n_results % len(SUFFIXES)]
             out = folder / f"result{suffix}"
             while not out.exists():
-                process = context.Process(target=transfer, args=(folder, out))
+                process, start = context.Process(target=transfer, args=(folder, out)), time.time()
                 process.start()
                 n_runs += 1
                 if killed.total() < arguments.kills:
@@ -115,17 +114,14 @@ def main() -> int:
                     if process.is_alive():
                         process.kill()
                         process.join()
-                        killed[where(out)] += 1
+                        killed[progress(out, start)] += 1
                 process.join()
                 if process.exitcode > 0:
                     raise RuntimeError(f"A transfer ended with status {process.exitcode}.")
             n_results += 1
             lost += n_lost(read(out), expected[suffix])
-            for path in (out, out.with_name(out.name + ".parts")):
-                shutil.rmtree(path, ignore_errors=True)
-            out.unlink(missing_ok=True)
-    finally:
-        shutil.rmtree(folder)
+            remove(out)
+            remove(parts_of(out))
     print(f"{n_runs} runs for {n_results} results, {killed.total()} killed:")
     for moment, number in killed.most_common():
         print(f"  {number} {moment}")

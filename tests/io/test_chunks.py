@@ -1,268 +1,233 @@
+import functools
+import itertools
+
 import anndata
 import dask.array as da
-import h5py
 import numpy as np
 import pytest
 from anndata.experimental import read_lazy
 from distributed import Client, LocalCluster
-from helpers import fit, full_disk
+from helpers import dense, fit, full_disk
+from scipy import sparse
 
+import trvae
 from trvae.io import _chunks
-from trvae.io._hdf5 import write_h5ad
+from trvae.model import _streaming
 
-ARGUMENTS = {"source_condition": "control", "seed": 3}
-TO_DISK = {"chunk_size": 17, "progress_bar": False}
+QUESTION = {"target_condition": "treated", "source_condition": "control", "seed": 3}
+SEVERAL = {"target_condition": ["treated", "control"], "seed": 3}
+TO_DISK = {"chunk_size": 25, "progress_bar": False}
+N_CHUNKS = 3  # of the 60 control cells
+SUFFIXES = pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+
+
+@functools.cache
+def model_and_cells(kind="sparse"):
+    """A model and its 120 cells, not to be changed."""
+    adata = trvae.datasets.simulated(n_cells=20, n_genes=30)
+    adata.obs["note"] = np.where(np.arange(adata.n_obs) % 3, "a", "b")
+    setup, kwargs = {}, {}
+    if kind == "dense":
+        adata.X, kwargs = adata.X.log1p().toarray(), {"gene_likelihood": "normal"}
+    if kind == "layer":
+        adata.layers["counts"], adata.X = adata.X.copy(), None
+        setup = {"layer": "counts"}
+    return fit(adata, setup=setup, train={"max_epochs": 1}, **kwargs), adata
 
 
 def read(path):
     return anndata.read_zarr(path) if path.suffix == ".zarr" else anndata.read_h5ad(path)
 
 
-def dense(matrix):
-    return matrix if isinstance(matrix, np.ndarray) else matrix.toarray()
+def assert_same(path, expected):
+    result = read(path)
+    assert result.layers.keys() == expected.layers.keys()
+    for matrix, other in (
+        (result.X, expected.X),
+        *((result.layers[name], expected.layers[name]) for name in expected.layers),
+    ):
+        assert (type(matrix), matrix.dtype) == (type(other), other.dtype)
+        # A minibatch of one cell is multiplied in another order.
+        np.testing.assert_allclose(dense(matrix), dense(other), rtol=1e-5, atol=1e-6)
+        assert not sparse.issparse(other) or matrix.indptr.dtype == other.indptr.dtype
+    expected.strings_to_categoricals()
+    assert result.obs.equals(expected.obs)
+    assert result.var.equals(expected.var)
+    assert result.uns["trvae"].keys() == expected.uns["trvae"].keys()
+    for key, value in expected.uns["trvae"].items():
+        assert np.array_equal(result.uns["trvae"][key], value)
 
 
-def assert_same(one, other):
-    assert type(one.X) is type(other.X)
-    # A minibatch of one cell is multiplied in another order.
-    np.testing.assert_allclose(dense(one.X), dense(other.X), rtol=1e-5, atol=1e-6)
-    assert one.X.dtype == other.X.dtype
-    for name in other.layers:
-        np.testing.assert_allclose(dense(one.layers[name]), dense(one.X))
-    assert list(one.obs_names) == list(other.obs_names)
-    assert list(one.obs.columns) == list(other.obs.columns)
-    assert (one.obs.astype(str) == other.obs.astype(str)).all(axis=None)
-    assert one.var.equals(other.var)
-    assert dict(one.uns["trvae"], source_conditions=None) == dict(
-        other.uns["trvae"], source_conditions=None
-    )
-    assert list(one.uns["trvae"]["source_conditions"]) == ["control"]
-
-
-@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
-@pytest.mark.parametrize("data", ["sparse", "dense", "layer"])
-def test_on_disk_is_what_is_in_memory(adata, tmp_path, suffix, data):
-    adata.obs["note"] = np.where(np.arange(adata.n_obs) % 3, "a", "b")
-    setup, kwargs = {}, {}
-    if data == "dense":
-        adata.X, kwargs = adata.X.log1p().toarray(), {"gene_likelihood": "normal"}
-    if data == "layer":
-        adata.layers["counts"], adata.X = adata.X.copy(), None
-        setup = {"layer": "counts"}
-    model = fit(adata, setup=setup, **kwargs)
-    # Another order of more genes.
-    cells = adata[:, ::-1].copy()
-    expected = model.transfer(cells, "treated", **ARGUMENTS)
-    out = model.transfer(cells, "treated", **ARGUMENTS, out=tmp_path / f"p{suffix}", **TO_DISK)
-    assert_same(read(out), expected)
+@SUFFIXES
+@pytest.mark.parametrize(
+    ("kind", "question"),
+    [("sparse", QUESTION), ("dense", QUESTION), ("layer", QUESTION), ("sparse", SEVERAL)],
+)
+def test_a_result_on_disk_is_that_in_memory(tmp_path, kind, question, suffix):
+    model, cells = model_and_cells(kind)
+    # Genes are in another order than in training.
+    cells = cells[:, ::-1].copy()
+    out = model.transfer(cells, **question, out=tmp_path / f"p{suffix}", **TO_DISK)
+    assert_same(out, model.transfer(cells, **question))
     assert [path.name for path in tmp_path.iterdir()] == [f"p{suffix}"]
 
 
-def test_reads_backed_lazy_and_dask(trained, control, tmp_path):
-    expected = trained.transfer(control, "treated", **ARGUMENTS, indices=[40, 3, 7])
-    control.write_h5ad(tmp_path / "cells.h5ad")
-    control.write_zarr(tmp_path / "cells.zarr")
-    chunked = control.copy()
-    chunked.X = da.from_array(control.X.toarray(), chunks=(30, 60))
-    for i, cells in enumerate(
-        [
-            anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r"),
-            read_lazy(tmp_path / "cells.zarr"),
-            chunked,
-        ]
-    ):
-        out = trained.transfer(
-            cells, "treated", **ARGUMENTS, indices=[40, 3, 7], out=tmp_path / f"{i}.zarr",
-            chunk_size=2, progress_bar=False,
-        )  # fmt: skip
-        assert_same(read(out), expected)
+def backed(cells, path):
+    cells.write_h5ad(path)
+    return anndata.read_h5ad(path, backed="r")
 
 
-def test_on_a_cluster_of_two_workers_is_what_is_in_memory(trained, control, tmp_path):
-    expected = trained.transfer(control, "treated", **ARGUMENTS)
-    control.write_h5ad(tmp_path / "cells.h5ad")
-    cells = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
-    with LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None) as cluster:
+def lazy(cells, path):
+    cells.write_zarr(path)
+    return read_lazy(path)
+
+
+def of_dask(cells, path):
+    cells.X = da.from_array(dense(cells.X), chunks=(30, 30))
+    return cells
+
+
+def without_condition(cells, path):
+    del cells.obs["condition"]
+    return cells
+
+
+def same_names(cells, path):
+    return anndata.concat([cells[:30], cells[:30]])
+
+
+@pytest.mark.parametrize("change", [backed, lazy, of_dask, without_condition, same_names, None])
+def test_cells_of_every_kind_are_read_in_chunks(tmp_path, change):
+    model, cells = model_and_cells()
+    cells = None if change is None else change(cells.copy(), tmp_path / "cells")
+    question = QUESTION | {"indices": [50, 3, 33, 7]}
+    out = model.transfer(cells, **question, out=tmp_path / "p.h5ad", chunk_size=2)
+    in_memory = None if cells is None else cells.to_memory()
+    assert_same(out, model.transfer(in_memory, **question))
+
+
+def test_a_cluster_predicts_the_same_and_its_errors_come_back(tmp_path):
+    model, cells = model_and_cells()
+    wrong = cells.copy()
+    wrong.X.data[-1] = 0.5
+    # Within this process, which is fast, but by TCP, which serialises what workers get and return.
+    options = {"processes": False, "protocol": "tcp", "dashboard_address": None}
+    with LocalCluster(n_workers=2, threads_per_worker=2, **options) as cluster:
         with Client(cluster) as client:
-            out = trained.transfer(
-                cells,
-                "treated",
-                **ARGUMENTS,
-                out=tmp_path / "p.h5ad",
-                **TO_DISK,
-                client=client,
-            )
-    assert_same(read(out), expected)
+            on_cluster = {"chunk_size": 9, "client": client}
+            out = model.transfer(cells, **SEVERAL, out=tmp_path / "p.h5ad", **on_cluster)
+            with pytest.raises(ValueError, match="integer"):
+                model.transfer(wrong, **SEVERAL, out=tmp_path / "wrong.h5ad", **on_cluster)
+    assert_same(out, model.transfer(cells, **SEVERAL))
+    assert not (tmp_path / "wrong.h5ad").exists()
 
 
-def test_an_error_on_a_worker_comes_back(trained, control, tmp_path):
-    control.X[-1] = 0.5
-    with LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
-        with Client(cluster) as client, pytest.raises(ValueError, match="integer"):
-            trained.transfer(
-                control, "treated", **ARGUMENTS, out=tmp_path / "p.h5ad", **TO_DISK, client=client
-            )
-    assert not (tmp_path / "p.h5ad").exists()
+def failing_after(n, function, error=KeyboardInterrupt):
+    """The same function, but there is an error after some calls."""
+    calls = itertools.count()
+
+    def wrapped(*args):
+        if next(calls) == n:
+            raise error
+        return function(*args)
+
+    return wrapped
 
 
-def test_own_cells_and_cells_without_a_condition(trained, control, tmp_path):
-    out = trained.transfer(
-        target_condition="treated", **ARGUMENTS, out=tmp_path / "own.h5ad", **TO_DISK
-    )
-    assert_same(read(out), trained.transfer(target_condition="treated", **ARGUMENTS))
-    del control.obs["condition"]
-    out = trained.transfer(control, "treated", **ARGUMENTS, out=tmp_path / "bare.h5ad", **TO_DISK)
-    assert_same(read(out), trained.transfer(control, "treated", **ARGUMENTS))
-    with pytest.raises(ValueError, match="'condition' is not in adata.obs. Name the condition"):
-        trained.transfer(control, "treated", out=tmp_path / "none.h5ad", **TO_DISK)
-
-
-def test_names_that_occur_twice_have_draws_of_their_own(trained, control, tmp_path):
-    twice = anndata.concat([control[:10], control[:10]])
-    out = trained.transfer(twice, "treated", **ARGUMENTS, out=tmp_path / "p.h5ad", chunk_size=10)
-    predicted = read(out).X.toarray()
-    np.testing.assert_array_equal(
-        predicted, trained.transfer(twice, "treated", **ARGUMENTS).X.toarray()
-    )
-    assert (predicted[:10] != predicted[10:]).any()
-
-
-def test_goes_on_where_it_was_interrupted(trained, control, tmp_path, monkeypatch):
-    arguments = {**ARGUMENTS, "out": tmp_path / "p.h5ad", "chunk_size": 30, "progress_bar": False}
-    predict, done = type(trained)._predict, []
-
-    def interrupted(self, selection, *args):
-        if len(done) == 2:
-            raise KeyboardInterrupt
-        done.append(selection)
-        return predict(self, selection, *args)
-
-    monkeypatch.setattr(type(trained), "_predict", interrupted)
+def test_an_interrupted_transfer_resumes_and_refuses_chunks_of_others(tmp_path, monkeypatch):
+    model, cells = model_and_cells()
+    out, predict = {"out": tmp_path / "p.h5ad", **TO_DISK}, _streaming.predict
+    # Left of another transfer by a removal that was killed.
+    (tmp_path / "p.h5ad.parts").mkdir()
+    np.savez(tmp_path / "p.h5ad.parts" / "000000.npz", dense=np.zeros((25, 30)))
+    monkeypatch.setattr(_streaming, "predict", failing_after(N_CHUNKS - 1, predict))
     with pytest.raises(KeyboardInterrupt):
-        trained.transfer(control, "treated", **arguments)
-    assert not (tmp_path / "p.h5ad").exists()
-    with pytest.raises(ValueError, match=r"another transfer \(they differ in seed\)"):
-        trained.transfer(control, "treated", **(arguments | {"seed": 4}))
-    doubled = control.copy()
+        model.transfer(cells, **QUESTION, **out)
+    assert [path.name for path in tmp_path.iterdir()] == ["p.h5ad.parts"]
+
+    doubled = cells.copy()
     doubled.X = 2 * doubled.X
-    with pytest.raises(ValueError, match=r"another transfer \(they differ in values\)"):
-        trained.transfer(doubled, "treated", **arguments)
-    with (
-        monkeypatch.context() as other,
-        pytest.raises(ValueError, match=r"\(they differ in model\)"),
+    for data, change, differing in (
+        (cells, {"seed": 4}, "seed"),
+        (cells, {"source_condition": "treated"}, "cells, values"),
+        (cells, {"estimate": "decoded", "chunk_size": 20}, "chunk_size, estimate"),
+        (cells[:, ::-1].copy(), {}, "genes, values"),
+        (doubled, {}, "values"),
     ):
-        other.setattr(trained, "linear_weight", 0.0)
-        trained.transfer(control, "treated", **arguments)
-    done.insert(0, None)  # From now on, 100 cells leave 2 chunks.
+        with pytest.raises(ValueError, match=rf"another transfer \(they differ in {differing}\)"):
+            model.transfer(data, **(QUESTION | out | change))
+    with monkeypatch.context() as changed, pytest.raises(ValueError, match="differ in model"):
+        changed.setattr(model, "linear_weight", 0.0)
+        model.transfer(cells, **QUESTION, **out)
+
+    # Only one chunk is missing.
+    monkeypatch.setattr(_streaming, "predict", failing_after(1, predict, AssertionError))
+    path = model.transfer(cells, **QUESTION, **out)
+    monkeypatch.undo()
+    assert_same(path, model.transfer(cells, **QUESTION))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "room"),
+    [(".h5ad", 100), (".h5ad", 20_000), (".zarr", 100), (".h5ad", None), (".zarr", None)],
+)
+def test_a_result_that_fails_keeps_the_chunks(tmp_path, monkeypatch, suffix, room):
+    """As the disk is full, or by Ctrl-C."""
+    model, cells = model_and_cells()
+    out, join = {"out": tmp_path / f"p{suffix}", **TO_DISK}, _chunks.Chunks.join
+
+    def join_on_full_disk(*args):
+        with full_disk(room):
+            join(*args)
+
+    if room is None:
+        error, message = KeyboardInterrupt, None
+        monkeypatch.setattr(_chunks, "_append", failing_after(1, _chunks._append))
+    else:
+        error, message = OSError, f"p{suffix} could not be written: File too large"
+        monkeypatch.setattr(_chunks.Chunks, "join", join_on_full_disk)
+    with pytest.raises(error, match=message):
+        model.transfer(cells, **QUESTION, **out)
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == [f"p{suffix}.parts"]
+
     monkeypatch.setattr(
-        type(trained), "_predict", lambda *args: done.append(args[1]) or predict(*args)
+        _streaming, "predict", failing_after(0, _streaming.predict, AssertionError)
     )
-    out = trained.transfer(control, "treated", **arguments)
-    assert len(done) == 5
+    path = model.transfer(cells, **QUESTION, **out)
     monkeypatch.undo()
-    assert_same(read(out), trained.transfer(control, "treated", **ARGUMENTS))
+    assert_same(path, model.transfer(cells, **QUESTION))
 
 
-def test_an_interruption_while_all_is_put_together_loses_nothing(
-    trained, control, tmp_path, monkeypatch
-):
-    arguments = {**ARGUMENTS, "out": tmp_path / "p.zarr", **TO_DISK}
-
-    def interrupted(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(_chunks, "_write_matrix", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        trained.transfer(control, "treated", **arguments)
-    monkeypatch.undo()
-    monkeypatch.setattr(type(trained), "_predict", interrupted)
-    out = trained.transfer(control, "treated", **arguments)
-    monkeypatch.undo()
-    assert_same(read(out), trained.transfer(control, "treated", **ARGUMENTS))
+def test_a_chunk_that_fails_leaves_nothing(tmp_path):
+    model, cells = model_and_cells()
+    with full_disk(1_000), pytest.raises(OSError, match="000000.npz could not be .* too large"):
+        model.transfer(cells, **QUESTION, out=tmp_path / "p.zarr", **TO_DISK)
+    assert [path.name for path in (tmp_path / "p.zarr.parts").iterdir()] == ["task.json"]
 
 
-def test_wrong_outputs_are_known_before_anything_is_written(trained, control, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"out": "there.h5ad"}, FileExistsError, "is there already"),
+        ({"out": "p.csv"}, ValueError, "ends neither with .h5ad nor with .zarr"),
+        ({"out": "no/p.h5ad"}, FileNotFoundError, "no/p.h5ad"),
+        ({"chunk_size": 0}, ValueError, "chunk_size must be a positive integer"),
+        ({"indices": []}, ValueError, "select none of the 120 cells"),
+    ],
+)
+def test_wrong_arguments_are_found_before_anything_is_written(tmp_path, change, error, message):
+    model, cells = model_and_cells()
     (tmp_path / "there.h5ad").touch()
-    for out, error, message in (
-        ("there.h5ad", FileExistsError, "is there already"),
-        ("p.csv", ValueError, "ends neither with .h5ad nor with .zarr"),
-        ("no/p.h5ad", FileNotFoundError, "There is no folder"),
-    ):
-        with pytest.raises(error, match=message):
-            trained.transfer(control, "treated", **ARGUMENTS, out=tmp_path / out)
-    with pytest.raises(ValueError, match="chunk_size=0"):
-        trained.transfer(control, "treated", out=tmp_path / "p.h5ad", chunk_size=0)
-    with pytest.raises(ValueError, match="genes are not in adata.var_names"):
-        trained.transfer(control[:, :5].copy(), "treated", out=tmp_path / "p.h5ad")
+    arguments = QUESTION | {"out": "p.h5ad"} | change
+    with pytest.raises(error, match=message):
+        model.transfer(cells, **(arguments | {"out": tmp_path / arguments["out"]}))
     assert [path.name for path in tmp_path.iterdir()] == ["there.h5ad"]
 
 
-@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
-@pytest.mark.parametrize("fails_at", ["first chunk", "putting together"])
-def test_a_full_disk_leaves_nothing_that_is_not_complete(
-    trained, control, tmp_path, monkeypatch, suffix, fails_at
-):
-    out = tmp_path / f"p{suffix}"
-    arguments = {**ARGUMENTS, "out": out, **TO_DISK}
-    write_matrix = _chunks._write_matrix
-    disk = full_disk(1_000)
-
-    def write_to_a_full_disk(*args):
-        with disk:
-            write_matrix(*args)
-
-    if fails_at == "putting together":
-        monkeypatch.setattr(_chunks, "_write_matrix", write_to_a_full_disk)
-        with pytest.raises(OSError, match=f"p{suffix} could not be written: .*"):
-            trained.transfer(control, "treated", **arguments)
-        monkeypatch.undo()
-    else:
-        with disk, pytest.raises(OSError, match="000000.npz could not be written: File too large"):
-            trained.transfer(control, "treated", **arguments)
-    assert [path.name for path in tmp_path.iterdir()] == [f"p{suffix}.parts"]
-    n_chunks = len(list((tmp_path / f"p{suffix}.parts").glob("*.npz")))
-    assert n_chunks == (0 if fails_at == "first chunk" else 6)
-    # There is room again.
-    trained.transfer(control, "treated", **arguments)
-    assert_same(read(out), trained.transfer(control, "treated", **ARGUMENTS))
-
-
-def content(path):
-    found = {}
-    with h5py.File(path) as file:
-        file.visititems(
-            lambda name, item: found.update(
-                {name: item[()] if isinstance(item, h5py.Dataset) else dict(item.attrs)}
-            )
-        )
-    return found
-
-
-@pytest.mark.parametrize("place", ["memory", "disk"])
-def test_cells_are_written_as_anndata_does(adata, tmp_path, place):
-    adata.obs["text"] = adata.obs["condition"].astype(str).astype(object)
-    adata.raw = adata[:, :5].copy()
-    adata.copy().write_h5ad(tmp_path / "theirs.h5ad")
-    cells = adata if place == "memory" else anndata.read_h5ad(tmp_path / "theirs.h5ad", backed="r")
-    with full_disk(), pytest.raises(OSError, match="File too large"):
-        write_h5ad(tmp_path / "full.h5ad", cells)
-    write_h5ad(tmp_path / "ours.h5ad", cells, compression="gzip")
-    np.testing.assert_equal(content(tmp_path / "ours.h5ad"), content(tmp_path / "theirs.h5ad"))
-
-
-def test_a_folder_that_cannot_be_written_is_known_at_once(trained, control, tmp_path, monkeypatch):
-    monkeypatch.setattr("os.access", lambda *args: False)
-    with pytest.raises(PermissionError, match="The folder .* can't be written to"):
-        trained.transfer(control, "treated", out=tmp_path / "p.zarr")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_chunks_that_were_killed_while_removed_are_not_taken_for_others(
-    trained, control, tmp_path
-):
-    arguments = {"source_condition": "control", "out": tmp_path / "p.zarr", **TO_DISK}
-    (tmp_path / "p.zarr.parts").mkdir()
-    # Of a transfer that was complete, with the description of its task removed first.
-    _chunks._save(tmp_path / "p.zarr.parts" / "000002.npz", control.X[:17])
-    out = trained.transfer(control, "treated", seed=3, **arguments)
-    assert_same(read(out), trained.transfer(control, "treated", **ARGUMENTS))
+def test_more_values_than_32_bits_count_have_64_bit_offsets(tmp_path, monkeypatch):
+    monkeypatch.setattr(_chunks, "_MAX_INT32", 100)
+    model, cells = model_and_cells()
+    result = read(model.transfer(cells, **QUESTION, out=tmp_path / "p.h5ad", **TO_DISK))
+    assert result.X.indptr.dtype == np.int64
+    assert (result.X != model.transfer(cells, **QUESTION).X).nnz == 0

@@ -1,3 +1,5 @@
+import copy
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -7,6 +9,12 @@ from helpers import QUIET, SMALL, fit
 import trvae
 
 EXPRESSION = {"target_condition": "treated", "return_numpy": True}
+
+
+def with_models(ensemble, models):
+    other = copy.copy(ensemble)
+    other.models = models
+    return other
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +98,7 @@ def test_a_smaller_ensemble_takes_the_place_of_a_larger_one(ensemble, adata, tmp
     folder = tmp_path / "ensemble"
     ensemble.save(folder, save_anndata=True)
     (folder / "README").touch()
-    smaller = trvae.TRVAEEnsemble._of(ensemble.models[1:])
+    smaller = with_models(ensemble, ensemble.models[1:])
     with pytest.raises(ValueError, match="ensemble has models of an ensemble already. Name anot"):
         smaller.save(folder)
     assert len(trvae.TRVAEEnsemble.load(folder).models) == 3
@@ -103,7 +111,7 @@ def test_a_smaller_ensemble_takes_the_place_of_a_larger_one(ensemble, adata, tmp
 def test_what_others_put_in_a_folder_stays(ensemble, tmp_path):
     ensemble.save(tmp_path)
     (tmp_path / "2" / "notes").touch()
-    smaller = trvae.TRVAEEnsemble._of(ensemble.models[:2])
+    smaller = with_models(ensemble, ensemble.models[:2])
     smaller.save(tmp_path, overwrite=True)
     assert [path.name for path in (tmp_path / "2").iterdir()] == ["notes"]
     with pytest.raises(ValueError, match="No model is saved in .*2'"):
@@ -112,9 +120,9 @@ def test_what_others_put_in_a_folder_stays(ensemble, tmp_path):
 
 def test_wrong_arguments(ensemble, adata, tmp_path):
     trvae.TRVAE.setup_anndata(adata, condition_key="condition")
-    with pytest.raises(ValueError, match="n_models=0"):
+    with pytest.raises(ValueError, match="n_models must be a positive integer"):
         trvae.TRVAEEnsemble(adata, n_models=0)
-    with pytest.raises(ValueError, match="There is no ensemble in"):
+    with pytest.raises(ValueError, match="no ensemble is saved in"):
         trvae.TRVAEEnsemble.load(tmp_path)
     with pytest.raises(AttributeError, match="no attribute 'get_latent_representation'"):
         ensemble.get_latent_representation()

@@ -181,7 +181,7 @@ def test_interpolation_goes_from_one_condition_to_the_other(trained):
 
 @pytest.mark.parametrize("n_steps", [1, 2.5, -1])
 def test_interpolation_needs_both_ends(trained, n_steps):
-    with pytest.raises(ValueError, match=f"n_steps={n_steps}"):
+    with pytest.raises(ValueError, match="n_steps must be an integer of at least 2"):
         trained.get_interpolated_images(dark_upright(bars(5)), "bright", n_steps=n_steps)
 
 
@@ -313,7 +313,11 @@ def test_confidence_is_that_of_all_models(trained):
 
 @pytest.mark.parametrize(
     ("shape", "message"),
-    [((5, 5), "image_shape=.5, 5. is not"), ((100,), "100 values"), ((10, 10, 0), "100 values")],
+    [
+        ((5, 5), "image_shape must be .height, width"),
+        ((100,), "100 values"),
+        ((10, 10, 0), "100 values"),
+    ],
 )
 def test_refuses_other_shapes(shape, message):
     with pytest.raises(ValueError, match=message):
@@ -323,10 +327,10 @@ def test_refuses_other_shapes(shape, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x: x.astype(np.float32), "pixels from 0 to 2.., but the model is of pixels .* 1"),
+        (lambda x: x.astype(np.float32), "pixels from 0 to 2.., but the model takes pixels .* 1"),
         (lambda x: x.astype(int) - 10, "pixels from -10"),
-        (lambda x: x.astype(int) * 2, "but the model is of pixels from 0 to 255"),
-        (lambda x: np.where(x > 0, np.nan, 0.0), "NaN or infinite"),
+        (lambda x: x.astype(int) * 2, "but the model takes pixels from 0 to 255"),
+        (lambda x: np.where(x > 0, np.nan, 0.0), "NaN, infinite"),
     ],
 )
 def test_refuses_other_pixels(change, message):
@@ -338,23 +342,7 @@ def test_refuses_other_pixels(change, message):
 
 
 def test_refuses_images_on_another_scale_than_in_training(trained):
-    with pytest.raises(ValueError, match="from 0 to 1, but the model is of pixels from 0 to 255"):
+    with pytest.raises(ValueError, match="from 0 to 1, but the model takes pixels from 0 to 255"):
         source = dark_upright(bars(5, kind="floats"))
         source.X /= source.X.max()
         trained.get_transferred_images(source, "bright")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"pixel_likelihood": "poisson"}, "pixel_likelihood='poisson'"),
-        ({"channels": ()}, "channels"),
-        ({"n_latent": 0}, "n_latent=0"),
-        ({"mmd_weight": -1}, "mmd_weight=-1"),
-    ],
-)
-def test_refuses_arguments(arguments, message):
-    adata = bars(2)
-    trvae.ImageTRVAE.setup_anndata(adata, image_shape=(10, 10), **SETUP)
-    with pytest.raises(ValueError, match=message):
-        trvae.ImageTRVAE(adata, **arguments)

@@ -104,7 +104,7 @@ def test_what_needs_expression_takes_full_cells(adata):
 def test_a_minified_model_is_a_reference_but_not_trained_further(adata, kind):
     model, _, _ = minified(adata, kind)
     weights = {name: value.clone() for name, value in model.module.state_dict().items()}
-    with pytest.raises(ValueError, match="can't be trained on the cells of a minified AnnData"):
+    with pytest.raises(ValueError, match="can't be trained on a minified AnnData"):
         model.train(max_epochs=1, **QUIET)
     query = adata[adata.obs["condition"] == "treated"].copy()
     query.obs["condition"] = "other"
@@ -122,11 +122,11 @@ def test_what_cannot_be_minified(adata):
     ):
         model.minify_adata()
     model = model._without_cells()
-    with pytest.raises(ValueError, match="Only an AnnData can be minified"):
+    with pytest.raises(ValueError, match="only an AnnData can be minified"):
         model.minify_adata()
 
 
 def test_minified_cells_are_not_written_chunk_by_chunk(adata, tmp_path):
     model, _, _ = minified(adata, LATENT)
-    with pytest.raises(ValueError, match="minified AnnData can't be written to out"):
+    with pytest.raises(ValueError, match="minified AnnData can't be transferred to disk"):
         model.transfer(**DECODED, out=tmp_path / "predicted.h5ad")

@@ -355,46 +355,6 @@ def test_layer_is_read_and_written(adata):
     assert (dense(predicted) % 1 == 0).all()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            {"target_condition": "stim"},
-            "target_condition 'stim' is not one of .*'control', 'treated'",
-        ),
-        ({"target_condition": None}, "target_condition None is not one of"),
-        ({"target_condition": ["treated", "stim"]}, "target_condition 'stim' is not one of"),
-        ({"target_condition": []}, "target_condition is an empty list"),
-        ({"target_condition": ["treated"] * 2}, "names one twice: 'treated', 'treated'"),
-        ({"source_condition": "stim"}, "source_condition 'stim' is not one of"),
-        ({"estimate": "best"}, "estimate='best' is not one of 'counterfactual', 'decoded'"),
-        ({"seed": -1}, r"seed=-1 is not an integer from 0 to 2\*\*32 - 1"),
-        ({"seed": None}, "seed=None is not an integer"),
-        ({"indices": []}, "No cells are selected"),
-        ({"indices": [10_000]}, "indices don't fit 100 cells"),
-        ({"source_condition": "treated"}, "there are none with condition='treated'"),
-    ],
-)
-def test_wrong_arguments_say_what_is_allowed(trained, control, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        trained.transfer(control, **({"target_condition": "treated"} | arguments))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"library_size": 0}, "library_size=0"),
-        ({"library_size": "latent"}, "library_size='latent'"),
-        ({"n_samples": 0}, "n_samples=0"),
-        ({"gene_list": "gene_0"}, "not a list of genes"),
-        ({"gene_list": ["gene_0", "ACTB"]}, "unknown to the model: 'ACTB'"),
-    ],
-)
-def test_wrong_arguments_of_the_expectation(trained, control, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        trained.get_transferred_expression(control, "treated", **arguments)
-
-
 def test_without_an_effect_nothing_is_predicted():
     def first_type(adata, condition):
         is_chosen = (adata.obs["cell_type"] == "type_0") & (adata.obs["condition"] == condition)

@@ -1,18 +1,20 @@
+"""Training that is stopped, fails or diverges: which weights the model has then."""
+
+import os
 import signal
-import subprocess
 import sys
-import time
+from threading import Timer
 
 import numpy as np
 import pytest
 import torch
-from helpers import QUIET, SMALL, At, assert_same_weights, bars, copied, fit, sending, untrained
+from helpers import QUIET, SMALL, At, assert_same_weights, copied, fit, sending, untrained
 
 import trvae
 from trvae.train._interruption import stop_requests
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
-N_EPOCHS = 8
+N_EPOCHS = 6
 
 
 def train(model, at, **kwargs):
@@ -26,66 +28,88 @@ def values(table):
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_an_interrupted_model_has_its_best_weights(adata, tmp_path, caplog, number):
-    model, at = untrained(adata), At(6, sending(number), spoiled=4)
-    train(model, at)
+    model, at = untrained(adata), At(4, sending(number), spoiled=3)
+    train(model, at, enable_progress_bar=True)
     objective = values(model.history["objective_validation"])
-    assert len(objective) == len(model.history["train_loss"]) == 6
-    assert_same_weights(model.module, at.weights[objective.argmin()])
-    assert objective.argmin() == 3
+    assert len(objective) == len(model.history["train_loss"]) == 4
+    assert objective.argmin() == 2
+    assert_same_weights(model.module, at.weights[2])
     assert model.is_trained and model.trainer.interrupted and not model.module.training
     (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("trvae")]
     name = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}[number]
-    assert f"stopped by {name} in epoch 7 of 8" in line
-    assert f"weights of epoch {objective.argmin() + 1}, which have the lowest" in line
+    assert f"stopped by {name} in epoch 5 of 6" in line
+    assert "weights of epoch 3, which has the lowest" in line
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
-    # What it knows beside its weights is of these weights.
-    control = adata[adata.obs["condition"] == "control"].copy()
-    predicted = model.transfer(control, "treated").X.toarray()
-    model.save(tmp_path / "model")
-    loaded = trvae.TRVAE.load(tmp_path / "model", adata=False)
-    np.testing.assert_array_equal(loaded.transfer(control, "treated").X.toarray(), predicted)
-    assert len(loaded.history["train_loss"]) == 6
+    # What it keeps of its cells belongs to these weights.
     assert model.mean_profiles_ is not None
     kept = model.reference_cells_["z_mean"]
-    np.testing.assert_allclose(
-        kept, model.get_latent_representation()[: len(kept)], rtol=1e-4, atol=1e-5
-    )
+    latent = model.get_latent_representation()[: len(kept)]
+    np.testing.assert_allclose(kept, latent, rtol=1e-4, atol=1e-5)
+    model.save(tmp_path / "model")
+    loaded = trvae.TRVAE.load(tmp_path / "model", adata=False)
+    assert_same_weights(loaded.module, at.weights[2])
+    assert len(loaded.history["train_loss"]) == 4
 
 
-def test_without_validation_the_last_finished_epoch_counts(adata, caplog):
-    model, at = untrained(adata), At(3, sending(signal.SIGINT))
-    train(model, at, train_size=1.0)
-    assert_same_weights(model.module, at.weights[2])
-    assert "weights of epoch 3, the last that was finished" in caplog.text
+@pytest.mark.parametrize(
+    ("kwargs", "candidates"),
+    [({"train_size": 1.0}, [4]), ({"check_val_every_n_epoch": 2}, [1, 3])],
+    ids=["no validation", "rare validation"],
+)
+def test_epochs_are_compared_if_they_were_validated(adata, caplog, kwargs, candidates):
+    model, at = untrained(adata), At(5, sending(signal.SIGINT))
+    train(model, at, **kwargs)
+    objective = values(model.history["objective_validation"]) if len(candidates) > 1 else [0.0]
+    assert len(objective) == len(candidates)
+    assert_same_weights(model.module, at.weights[candidates[np.argmin(objective)]])
+    assert ("the last one to finish" in caplog.text) == (len(candidates) == 1)
 
 
-def test_epochs_without_validation_do_not_count_once_there_was_one(adata):
-    model, at = untrained(adata), At(7, sending(signal.SIGINT))
-    train(model, at, check_val_every_n_epoch=3)
-    objective = values(model.history["objective_validation"])
-    assert len(objective) == 2
-    assert_same_weights(model.module, at.weights[(2, 5)[objective.argmin()]])
+class StopAfterTraining(At):
+    """Stop when training has finished, but the model isn't complete."""
+
+    def on_fit_end(self, trainer, plan):
+        self.action(plan)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+def failing(plan):
+    raise LookupError("no such thing")
+
+
+@pytest.mark.parametrize(
+    ("error", "at", "kwargs"),
+    [
+        (KeyboardInterrupt, At(0, sending(signal.SIGINT)), {}),
+        (SystemExit, At(0, sending(signal.SIGTERM)), {}),
+        (SystemExit, At(2, lambda plan: sys.exit(3)), {}),
+        (LookupError, At(2, failing), {}),
+        (RuntimeError, At(0, lambda plan: None), {"plan_kwargs": {"lr": 1e30}}),
+    ],
+    ids=["Ctrl-C", "SIGTERM", "exit", "any error", "diverges at once"],
+)
 @pytest.mark.parametrize("is_trained", [False, True])
-def test_before_the_first_epoch_the_model_stays_as_it_was(adata, caplog, number, is_trained):
-    model = fit(adata) if is_trained else untrained(adata)
-    weights, before = copied(model.module), dict(model.__dict__)
-    error = KeyboardInterrupt if number == signal.SIGINT else SystemExit
+def test_without_a_finished_epoch_the_model_is_as_it_was(adata, error, at, kwargs, is_trained):
+    model = fit(adata, train={"max_epochs": 1}) if is_trained else untrained(adata)
+    weights, before = copied(model.module), dict(vars(model))
+    history = dict(before.pop("history_") or {})
     with pytest.raises(error):
-        train(model, At(0, sending(number)))
-    assert "No epoch was finished, so that the model is as it was before" in caplog.text
+        train(model, at, **kwargs)
     assert_same_weights(model.module, weights)
-    assert model.is_trained == is_trained
-    assert model.__dict__.keys() == before.keys()
-    assert model.reference_cells_ is before["reference_cells_"]
-    assert (model.history is None) != is_trained
-    if is_trained:
-        assert model.trainer is before["trainer"]
-        assert all(len(table) == 3 for table in model.history.values())
+    after = dict(vars(model))
+    assert (after.pop("history_") or {}) == history
+    assert after.keys() == before.keys()
+    assert all(after[name] is before[name] for name in before)
+
+
+def test_a_message_says_why_the_model_is_as_it_was(adata, caplog):
+    with pytest.raises(KeyboardInterrupt):
+        train(untrained(adata), At(0, sending(signal.SIGINT)))
+    assert "No epoch was finished, so the model is as it was before" in caplog.text
+    with pytest.raises(RuntimeError, match="diverged in epoch 1: .* as it was") as error:
+        train(untrained(adata), At(9, None), plan_kwargs={"lr": 1e30})
+    assert "{'lr': 1e+29}" in str(error.value) and "gradient_clip_val" in str(error.value)
 
 
 def test_a_second_training_can_be_interrupted(adata):
@@ -94,7 +118,7 @@ def test_a_second_training_can_be_interrupted(adata):
     train(model, at)
     objective = values(model.history["objective_validation"])
     assert len(objective) == 5
-    # The first training's are not among those that it can go back to.
+    # It can't go back to weights of the first training.
     assert_same_weights(model.module, at.weights[objective[3:].argmin()])
     assert not np.array_equal(model.reference_cells_["z_mean"], before)
     model.train(max_epochs=1, **QUIET)
@@ -102,31 +126,46 @@ def test_a_second_training_can_be_interrupted(adata):
     assert not model.trainer.interrupted
 
 
-def test_a_second_signal_ends_at_once(adata):
-    class Twice(At):
-        def on_train_batch_start(self, *args):
-            pass
+class InABackwardPass(At):
+    """Do something in the middle of a minibatch."""
 
-        def on_before_backward(self, trainer, plan, loss):
-            if trainer.current_epoch == self.epoch:
-                # In the middle of a minibatch.
-                self.action(plan)
-                raise AssertionError("it went on")
+    def on_train_batch_start(self, *args):
+        pass
 
-    model, at = untrained(adata), Twice(3, sending(signal.SIGINT, signal.SIGINT))
+    def on_before_backward(self, trainer, plan, loss):
+        if trainer.current_epoch == self.epoch:
+            self.action(plan)
+            raise AssertionError("it went on")
+
+
+def killing_a_worker(plan):
+    signal.raise_signal(signal.SIGTERM)
+    raise RuntimeError("DataLoader worker (pid 123) is killed by signal: Terminated.")
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        lambda: InABackwardPass(3, sending(signal.SIGINT, signal.SIGINT)),
+        lambda: At(3, killing_a_worker),
+    ],
+    ids=["second signal", "worker killed"],
+)
+def test_training_that_ends_within_a_minibatch(adata, at):
+    model, at = untrained(adata), at()
     train(model, at, train_size=1.0)
     assert_same_weights(model.module, at.weights[2])
     assert model.trainer.interrupted
 
 
-def test_a_signal_that_also_ends_a_process_that_reads_cells(adata):
-    def end(plan):
-        signal.raise_signal(signal.SIGTERM)
-        raise RuntimeError("DataLoader worker (pid 123) is killed by signal: Terminated.")
+def test_a_signal_at_any_time_stops_training(adata):
+    def soon(plan):
+        Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
 
-    model, at = untrained(adata), At(3, end)
-    train(model, at, train_size=1.0)
-    assert_same_weights(model.module, at.weights[2])
+    model, at = untrained(adata), At(2, soon)
+    train(model, at, max_epochs=100_000, train_size=1.0)
+    assert model.trainer.interrupted
+    assert_same_weights(model.module, at.weights[-1])
 
 
 def test_a_handler_of_someone_else_stays(adata):
@@ -141,43 +180,25 @@ def test_a_handler_of_someone_else_stays(adata):
     assert len(seen) == 2
 
 
-def test_a_signal_after_the_last_epoch_changes_nothing(adata, caplog, monkeypatch):
-    learn = trvae.TRVAE._learn_from_cells
-
-    def interrupted(self, *args):
-        signal.raise_signal(signal.SIGINT)
-        learn(self, *args)
-
-    monkeypatch.setattr(trvae.TRVAE, "_learn_from_cells", interrupted)
-    model = fit(adata)
-    assert "asked to stop when it was finished already" in caplog.text
-    monkeypatch.undo()
-    assert_same_weights(model.module, copied(fit(adata).module))
-    assert model.reference_cells_ is not None and not model.trainer.interrupted
-
-
 def test_the_handlers_are_put_back_whatever_happens():
     with pytest.raises(ZeroDivisionError), stop_requests():
         assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
         raise ZeroDivisionError
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with stop_requests(listen=False) as request, pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert request.number is None
 
 
-def test_any_other_error_leaves_the_model_as_it_was(adata):
-    def fail(plan):
-        raise LookupError("no such thing")
-
-    for model in (untrained(adata.copy()), fit(adata)):
-        weights, is_trained, history = copied(model.module), model.is_trained, model.history
-        with pytest.raises(LookupError):
-            train(model, At(2, fail))
-        assert_same_weights(model.module, weights)
-        assert model.is_trained == is_trained
-        assert (model.history is None) == (history is None)
-        assert not is_trained or len(model.history["train_loss"]) == 3
+def test_a_signal_after_the_last_epoch_changes_nothing(adata, caplog):
+    model = untrained(adata.copy())
+    train(model, StopAfterTraining(9, sending(signal.SIGINT)), max_epochs=2)
+    assert "asked to stop after it had finished" in caplog.text
+    assert_same_weights(model.module, fit(adata, train={"max_epochs": 2}).module.state_dict())
+    assert model.reference_cells_ is not None and not model.trainer.interrupted
 
 
-def test_a_query_can_be_interrupted_and_trained_on(adata):
+def test_a_query_can_be_interrupted_and_trained_further(adata):
     conditions = ("control", "treated", "other")
     cells = trvae.datasets.simulated(n_cells=30, n_genes=60, conditions=conditions)
     is_query = cells.obs["condition"] == "other"
@@ -191,31 +212,16 @@ def test_a_query_can_be_interrupted_and_trained_on(adata):
     train(model, At(N_EPOCHS, None))
     kept = model.reference_cells_["z_mean"]
     np.testing.assert_array_equal(kept[:n_known], reference.reference_cells_["z_mean"])
-    np.testing.assert_allclose(
-        kept[n_known:], model.get_latent_representation(), rtol=1e-4, atol=1e-5
-    )
+    latent = model.get_latent_representation()
+    np.testing.assert_allclose(kept[n_known:], latent, rtol=1e-4, atol=1e-5)
 
 
-def test_images_can_be_interrupted():
-    adata = bars()
-    trvae.ImageTRVAE.setup_anndata(
-        adata, condition_key="condition", image_shape=adata.uns["image_shape"]
-    )
-    model = trvae.ImageTRVAE(adata, channels=(4, 4), n_latent=2, seed=0)
-    at = At(2, sending(signal.SIGTERM))
-    model.train(max_epochs=4, callbacks=[at], **QUIET)
-    best = values(model.history["objective_validation"]).argmin()
-    assert_same_weights(model.module, at.weights[best])
-    assert model.transfer(target_condition="bright").shape == adata.shape
-
-
-def test_what_needs_all_of_a_training_ends(adata, monkeypatch):
+def test_what_needs_a_complete_training_ends(adata):
     ensemble_of = adata.copy()
     trvae.TRVAE.setup_anndata(ensemble_of, condition_key="condition")
     ensemble = trvae.TRVAEEnsemble(ensemble_of, n_models=2, **SMALL)
-    at = At(1, sending(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
-        ensemble.train(max_epochs=3, callbacks=[at], **QUIET)
+        train(ensemble, At(1, sending(signal.SIGINT)))
     assert [model.is_trained for model in ensemble.models] == [True, False]
 
     at = At(1, sending(signal.SIGTERM))
@@ -225,67 +231,33 @@ def test_what_needs_all_of_a_training_ends(adata, monkeypatch):
     assert end.value.code == 143
 
 
-def test_a_script_under_sigterm_reaches_save(tmp_path):
-    script = f"""
-import trvae
+class Spoil(At):
+    """Make something infinite or NaN in epoch 3."""
 
-class Tell(Callback):
-    def on_train_epoch_start(self, trainer, plan):
-        if trainer.current_epoch == 2:
-            print("started", flush=True)
+    def __init__(self, what):
+        super().__init__(3, self.spoil)
+        self.what = what
 
-adata = trvae.datasets.simulated(n_cells=40, n_genes=60)
-trvae.TRVAE.setup_anndata(adata, condition_key="condition", labels_key="cell_type")
-model = trvae.TRVAE(adata, seed=0)
-model.train(
-    max_epochs=100_000, callbacks=[Tell()], accelerator="cpu", enable_progress_bar=False
-)
-model.save({str(tmp_path / "model")!r})
-"""
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert any("started" in line for line in process.stdout)
-    time.sleep(0.2)
-    process.terminate()
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    assert "stopped by SIGTERM" in errors and "NameError" not in errors
-    assert trvae.TRVAE.load(tmp_path / "model", adata=False).is_trained
-
-
-# ------------------------------------------------------------------------ divergence
-
-
-def test_a_training_that_diverges_at_once_says_what_to_change(adata):
-    model = untrained(adata)
-    weights = copied(model.module)
-    with pytest.raises(RuntimeError, match="diverged in epoch 1: .* as it was before") as error:
-        model.train(max_epochs=3, plan_kwargs={"lr": 1e30}, **QUIET)
-    message = str(error.value)
-    assert "{'lr': 1e+29}" in message and "gradient_clip_val" in message and "scale" in message
-    assert_same_weights(model.module, weights)
-    assert not model.is_trained and model.history is None
-
-
-@pytest.mark.parametrize("what", ["weights", "loss", "last step"])
-def test_a_training_that_diverges_later_keeps_the_last_good_weights(adata, what):
-    def spoil(plan):
-        if what == "weights":
+    def spoil(self, plan):
+        if self.what in ("weights", "error"):
             next(plan.module.parameters()).data.fill_(torch.nan)
-        elif what == "loss":
+        if self.what == "loss":
             plan._sums["train"]["train_loss"] = torch.tensor(torch.inf)
+        elif self.what == "error":
+            raise ArithmeticError("not a number")
 
-    class InTheLastStep(At):
-        def on_train_epoch_end(self, trainer, plan):
-            super().on_train_epoch_end(trainer, plan)
-            if what == "last step" and trainer.current_epoch == 4:
-                next(plan.module.parameters()).data[0] = torch.inf
+    def on_train_epoch_end(self, trainer, plan):
+        super().on_train_epoch_end(trainer, plan)
+        if self.what == "last step" and trainer.current_epoch == 3:
+            next(plan.module.parameters()).data[0] = torch.inf
 
-    model, at = untrained(adata), InTheLastStep(4, spoil)
-    with pytest.raises(RuntimeError, match="Training diverged in epoch 5: .*The model has"):
+
+@pytest.mark.parametrize("what", ["weights", "loss", "last step", "error"])
+def test_a_training_that_diverges_keeps_the_last_good_weights(adata, what):
+    model, at = untrained(adata), Spoil(what)
+    with pytest.raises(RuntimeError, match="Training diverged in epoch 4: .*The model has"):
         train(model, at)
-    objective = values(model.history["objective_validation"])[:4]
+    objective = values(model.history["objective_validation"])[:3]
     assert_same_weights(model.module, at.weights[objective.argmin()])
     assert model.is_trained and model.reference_cells_ is not None
     assert np.isfinite(model.transfer(target_condition="treated").X.toarray()).all()

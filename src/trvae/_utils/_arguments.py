@@ -65,11 +65,11 @@ def integer(description: str, is_within: Callable[[Any], bool]) -> Rule:
 
 
 def list_of(rule: Rule) -> Rule:
-    """Rule for a list, tuple or array with at least one element, each of which obeys the rule."""
+    """Rule for a list, tuple, range or array with at least one element, all obeying the rule."""
     return Rule(
         f"a list in which each element is {rule.description}",
         lambda values: (
-            isinstance(values, list | tuple | np.ndarray)
+            isinstance(values, list | tuple | range | np.ndarray)
             and len(values) > 0
             and all(map(rule.accepts, values))
         ),
@@ -115,41 +115,3 @@ def join_names(names: Iterable[Any]) -> str:
     plain = (n.item() if isinstance(n, np.generic) else n for n in names[:_NAMES_SHOWN])
     shown = ", ".join(map(repr, plain))
     return shown + (f", … ({len(names)} in all)" if len(names) > _NAMES_SHOWN else "")
-
-
-# --------------------------------------------------- to be replaced by check_arguments
-
-
-def check_choice(argument: str, given: Any, allowed: Iterable[Any]) -> None:
-    """Raise a ``ValueError`` unless ``given`` is one of those allowed."""
-    check_arguments({argument: given}, {argument: choice(*allowed)})
-
-
-def is_list_of(values: Any, allowed: Callable[[Any], bool]) -> bool:
-    """Whether it is a list whose elements are all allowed."""
-    return list_of(Rule("", allowed)).accepts(values)
-
-
-def is_positive_integer(value: Any) -> bool:
-    """Whether it is an integer of at least 1."""
-    return POSITIVE_INTEGER.accepts(value)
-
-
-def check_from_0(argument: str, given: Any) -> None:
-    """Raise a ``ValueError`` unless it is a non-negative number."""
-    check_arguments({argument: given}, {argument: NONNEGATIVE_NUMBER})
-
-
-def check_positive_integer(argument: str, given: Any) -> None:
-    """Raise a ``ValueError`` unless it is a positive integer."""
-    check_arguments({argument: given}, {argument: POSITIVE_INTEGER})
-
-
-def check_positive_integers(argument: str, given: Any) -> None:
-    """Raise a ``ValueError`` unless it is a list of positive integers."""
-    check_arguments({argument: given}, {argument: list_of(POSITIVE_INTEGER)})
-
-
-def check_seed(seed: Any) -> None:
-    """Raise a ``ValueError`` unless it is a seed for NumPy."""
-    check_arguments({"seed": seed}, {"seed": SEED})

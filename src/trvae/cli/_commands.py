@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import typer
-import zarr
-from anndata import AnnData, read_h5ad, read_zarr
-from anndata.experimental import read_lazy
-from mudata import MuData, read_h5mu
-from mudata import read_zarr as read_zarr_of_mudata
+from anndata import AnnData
+from mudata import MuData
 from rich.markup import escape
 
 from trvae import TRVAE, TRVAEMethod
+from trvae.cli._input import as_anndata, read, read_for, value_named
 from trvae.cli._options import (
     AsJson,
     ConditionKey,
@@ -23,40 +21,32 @@ from trvae.cli._options import (
     LabelsKey,
     Layer,
     LibraryKey,
-    LikelihoodOption,
+    Likelihood,
     MaxEpochs,
     Modality,
     Overwrite,
     Seed,
-    app,
 )
 from trvae.cli._output import (
-    _check_new,
-    _predict,
-    _print_metrics,
-    _record,
-    _versions,
+    check_new,
     console,
-    reporting,
+    predict,
+    print_metrics,
+    save_model,
     save_result,
+    summary,
+    versions,
 )
 from trvae.counterfactual._residual import Estimate
 from trvae.data._checks import in_memory
-from trvae.data._mudata import DEFAULT_MODALITY, cells_of, places_of
+from trvae.data._mudata import DEFAULT_MODALITY, places_of
 from trvae.evaluation._split import hold_out
 from trvae.io._atomic import atomic_write
 from trvae.model._selection import chosen_cells
-from trvae.train._interruption import end_if_interrupted
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
 
 _MAX_CELLS_TO_ASSESS = 2_000
 
 
-@app.command()
-@reporting
 def train(
     data: Data,
     condition_key: ConditionKey,
@@ -65,7 +55,7 @@ def train(
     layer: Layer = None,
     library_key: LibraryKey = None,
     modality: Modality = DEFAULT_MODALITY,
-    gene_likelihood: LikelihoodOption = "nb",
+    gene_likelihood: Likelihood = "nb",
     max_epochs: MaxEpochs = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
@@ -75,8 +65,8 @@ def train(
 
     Example: trvae train pbmc.h5ad --condition-key condition --labels-key cell_type --out model
     """
-    _check_new(out, overwrite)
-    cells = _read(data)
+    check_new(out, overwrite)
+    cells = read(data)
     keys: dict[str, Any] = {
         "condition_key": condition_key,
         "labels_key": labels_key,
@@ -88,22 +78,20 @@ def train(
         TRVAE.setup_anndata(cells, layer=layer, **keys)
     model = TRVAE(cells, gene_likelihood=gene_likelihood, seed=seed)
     model.train(max_epochs)
-    return _save_model(model, out, overwrite)
+    return save_model(model, out, overwrite)
 
 
-@app.command()
-@reporting
 def transfer(
     model: Annotated[Path, typer.Argument(help="Folder of a saved model.")],
     data: Data,
-    to: Annotated[list[str], typer.Option(help="Condition to predict; may be given repeatedly.")],
+    to: Annotated[list[str], typer.Option(help="Condition to predict; can be repeated.")],
     out: Annotated[Path, typer.Option(help="h5ad, h5mu or zarr for the prediction.")],
     source: Annotated[
         str | None, typer.Option("--from", help="Transfer only cells of this condition.")
     ] = None,
     estimate: Annotated[
         Estimate,
-        typer.Option(help="Of these very cells, or the decoder's average cells."),
+        typer.Option(help="'counterfactual' keeps what the decoder misses of each cell."),
     ] = "counterfactual",
     modality: Modality = DEFAULT_MODALITY,
     seed: Seed = 0,
@@ -111,27 +99,27 @@ def transfer(
 ) -> dict:
     """Predict cells under another condition.
 
-    After an interruption, the same command goes on where it stopped. Tells for each cell type
-    whether the prediction is close to what the model has seen.
+    Also reports for each cell type whether the prediction is close to cells that the model has
+    seen. After an interruption, the same command resumes where it stopped.
 
-    Of an h5mu, the other modalities are kept, unless the model is of an h5ad: it takes the modality
-    and writes an h5ad.
+    The other modalities of an h5mu are kept if the model was trained on an h5mu. A model of an h5ad
+    reads one modality and writes an h5ad.
 
     Example: trvae transfer model nk.h5ad --from control --to stimulated --out predicted.h5ad
     """
     loaded = TRVAE.load(str(model), adata=False)
     out.parent.mkdir(parents=True, exist_ok=True)
-    cells = _read_for(loaded, data, modality, lazily=True)
-    targets = [_named(name, loaded.conditions) for name in to]
+    cells = read_for(loaded, data, modality, lazily=True)
+    targets = [value_named(name, loaded.conditions) for name in to]
     target = targets[0] if len(targets) == 1 else targets
-    from_ = None if source is None else _named(source, loaded.conditions)
+    from_ = None if source is None else value_named(source, loaded.conditions)
     loaded.transfer(cells, target, source_condition=from_, estimate=estimate, seed=seed, out=out)
     console.print(f"Wrote the predicted cells to {out}.", soft_wrap=True)
     assessed = _assess(loaded, cells, target, from_, seed)
     for sentence in assessed["summary"]:
         console.print(f"- {escape(sentence)}", highlight=False)
     groups = assessed.reset_index().to_dict("records")
-    return {"out": str(out), "seed": seed, "groups": groups, "versions": _versions()}
+    return {"out": str(out), "seed": seed, "groups": groups, "versions": versions()}
 
 
 def _assess(
@@ -147,14 +135,12 @@ def _assess(
     return model.assess_transfer(sample, target, source_condition=source, seed=seed)
 
 
-@app.command("map")
-@reporting
 def map_query(
     model: Annotated[Path, typer.Argument(help="Folder of the reference model.")],
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder for the model with the new conditions.")],
     latent: Annotated[
-        Path | None, typer.Option(help="CSV for the cells' latent representation.")
+        Path | None, typer.Option(help="CSV for the latent representation of the cells.")
     ] = None,
     match_reference: Annotated[
         bool, typer.Option("--match-reference", help="Match the cells to the reference by MMD.")
@@ -166,14 +152,14 @@ def map_query(
 ) -> dict:
     """Map cells of new conditions, batches or studies onto a trained reference.
 
-    What the reference predicts stays the same. Old and new conditions can then be transferred into
-    each other.
+    The reference's predictions stay the same. Cells can then be transferred between old and new
+    conditions.
 
     Example: trvae map model new_study.h5ad --out mapped --latent latent.csv
     """
-    _check_new(out, overwrite)
+    check_new(out, overwrite)
     reference = TRVAE.load(str(model), adata=False)
-    query = _read_for(reference, data, modality)
+    query = read_for(reference, data, modality)
     mapped = TRVAE.load_query_data(query, reference, match_reference=match_reference)
     if not mapped.is_trained_:
         mapped.train(max_epochs)
@@ -181,11 +167,9 @@ def map_query(
         z = pd.DataFrame(mapped.get_latent_representation(), index=mapped.adata.obs_names)
         with atomic_write(latent) as unfinished:
             z.add_prefix("z").to_csv(unfinished, index_label="cell")
-    return _save_model(mapped, out, overwrite)
+    return save_model(mapped, out, overwrite)
 
 
-@app.command()
-@reporting
 def evaluate(
     data: Data,
     condition_key: ConditionKey,
@@ -196,7 +180,7 @@ def evaluate(
     layer: Layer = None,
     library_key: LibraryKey = None,
     modality: Modality = DEFAULT_MODALITY,
-    gene_likelihood: LikelihoodOption = "nb",
+    gene_likelihood: Likelihood = "nb",
     max_epochs: MaxEpochs = None,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
@@ -209,81 +193,27 @@ def evaluate(
     --from control --to stimulated
     """
     if out is not None:
-        _check_new(out / "model", overwrite)
+        check_new(out / "model", overwrite)
         out.mkdir(parents=True, exist_ok=True)
     keys: dict[str, Any] = {
         "condition_key": condition_key,
         "labels_key": labels_key,
         "library_key": library_key,
     }
-    adata = _as_anndata(_read(data), modality, layer=layer, **keys)
+    adata = as_anndata(read(data), modality, layer=layer, **keys)
     conditions, labels = adata.obs.get(condition_key, []), adata.obs.get(labels_key, [])
-    target = _named(to, conditions)
+    target = value_named(to, conditions)
     split = hold_out(
         adata,
-        label=_named(label, labels),
-        source_condition=_named(source, conditions),
+        label=value_named(label, labels),
+        source_condition=value_named(source, conditions),
         target_condition=target,
         layer=layer,
         **keys,
     )
     method = TRVAEMethod({"gene_likelihood": gene_likelihood}, {"max_epochs": max_epochs})
-    result = _predict(split, method, target, seed)
-    _print_metrics(result.metrics, f"{label} under {to}, never seen in training")
+    result = predict(split, method, target, seed)
+    print_metrics(result.metrics, f"{label} under {to}, never seen in training")
     if out is not None:
-        save_result(result, out, layer=layer, library_key=library_key, seed=seed)
-    return _record(result, seed) | {"out": None if out is None else str(out)}
-
-
-def _named(name: str, values: Iterable[Any]) -> Any:
-    """The value that is written so on the command line, where all is text."""
-    return next((value for value in values if str(value) == name), name)
-
-
-def _save_model(model: TRVAE, out: Path, overwrite: bool) -> dict:
-    model.save(str(out), overwrite=overwrite)
-    conditions = ", ".join(map(str, model.conditions))
-    console.print(f"Saved the model to {out}. Its conditions: {conditions}.", soft_wrap=True)
-    # The model is there, but whoever waits for it shall know that it is not as asked for.
-    end_if_interrupted(model)
-    return {
-        "out": str(out),
-        "conditions": model.conditions,
-        "n_cells": model.summary_stats.n_cells,
-        "seed": model.seed,
-        "final": {name: table.iloc[-1, 0] for name, table in (model.history or {}).items()},
-        "versions": _versions(),
-    }
-
-
-def _read(path: Path, *, lazily: bool = False) -> AnnData | MuData:
-    """Read a file or a zarr store, or open it to be read bit by bit."""
-    if not path.exists():
-        raise FileNotFoundError(f"There is no {path}.")
-    if path.suffix == ".zarr":
-        if zarr.open_group(path, mode="r").attrs.get("encoding-type") == "MuData":
-            return read_zarr_of_mudata(path)
-        return read_lazy(path) if lazily else read_zarr(path)
-    if path.suffix not in (".h5ad", ".h5mu"):
-        raise ValueError(f"{path} is neither .h5ad nor .h5mu nor .zarr.")
-    read = read_h5ad if path.suffix == ".h5ad" else read_h5mu
-    return read(path, backed="r" if lazily else None)
-
-
-def _read_for(
-    model: TRVAE, path: Path, modality: str, *, lazily: bool = False
-) -> AnnData | MuData:
-    """Read cells as a model takes them: one modality if it is no model of MuData."""
-    data = _read(path, lazily=lazily)
-    if model.registered_data.modality is not None:
-        return data
-    return _as_anndata(data, modality, **model.registry["setup_args"])
-
-
-def _as_anndata(
-    data: AnnData | MuData, modality: str, *, layer: str | None, **keys: Any
-) -> AnnData:
-    """Return an AnnData as it is, and of a MuData the modality."""
-    if not isinstance(data, MuData):
-        return data
-    return cells_of(data, {"rna_layer": layer} | keys | places_of(data, modality, keys))
+        save_result(result, out)
+    return summary(result) | {"out": None if out is None else str(out)}

@@ -11,30 +11,32 @@ import warnings
 from contextlib import nullcontext, redirect_stdout
 from importlib.metadata import version
 from math import isnan
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import typer
-from anndata import AnnData
 from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from trvae import TRVAE, ImageTRVAE, TRVAEMethod, pl
+from trvae import pl
 from trvae.evaluation._split import HeldOut, predict_held_out
 from trvae.io._atomic import atomic_write
 from trvae.io._hdf5 import write_h5ad
+from trvae.train._interruption import end_if_interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
+    import pandas as pd
+    from anndata import AnnData
+
+    from trvae import TRVAE, ImageTRVAE, TRVAEMethod
 
 console = Console()
-
 
 _SHOWN_METRICS = {
     "r2_mean": "R² of\nmeans",
@@ -47,21 +49,21 @@ _SHOWN_METRICS = {
 
 
 def reporting(command: Callable[..., dict]) -> Callable[..., None]:
-    """Print what a command returns as JSON if asked, and what the user can mend as one line.
+    """Print the summary that a command returns as JSON if requested, and errors on one line.
 
-    With ``--json``, nothing else is written to standard output.
+    With ``--json``, standard output has the JSON only.
     """
 
     @functools.wraps(command)
     def wrapped(*args, **kwargs):
-        # Leave progress bars and results on the screen, and nothing else.
+        # Only progress bars and results should be on the screen.
         warnings.filterwarnings("ignore")
         for name in ("lightning", "lightning.pytorch", "scvi"):
             logging.getLogger(name).setLevel(logging.ERROR)
         elsewhere = redirect_stdout(sys.stderr) if kwargs["as_json"] else nullcontext()
         try:
             with elsewhere:
-                record = command(*args, **kwargs)
+                returned = command(*args, **kwargs)
         except (ValueError, OSError, RuntimeError) as error:
             message = " ".join(str(error).split())
             Console(stderr=True).print(
@@ -69,96 +71,63 @@ def reporting(command: Callable[..., dict]) -> Callable[..., None]:
             )
             raise typer.Exit(1) from error
         if kwargs["as_json"]:
-            print(_to_json(record))
+            print(_to_json(returned))
 
     return wrapped
 
 
-class _Result(NamedTuple):
-    """A prediction of held-out cells, with all that is written of it."""
+def check_new(folder: Path, overwrite: bool) -> None:
+    """Raise a ``ValueError`` if there is a model that may not be replaced."""
+    if folder.exists() and not overwrite:
+        raise ValueError(f"{folder} exists already. Choose another folder, or use --overwrite.")
+
+
+def save_model(model: TRVAE, out: Path, overwrite: bool) -> dict:
+    """Save a trained model, and return its summary."""
+    model.save(str(out), overwrite=overwrite)
+    conditions = ", ".join(map(str, model.conditions))
+    console.print(f"Saved the model to {out}. Its conditions: {conditions}.", soft_wrap=True)
+    # The exit status must tell that an interrupted model, though saved, is not what was asked for.
+    end_if_interrupted(model)
+    return {
+        "out": str(out),
+        "conditions": model.conditions,
+        "n_cells": model.summary_stats.n_cells,
+        "seed": model.seed,
+        "final": {name: table.iloc[-1, 0] for name, table in (model.history or {}).items()},
+        "versions": versions(),
+    }
+
+
+class Result(NamedTuple):
+    """A prediction of held-out cells."""
 
     split: HeldOut
     model: TRVAE
     predicted: AnnData
     metrics: pd.DataFrame
+    seed: int
 
 
-def _predict(split: HeldOut, method: TRVAEMethod, target: Any, seed: int) -> _Result:
-    predicted, table = predict_held_out(split, method, target, seed)
-    return _Result(split, method.model, predicted, table)
+def predict(split: HeldOut, method: TRVAEMethod, target: Any, seed: int) -> Result:
+    """Train a model and predict the held-out cells."""
+    predicted, metrics = predict_held_out(split, method, target, seed)
+    return Result(split, method.model, predicted, metrics, seed)
 
 
-def save_result(
-    result: _Result,
-    out: Path,
-    *,
-    seed: int,
-    library_key: str | None,
-    layer: str | None = None,
-) -> None:
-    groups = (result.predicted, result.split.observed, result.split.control)
-    scale: dict = {"layer": layer, "library_key": library_key}
-    figure = Figure(figsize=(13.5, 4.8), layout="constrained")
-    axes = figure.subplots(1, 3)
-    pl.mean_scatter(*groups, ax=axes[0], title="Means", **scale)
-    pl.mean_scatter(*groups, statistic="variance", ax=axes[1], title="Variances", **scale)
-    pl.response(*groups, ax=axes[2], title="Response", **scale)
-    figure.savefig(out / "figure.png", dpi=150)
-
-    _write_results(result.predicted, result.model, _record(result, seed), out)
-
-
-def _write_results(predicted: AnnData, model: TRVAE | ImageTRVAE, record: dict, out: Path) -> None:
-    """Write all but the figure."""
-    _write(predicted, out / "predicted.h5ad")
-    model.save(str(out / "model"), overwrite=True)
-    with atomic_write(out / "metrics.json") as unfinished:
-        unfinished.write_text(_to_json(record) + "\n")
+def print_metrics(metrics: pd.DataFrame, title: str) -> None:
+    """Print the main metrics of a prediction, its baselines and the ceiling."""
+    print_table(metrics, title, _SHOWN_METRICS)
     console.print(
-        f"Wrote figure.png, predicted.h5ad, model and metrics.json to {out}.", soft_wrap=True
+        "Lower is better for RMSE and energy distance, higher for all others. "
+        f"Nearest: the shift of {escape(str(metrics.attrs['nearest']))}. "
+        "Ceiling: one half of the measured cells against the other.",
+        style="dim",
     )
 
 
-def _record(result: _Result, seed: int) -> dict:
-    """What is written about a prediction of held-out cells."""
-    return {
-        "metrics": result.metrics.to_dict(orient="index"),
-        "nearest": result.metrics.attrs["nearest"],
-        "seed": seed,
-        "n_cells": {
-            "predicted": result.predicted.n_obs,
-            "observed": result.split.observed.n_obs,
-        },
-        "versions": _versions(),
-    }
-
-
-def _versions() -> dict[str, str]:
-    packages = ("trvae-tools", "scvi-tools", "torch", "anndata", "numpy", "scipy")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
-
-
-def _to_json(record: dict) -> str:
-    """JSON, which knows neither NaN nor numpy."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {str(key): plain(one) for key, one in value.items()}
-        if isinstance(value, list):
-            return [plain(one) for one in value]
-        value = value.item() if isinstance(value, np.generic) else value
-        return None if isinstance(value, float) and isnan(value) else value
-
-    return json.dumps(plain(record), indent=2, allow_nan=False, default=str)
-
-
-def _check_new(out: Path, overwrite: bool) -> None:
-    if out.exists() and not overwrite:
-        raise ValueError(f"{out} exists already. Name another folder, or give --overwrite.")
-
-
-def _print_table(table: pd.DataFrame, title: str, headings: dict[str, str]) -> None:
-    """Print those of the columns that have a heading."""
+def print_table(table: pd.DataFrame, title: str, headings: dict[str, str]) -> None:
+    """Print the columns that have a heading."""
     shown = [column for column in headings if column in table]
     printed = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1))
     printed.add_column("", no_wrap=True)
@@ -170,18 +139,61 @@ def _print_table(table: pd.DataFrame, title: str, headings: dict[str, str]) -> N
     console.print(printed)
 
 
-def _print_metrics(table: pd.DataFrame, title: str) -> None:
-    _print_table(table, title, _SHOWN_METRICS)
+def save_result(result: Result, out: Path) -> None:
+    """Write the figure, the prediction, the model and the metrics."""
+    groups = (result.predicted, result.split.observed, result.split.control)
+    scale = {key: result.split.keys[key] for key in ("layer", "library_key")}
+    figure = Figure(figsize=(13.5, 4.8), layout="constrained")
+    axes = figure.subplots(1, 3)
+    pl.mean_scatter(*groups, ax=axes[0], title="Means", **scale)
+    pl.mean_scatter(*groups, statistic="variance", ax=axes[1], title="Variances", **scale)
+    pl.response(*groups, ax=axes[2], title="Response", **scale)
+    write_results(figure, result.predicted, result.model, summary(result), out)
+
+
+def write_results(
+    figure: Figure, predicted: AnnData, model: TRVAE | ImageTRVAE, record: dict, out: Path
+) -> None:
+    """Write results to a folder that exists, ``record`` as ``metrics.json``."""
+    figure.savefig(out / "figure.png", dpi=150)
+    with atomic_write(out / "predicted.h5ad") as unfinished:
+        write_h5ad(unfinished, predicted, compression="gzip")
+    model.save(str(out / "model"), overwrite=True)
+    with atomic_write(out / "metrics.json") as unfinished:
+        unfinished.write_text(_to_json(record) + "\n")
     console.print(
-        "For RMSE and energy distance lower is better, for all others higher. "
-        f"Nearest: the shift of {escape(str(table.attrs['nearest']))}. "
-        "Ceiling: one half of the measured cells against the other.",
-        style="dim",
+        f"Wrote figure.png, predicted.h5ad, model and metrics.json to {out}.", soft_wrap=True
     )
 
 
-def _write(adata: AnnData, path: Path) -> None:
-    """Write beside and rename, so that an interruption leaves no half-written file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as unfinished:
-        write_h5ad(unfinished, adata, compression="gzip")
+def summary(result: Result) -> dict:
+    """Summarise a prediction of held-out cells."""
+    return {
+        "metrics": result.metrics.to_dict(orient="index"),
+        "nearest": result.metrics.attrs["nearest"],
+        "seed": result.seed,
+        "n_cells": {
+            "predicted": result.predicted.n_obs,
+            "observed": result.split.observed.n_obs,
+        },
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that determine the numbers."""
+    packages = ("trvae-tools", "scvi-tools", "torch", "anndata", "numpy", "scipy")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def _to_json(record: dict) -> str:
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(key): plain(held) for key, held in value.items()}
+        if isinstance(value, list):
+            return [plain(held) for held in value]
+        value = value.item() if isinstance(value, np.generic) else value
+        return None if isinstance(value, float) and isnan(value) else value
+
+    # JSON has neither NaN nor NumPy's scalars.
+    return json.dumps(plain(record), indent=2, allow_nan=False, default=str)

@@ -1,21 +1,21 @@
-"""Methods that can be evaluated."""
+"""Methods that can be evaluated: their protocol, and trVAE's models as such a method."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from anndata import AnnData
-
 from trvae.model._trvae import TRVAE
 from trvae.train._interruption import end_if_interrupted
 
 if TYPE_CHECKING:
+    from anndata import AnnData
+
     from trvae.model._base import BaseTRVAE
 
 
 class TransferMethod(Protocol):
-    """What :func:`evaluate` asks of a method."""
+    """Methods that :func:`evaluate` can compare."""
 
     def fit(
         self,
@@ -27,36 +27,36 @@ class TransferMethod(Protocol):
         library_key: str | None,
         seed: int,
     ) -> Any:
-        """Learn from cells, among which some of one label under one condition are missing.
+        """Learn from cells, without those of one label under one condition.
 
         Parameters
         ----------
         adata
-            The cells, which may be changed.
+            Cells to learn from; may be modified.
         condition_key, labels_key
-            Columns of ``adata.obs``.
+            Columns of ``adata.obs`` with the conditions and the labels.
         layer
-            Layer with the counts or log-normalised values, ``X`` if ``None``.
+            Layer with the counts or log-normalised values; ``None`` for ``X``.
         library_key
-            Column of ``adata.obs`` with each cell's library size over all genes, if there is one.
+            Column of ``adata.obs`` with each cell's library size over all genes, or ``None``.
         seed
-            Seed of everything that is drawn.
+            Random seed.
         """
 
     def transfer(self, adata: AnnData, target_condition: Any, *, seed: int) -> AnnData:
         """Return the cells as predicted under another condition, on the scale of the data.
 
-        A method that can only predict log-normalised values from counts tells by
+        A method that predicts log-normalised values from counts states in
         ``uns["log1p"]["target_sum"]`` which library size they are scaled to.
 
         Parameters
         ----------
         adata
-            Cells of the missing label under the source condition.
+            Cells of the held-out label under the source condition.
         target_condition
-            The condition to predict.
+            Condition to predict.
         seed
-            Seed of everything that is drawn.
+            Random seed.
         """
 
 
@@ -73,10 +73,10 @@ class TRVAEMethod:
     transfer_kwargs
         Passed to :meth:`trvae.TRVAE.transfer`.
     setup_kwargs
-        Passed to the model's ``setup_anndata`` beside what :func:`evaluate` tells, such as
-        ``categorical_covariate_keys`` or ``image_shape``.
+        Passed to the model's ``setup_anndata`` in addition to the columns that :func:`evaluate`
+        names, such as ``categorical_covariate_keys`` or ``image_shape``.
     model_cls
-        The model.
+        Class of the model.
     """
 
     model_kwargs: dict = field(default_factory=dict)
@@ -93,21 +93,21 @@ class TRVAEMethod:
         Raises
         ------
         RuntimeError
-            If none was trained.
+            If :meth:`fit` was not called.
         """
         if self._model is None:
             raise RuntimeError("There is no model yet: call fit first.")
         return self._model
 
     def fit(self, adata, *, seed, **keys) -> None:
-        """As :meth:`TransferMethod.fit`.
+        """Train a model. See :meth:`TransferMethod.fit`: cells to learn from, columns and seed.
 
         Raises
         ------
         ValueError, RuntimeError
-            As the model's ``setup_anndata``, the model and :meth:`trvae.TRVAE.train`.
+            If the model can't be set up with the cells or trained.
         KeyboardInterrupt, SystemExit
-            If Ctrl-C or SIGTERM end the training.
+            If Ctrl-C or SIGTERM interrupts the training.
         """
         given = {key: value for key, value in keys.items() if value is not None}
         self.model_cls.setup_anndata(adata, **given, **self.setup_kwargs)
@@ -116,13 +116,13 @@ class TRVAEMethod:
         end_if_interrupted(self._model)
 
     def transfer(self, adata, target_condition, *, seed) -> AnnData:
-        """As :meth:`TransferMethod.transfer`.
+        """Predict cells. See :meth:`TransferMethod.transfer`: cells, condition and seed.
 
         Raises
         ------
         ValueError
-            As :meth:`trvae.TRVAE.transfer`.
+            If the model can't transfer the cells, see :meth:`trvae.TRVAE.transfer`.
         RuntimeError
-            If there is no model yet.
+            If :meth:`fit` was not called.
         """
         return self.model.transfer(adata, target_condition, seed=seed, **self.transfer_kwargs)

@@ -1,105 +1,135 @@
-"""Results of an evaluation, kept on disk as they come in."""
+"""Results of an evaluation, kept on disk so that it can be resumed."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
+from trvae.data._checks import check_obs_column, get_matrix
 from trvae.io._atomic import atomic_write
 
 if TYPE_CHECKING:
-    pass
+    from anndata import AnnData
+
+    Row = dict[str, float]
 
 
-_RESULTS, _SETTINGS = "results.jsonl", "settings.json"
+class Results:
+    """Rows of metrics by held-out label, target condition, method and seed.
 
-
-class _Results:
-    """Rows of measures, kept in a folder (if there is one) as soon as they are there."""
+    Parameters
+    ----------
+    folder
+        Folder in which every row is saved as soon as it is added, and from which earlier rows are
+        read. ``None`` keeps rows in memory only.
+    fingerprint
+        What the rows depend on. A folder with rows of other data or settings is refused.
+    """
 
     def __init__(self, folder: str | Path | None, fingerprint: dict):
-        self._rows: dict[str, dict] = {}
+        self._rows: dict[str, Row] = {}
         self._path: Path | None = None
         if folder is not None:
-            self._path = Path(folder) / _RESULTS
-            self._check_settings(Path(folder), fingerprint)
-            self._read(self._path)
-
-    def _check_settings(self, folder: Path, fingerprint: dict) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        settings = folder / _SETTINGS
-        if settings.exists():
-            before = self._read_settings(settings)
-            if before != fingerprint:
-                differing = [key for key in fingerprint if before.get(key) != fingerprint[key]]
-                raise ValueError(
-                    f"{folder} has results of other data or settings (they differ in "
-                    f"{', '.join(differing)}). Name another folder."
-                )
-        else:
-            with atomic_write(settings) as unfinished:
-                unfinished.write_text(json.dumps(fingerprint, indent=2) + "\n")
-
-    @staticmethod
-    def _read_settings(path: Path) -> dict:
-        try:
-            settings = json.loads(path.read_text())
-            if not isinstance(settings, dict):
-                raise ValueError("it is not an object")
-        except ValueError as error:
-            raise ValueError(
-                f"{path} is damaged ({error}). Name another folder, or remove the file if the "
-                "results beside it are of the same data and settings."
-            ) from error
-        return settings
-
-    def _read(self, path: Path) -> None:
-        if not path.exists():
-            return
-        text, complete = path.read_text(), ""
-        for number, line in enumerate(text.splitlines(keepends=True), start=1):
-            # An interruption can leave the last line unfinished.
-            if line.endswith("\n"):
-                try:
-                    record = json.loads(line)
-                    if not isinstance(record, dict) or "key" not in record:
-                        raise ValueError("it is no result")
-                except ValueError as error:
-                    raise ValueError(
-                        f"Line {number} of {path} is damaged ({error}). Remove it, so that it is "
-                        "computed again, or name another folder."
-                    ) from error
-                name = record.pop("key")
-                self._rows[name] = {
-                    measure: np.nan if value is None else value
-                    for measure, value in record.items()
-                }
-                complete += line
-        if complete != text:
-            with atomic_write(path) as unfinished:
-                unfinished.write_text(complete)
-
-    @staticmethod
-    def _name(key: tuple) -> str:
-        return json.dumps(key, default=str)
+            folder = Path(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            _check_fingerprint(folder / "settings.json", fingerprint)
+            self._path = folder / "results.jsonl"
+            self._rows = _read_rows(self._path)
 
     def __contains__(self, key: tuple) -> bool:
-        return self._name(key) in self._rows
+        return _key_text(key) in self._rows
 
-    def __getitem__(self, key: tuple) -> dict:
-        return self._rows[self._name(key)]
+    def __getitem__(self, key: tuple) -> Row:
+        return self._rows[_key_text(key)]
 
-    def add(self, key: tuple, row: dict) -> None:
-        """Keep a row unless there is one already."""
+    def add(self, key: tuple, row: Row) -> None:
+        """Keep a row, unless there is one with this key already."""
         if key in self:
             return
-        name = self._name(key)
-        self._rows[name] = row
+        self._rows[_key_text(key)] = row
         if self._path is not None:
-            # JSON knows no NaN.
-            values = {m: None if np.isnan(value) else float(value) for m, value in row.items()}
+            # JSON has no NaN.
+            values = {name: None if np.isnan(x) else float(x) for name, x in row.items()}
             with self._path.open("a") as file:
-                file.write(json.dumps({"key": name, **values}) + "\n")
+                file.write(json.dumps({"key": _key_text(key), **values}) + "\n")
+
+
+def fingerprint_of(adata: AnnData, settings: dict[str, Any]) -> dict[str, Any]:
+    """Summarise what results depend on, except the methods, which are identified by name."""
+    names = [adata.obs_names.to_series(), adata.var_names.to_series()]
+    columns = [
+        check_obs_column(adata, argument, settings[argument]).astype(str)
+        for argument in ("condition_key", "labels_key", "library_key")
+        if settings[argument] is not None
+    ]
+    digest = hashlib.sha256()
+    for values in names + columns:
+        digest.update(pd.util.hash_pandas_object(values, index=False).to_numpy())
+    return {
+        "cells_and_genes": digest.hexdigest(),
+        "sum_of_values": float(get_matrix(adata, settings["layer"]).sum()),
+        **{name: None if value is None else str(value) for name, value in settings.items()},
+    }
+
+
+def _key_text(key: tuple) -> str:
+    return json.dumps(key, default=str)
+
+
+def _check_fingerprint(path: Path, fingerprint: dict) -> None:
+    """Save the fingerprint, or compare it with the saved one."""
+    if not path.exists():
+        with atomic_write(path) as unfinished:
+            unfinished.write_text(json.dumps(fingerprint, indent=2) + "\n")
+        return
+    saved = _parse(
+        path.read_bytes(),
+        str(path),
+        "Choose another folder, or remove the file if the results beside it are of the same data "
+        "and settings.",
+    )
+    if saved != fingerprint:
+        differing = [name for name in fingerprint if saved.get(name) != fingerprint[name]]
+        raise ValueError(
+            f"{path.parent} has results of other data or settings (they differ in "
+            f"{', '.join(differing)}). Choose another folder."
+        )
+
+
+def _read_rows(path: Path) -> dict[str, Row]:
+    """Read all rows; cut off a last line that an interruption left unfinished."""
+    if not path.exists():
+        return {}
+    *lines, unfinished = path.read_bytes().split(b"\n")
+    rows = {}
+    for number, line in enumerate(lines, start=1):
+        row = _parse(
+            line,
+            f"Line {number} of {path}",
+            "Remove it to compute it again, or choose another folder.",
+            required="key",
+        )
+        key = row.pop("key")
+        rows[key] = {name: np.nan if x is None else x for name, x in row.items()}
+    if unfinished:
+        os.truncate(path, path.stat().st_size - len(unfinished))
+    return rows
+
+
+def _parse(text: bytes, where: str, remedy: str, required: str | None = None) -> dict:
+    """Read a JSON object, or raise a ``ValueError`` that says how to proceed."""
+    try:
+        parsed = json.loads(text)
+        if not isinstance(parsed, dict):
+            raise ValueError("not a JSON object")
+        if required is not None and required not in parsed:
+            raise ValueError(f"no {required!r}")
+    except ValueError as error:
+        raise ValueError(f"{where} is damaged ({error}). {remedy}") from error
+    return parsed

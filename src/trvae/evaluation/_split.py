@@ -1,4 +1,4 @@
-"""Holding out one label's cells under one condition."""
+"""Hold out one label's cells under one condition, predict them, and compare."""
 
 from __future__ import annotations
 
@@ -11,26 +11,31 @@ from anndata import AnnData
 
 from trvae._utils._arguments import join_names
 from trvae.data._checks import check_obs_column, get_matrix
-from trvae.evaluation._methods import TransferMethod
 from trvae.metrics._comparison import TransferComparison
 from trvae.metrics._normalize import is_counts
 
 if TYPE_CHECKING:
-    pass
+    from collections.abc import Sequence
+
+    from trvae.evaluation._methods import TransferMethod
+
+
+# Labels with fewer cells under a condition are held out only on request.
+_MIN_CELLS = 20
 
 
 class HeldOut(NamedTuple):
-    """A split of the data, and all that a prediction is compared with."""
+    """Cells split for a prediction, and what it is compared with."""
 
     train: AnnData
-    """All cells but those to be predicted."""
+    """All cells except the held-out ones."""
     control: AnnData
     """The label's cells under the source condition."""
     observed: AnnData
     """The held-out cells."""
     comparison: TransferComparison
     keys: dict[str, Any]
-    """Where in the cells things are, as :meth:`TransferMethod.fit` takes it."""
+    """Keyword arguments of :meth:`TransferMethod.fit`: columns and layer to use."""
 
 
 def hold_out(
@@ -49,33 +54,29 @@ def hold_out(
 ) -> HeldOut:
     """Split off one label's cells under one condition.
 
-    What can't be compared is known here, before any training.
+    Whatever prevents a comparison is found here, before any training.
 
     Parameters
     ----------
-    label
-        The label whose cells under ``target_condition`` are held out.
-    target_condition
-        The condition that is predicted.
+    label, target_condition
+        The cells to hold out.
     adata, condition_key, labels_key, source_condition, layer, library_key, normalize
-        As in :func:`evaluate`.
+        See :func:`evaluate`: the cells and how to read them.
     n_genes, n_top_genes
-        As in :func:`evaluate`.
-
-    Returns
-    -------
-    The split; no cell is shared with ``adata``.
+        See :func:`evaluate`: numbers of genes to use and to report separately.
 
     Raises
     ------
     ValueError
-        As :func:`evaluate`.
+        If a column, label or condition is missing, the label has no cells under either condition,
+        there are fewer than ``n_genes`` genes, or :func:`trvae.metrics.transfer_metrics` can't
+        compare the cells.
     """
     labels = check_obs_column(adata, "labels_key", labels_key)
     conditions = check_obs_column(adata, "condition_key", condition_key)
-    check_occurs("label", label, labels)
-    check_occurs("source_condition", source_condition, conditions)
-    check_occurs("target_condition", target_condition, conditions)
+    _check_occurs("label", label, labels)
+    _check_occurs("source_condition", source_condition, conditions)
+    _check_occurs("target_condition", target_condition, conditions)
     is_label = (labels == label).to_numpy()
     held_out = is_label & (conditions == target_condition).to_numpy()
     sources = is_label & (conditions == source_condition).to_numpy()
@@ -83,76 +84,99 @@ def hold_out(
         if not cells.any():
             raise ValueError(f"There are no cells of {label!r} under {condition!r}.")
 
+    genes: Any = slice(None)
+    library = None
     if n_genes is not None:
-        chosen = _with_variable_genes(adata, held_out, n_genes, layer)
+        genes = _variable_genes(adata[~held_out], n_genes, layer)
         if normalize and library_key is None and is_counts(get_matrix(adata, layer)):
             library_key = "_library_size"
-            chosen.obs[library_key] = np.ravel(get_matrix(adata, layer).sum(1))
-        adata = chosen
-    train, control = adata[~held_out].copy(), adata[sources].copy()
-    observed = adata[held_out].copy()
-    comparison = TransferComparison(
-        observed,
-        control,
-        reference=train,
-        condition_key=condition_key,
-        labels_key=labels_key,
-        source_condition=source_condition,
-        target_condition=target_condition,
-        layer=layer,
-        library_key=library_key,
-        normalize=normalize,
-        n_top_genes=n_top_genes,
-    )
-    keys = {
+            library = np.ravel(get_matrix(adata, layer).sum(1))
+    groups = (~held_out, sources, held_out)
+    train, control, observed = (adata[cells, genes].copy() for cells in groups)
+    if library is not None:
+        for part, cells in zip((train, control, observed), groups, strict=True):
+            part.obs[library_key] = library[cells]
+    keys: dict[str, Any] = {
         "condition_key": condition_key,
         "labels_key": labels_key,
         "layer": layer,
         "library_key": library_key,
     }
+    comparison = TransferComparison(
+        observed,
+        control,
+        reference=train,
+        source_condition=source_condition,
+        target_condition=target_condition,
+        normalize=normalize,
+        n_top_genes=n_top_genes,
+        **keys,
+    )
     return HeldOut(train, control, observed, comparison, keys)
 
 
 def predict_held_out(
     split: HeldOut, method: TransferMethod, target_condition: Any, seed: int
 ) -> tuple[AnnData, pd.DataFrame]:
-    """Fit a method, and return what it predicts and how that compares with the held-out cells.
-
-    Parameters
-    ----------
-    split
-        As :func:`hold_out` returns it.
-    method
-        The method, not fitted yet.
-    target_condition
-        The condition that is predicted.
-    seed
-        Seed of everything that is drawn.
-    """
-    # Copies, as methods may write to what they are given.
+    """Fit a method, and return the predicted cells and how they compare with the held-out ones."""
+    # Methods may modify the cells they are given.
     method.fit(split.train.copy(), seed=seed, **split.keys)
     predicted = method.transfer(split.control.copy(), target_condition, seed=seed)
     return predicted, split.comparison.table(predicted)
 
 
-def _with_variable_genes(
-    adata: AnnData, held_out: np.ndarray, n_genes: int, layer: str | None
-) -> AnnData:
-    """Return the cells with as many highly variable genes, chosen without the held-out cells."""
-    if n_genes > adata.n_vars:
-        raise ValueError(f"n_genes={n_genes}, but there are only {adata.n_vars} genes.")
-    train = AnnData(get_matrix(adata[~held_out], layer).copy(), var=adata.var[[]])
-    if is_counts(train.X):
-        sc.pp.normalize_total(train, target_sum=1e4)
-        sc.pp.log1p(train)
-    sc.pp.highly_variable_genes(train, n_top_genes=n_genes)
-    return adata[:, train.var["highly_variable"].to_numpy()]
+def pairs_to_hold_out(
+    labels: pd.Series,
+    conditions: pd.Series,
+    source_condition: Any,
+    chosen_labels: Sequence[Any] | None,
+    chosen_targets: Sequence[Any] | None,
+) -> list[tuple[Any, Any]]:
+    """Return the pairs of label and target condition to hold out, in this order.
 
-
-def check_occurs(argument: str, given: Any, column: pd.Series) -> None:
-    """Raise a ``ValueError`` unless the column has the value."""
-    if not (column == given).any():
+    By default these are all other conditions, and all labels with enough cells under both.
+    """
+    _check_occurs("source_condition", source_condition, conditions)
+    for label in () if chosen_labels is None else chosen_labels:
+        _check_occurs("label", label, labels)
+    for target in () if chosen_targets is None else chosen_targets:
+        _check_occurs("target_condition", target, conditions)
+    counts = pd.crosstab(labels, conditions)
+    if chosen_targets is None:
+        chosen_targets = [target for target in counts.columns if target != source_condition]
+    if chosen_labels is None:
+        is_enough = counts >= _MIN_CELLS
+        pairs = [
+            (label, target)
+            for target in chosen_targets
+            for label in counts.index[is_enough[source_condition] & is_enough[target]]
+        ]
+    else:
+        pairs = [(label, target) for target in chosen_targets for label in chosen_labels]
+    if not pairs:
         raise ValueError(
-            f"{argument} {given!r} is not in adata.obs[{column.name!r}]: "
+            f"No label has {_MIN_CELLS} cells under {source_condition!r} and under another "
+            "condition."
+        )
+    return pairs
+
+
+def _check_occurs(argument: str, value: Any, column: pd.Series) -> None:
+    """Raise a ``ValueError`` unless the column has the value."""
+    if not (column == value).any():
+        raise ValueError(
+            f"{argument} {value!r} is not in adata.obs[{column.name!r}]: "
             f"{join_names(column.unique())}."
         )
+
+
+def _variable_genes(train: AnnData, n_genes: int, layer: str | None) -> np.ndarray:
+    """Return a mask of the most variable genes of the cells to train on."""
+    if n_genes > train.n_vars:
+        raise ValueError(f"n_genes={n_genes}, but there are only {train.n_vars} genes.")
+    cells = AnnData(get_matrix(train, layer).copy(), var=train.var[[]])
+    if is_counts(cells.X):
+        sc.pp.normalize_total(cells, target_sum=1e4)
+        sc.pp.log1p(cells)
+    sc.pp.highly_variable_genes(cells, n_top_genes=n_genes)
+    return cells.var["highly_variable"].to_numpy()

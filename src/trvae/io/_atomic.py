@@ -1,7 +1,8 @@
-"""Writing files that are complete or absent, whatever interrupts."""
+"""Files and folders that are written completely or not at all, even if the process is killed."""
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from contextlib import contextmanager
@@ -12,44 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-def check_writable(folder: Path) -> None:
-    """Raise a ``PermissionError`` if nothing can be written to a folder.
-
-    Parameters
-    ----------
-    folder
-        Which is there.
-    """
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(f"The folder {folder} can't be written to.")
-
-
-@contextmanager
-def annotate_os_errors(path: Path) -> Iterator[None]:
-    """Let an error of writing say what could not be written, and why.
-
-    Parameters
-    ----------
-    path
-        File or folder that the context writes.
-
-    Raises
-    ------
-    OSError
-        In place of another one, or of the ``RuntimeError`` that torch and h5py can raise if the
-        disk is full.
-    """
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        number = getattr(error, "errno", None)
-        reason = f"{path} could not be written: {getattr(error, 'strerror', None) or error}"
-        raise (OSError(reason) if number is None else OSError(number, reason)) from error
-
-
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a path beside to write to, which becomes ``path`` once it is complete.
+    """Yield a path next to ``path`` to write to, which is renamed to ``path`` at the end.
 
     Parameters
     ----------
@@ -62,24 +28,19 @@ def atomic_write(path: Path) -> Iterator[Path]:
         If it can't be written.
     """
     unfinished = path.with_name(f".{path.name}.unfinished{path.suffix}")
-    with annotate_os_errors(path):
-        # What was killed could not tidy up.
-        remove(unfinished)
-        try:
-            yield unfinished
-            unfinished.replace(path)
-        finally:
-            remove(unfinished)
+    with annotate_os_errors(path), _removed_afterwards(unfinished):
+        yield unfinished
+        unfinished.replace(path)
 
 
 @contextmanager
 def atomic_update(folder: Path) -> Iterator[Path]:
-    """Yield a folder to make, whose files come to ``folder`` once all of them are complete.
+    """Yield a folder to create and fill, whose files are moved to ``folder`` at the end.
 
     Parameters
     ----------
     folder
-        If it is there, it keeps what is not replaced.
+        May exist; files in it that are not replaced stay.
 
     Raises
     ------
@@ -90,21 +51,56 @@ def atomic_update(folder: Path) -> Iterator[Path]:
         with atomic_write(folder) as unfinished:
             yield unfinished
         return
-    # Within it, as another disk can begin there.
+    # Inside the folder, which may be the mount point of another disk.
     unfinished = folder / ".unfinished"
-    with annotate_os_errors(folder):
-        remove(unfinished)
-        try:
-            yield unfinished
-            for file in unfinished.iterdir():
-                file.replace(folder / file.name)
-        finally:
-            remove(unfinished)
+    with annotate_os_errors(folder), _removed_afterwards(unfinished):
+        yield unfinished
+        for file in unfinished.iterdir():
+            file.replace(folder / file.name)
+
+
+@contextmanager
+def annotate_os_errors(path: Path) -> Iterator[None]:
+    """Make errors of writing say which path could not be written, and why.
+
+    Parameters
+    ----------
+    path
+        File or folder that is written.
+
+    Raises
+    ------
+    OSError
+        In place of another one, or of the ``RuntimeError`` that torch and h5py can raise when the
+        disk is full.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        number = getattr(error, "errno", None) or errno.EIO
+        raise OSError(number, f"{path} could not be written: {reason}") from error
+
+
+def check_writable(folder: Path) -> None:
+    """Raise a ``PermissionError`` unless files can be created in an existing folder."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"The folder {folder} can't be written to.")
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it, if it is there."""
+    """Remove a file, or a folder with everything in it, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _removed_afterwards(path: Path) -> Iterator[None]:
+    """Remove a path at the end, and what a killed process left there at the start."""
+    remove(path)
+    try:
+        yield
+    finally:
+        remove(path)

@@ -1,11 +1,10 @@
-"""Predictions written chunk by chunk, so that an interrupted transfer resumes."""
+"""Results written chunk by chunk, so that an interrupted transfer resumes."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from contextlib import contextmanager, nullcontext
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,38 +15,30 @@ from anndata import AnnData
 from anndata.io import sparse_dataset, write_elem
 from mudata import MuData
 from scipy import sparse
-from tqdm import tqdm
 
-from trvae.io._atomic import atomic_write, check_writable, remove
-from trvae.io._hdf5 import check_room, open_hdf5, write_anndata
+from trvae.io._atomic import atomic_write, remove
+from trvae.io._hdf5 import check_room, open_hdf5
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-
-_TASK = "task.json"
+_MAX_INT32 = 2**31 - 1
 
 
 def check_output(out: str | Path, is_mudata: bool) -> Path:
-    """Return the path if it can be written to.
+    """Return the path of a result if it has the suffix of a format and doesn't exist yet.
 
     Parameters
     ----------
     out
         The file or folder to write.
     is_mudata
-        Whether a MuData is to be written, not an AnnData.
+        Whether the result is a MuData, not an AnnData.
 
     Raises
     ------
-    ValueError
-        If its name doesn't end as one of the formats does.
-    FileExistsError
-        If it is there already.
-    FileNotFoundError
-        If its folder is not there.
-    PermissionError
-        If its folder can't be written to.
+    ValueError, FileExistsError
+        Otherwise.
     """
     out = Path(out)
     formats = (".h5mu" if is_mudata else ".h5ad", ".zarr")
@@ -55,182 +46,140 @@ def check_output(out: str | Path, is_mudata: bool) -> Path:
         raise ValueError(f"out={str(out)!r} ends neither with {' nor with '.join(formats)}.")
     if out.exists():
         raise FileExistsError(f"{out} is there already. Remove it or name another.")
-    if not out.absolute().parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {out.absolute().parent}.")
-    check_writable(out.absolute().parent)
     return out
 
 
-def write_in_chunks(
-    out: Path,
-    skeleton: AnnData | MuData,
-    modality: str | None,
-    layers: list[str],
-    n_chunks: int,
-    predict: Callable[[list[int]], Iterator[tuple[int, Any]]],
-    task: dict,
-    progress_bar: bool,
-) -> None:
-    """Predict the chunks that are not there yet, then put all together.
-
-    Each chunk is a file of its own in ``<out>.parts`` until all are there. Files and the result
-    come to be by renaming what is complete: whatever interrupts, there is never half of one.
+class Chunks:
+    """The matrix of an unfinished result, each chunk of rows a file in ``<out>.parts``.
 
     Parameters
     ----------
     out
         The ``.h5ad``, ``.h5mu`` or ``.zarr`` to write.
-    skeleton
-        The result without its matrix.
-    modality
-        Whose matrix it is, if the result is a MuData.
-    layers
-        Layers to hold a copy of the matrix.
     n_chunks
         Number of chunks.
-    predict
-        Yields chunks of the matrix with their numbers, in any order, of which it is given a list.
     task
-        What the chunks depend on. Chunks of another task are an error.
-    progress_bar
-        Whether to show one.
+        What the chunks depend on, as plain data.
 
     Raises
     ------
     ValueError
         If there are chunks of another task.
     OSError
-        If something can't be written, as the disk is full. What was written before is kept.
+        If the folder can't be created.
     """
-    parts = out.with_name(out.name + ".parts")
-    if not (parts / _TASK).exists():
-        # Chunks that were killed while they were removed tell no more what they are of.
-        remove(parts)
-        parts.mkdir()
-    _check_task(parts, task)
-    files = [parts / f"{chunk:06d}.npz" for chunk in range(n_chunks)]
-    missing = [chunk for chunk, file in enumerate(files) if not file.exists()]
-    with tqdm(
-        total=n_chunks,
-        initial=n_chunks - len(missing),
-        desc=f"transfer to {out.name}",
-        disable=not progress_bar,
-    ) as bar:
-        for chunk, matrix in predict(missing):
-            _save(files[chunk], matrix)
-            bar.update()
-    with atomic_write(out) as unfinished, _written(unfinished, skeleton) as (root, check):
-        group = root if modality is None else root["mod"][modality]
-        places = [(group, "X"), *((group["layers"], layer) for layer in layers)]
-        _write_matrix(places, files, check)
-    shutil.rmtree(parts)
+
+    def __init__(self, out: Path, n_chunks: int, task: dict[str, Any]) -> None:
+        self._out = out
+        self._folder = out.with_name(out.name + ".parts")
+        self._files = [self._folder / f"{number:06d}.npz" for number in range(n_chunks)]
+        _claim(self._folder, task)
+
+    def missing(self) -> list[int]:
+        """Numbers of the chunks that are not saved yet."""
+        return [number for number, file in enumerate(self._files) if not file.exists()]
+
+    def save(self, number: int, matrix: np.ndarray | sparse.csr_matrix) -> None:
+        """Save a chunk, completely or not at all."""
+        with atomic_write(self._files[number]) as unfinished:
+            if sparse.issparse(matrix):
+                sparse.save_npz(unfinished, matrix, compressed=False)
+            else:
+                np.savez(unfinished, dense=matrix)
+
+    def join(self, skeleton: AnnData | MuData, modality: str | None, layer: str | None) -> None:
+        """Write the result, completely or not at all, and remove the chunks.
+
+        Parameters
+        ----------
+        skeleton
+            The result without its matrix.
+        modality
+            Modality that the matrix belongs to, if the result is a MuData.
+        layer
+            Layer to write the matrix to as well as to ``X``, if any.
+
+        Raises
+        ------
+        OSError
+            If the result can't be written. The chunks are kept.
+        """
+        with atomic_write(self._out) as unfinished, _opened(unfinished, skeleton) as root:
+            group = root if modality is None else root["mod"][modality]
+            places = [(group, "X")] + ([] if layer is None else [(group["layers"], layer)])
+            for number, file in enumerate(self._files):
+                block = _load(file)
+                for place in places:
+                    if number == 0:
+                        _create(*place, block, self._dtype_of_offsets())
+                    else:
+                        _append(*place, block)
+        shutil.rmtree(self._folder)
+
+    def _dtype_of_offsets(self) -> str:
+        """Type for the row offsets (``indptr``) of the whole matrix, if it is sparse."""
+        n_bytes = sum(file.stat().st_size for file in self._files)
+        # Of each value at least one byte and a column of four bytes are stored.
+        return "int32" if n_bytes // 5 <= _MAX_INT32 else "int64"
 
 
-def on_cluster(
-    client: Any, submit: Callable[[int], Any], numbers: list[int]
-) -> Iterator[tuple[int, Any]]:
-    """Yield results of tasks with their numbers, as they are done.
-
-    Parameters
-    ----------
-    client
-        Of a dask cluster.
-    submit
-        Submits the task of a number and returns its future.
-    numbers
-        Of the tasks. Only so many are submitted at once as keep all workers busy.
-    """
-    from distributed import as_completed
-
-    waiting = iter(numbers)
-    number_of = {}
-
-    def submitted(how_many: int) -> list:
-        futures = {submit(number): number for number in islice(waiting, how_many)}
-        number_of.update(futures)
-        return list(futures)
-
-    done = as_completed(submitted(2 * sum(client.nthreads().values())))
-    for future in done:
-        yield number_of.pop(future), future.result()
-        done.update(submitted(1))
-
-
-def _check_task(parts: Path, task: dict) -> None:
-    path = parts / _TASK
+def _claim(folder: Path, task: dict[str, Any]) -> None:
+    """Create a folder for the chunks of a task, or check that those in it are of this task."""
+    path = folder / "task.json"
     if not path.exists():
+        # Without the file, there may be chunks that were about to be removed, of any task.
+        remove(folder)
+        folder.mkdir()
         with atomic_write(path) as unfinished:
             unfinished.write_text(json.dumps(task, indent=2))
-        return
-    before = json.loads(path.read_text())
-    if before != task:
-        differing = sorted(key for key in task if before.get(key) != task[key])
+    saved = json.loads(path.read_text())
+    if saved != task:
+        differing = sorted(key for key in task if saved.get(key) != task[key])
         raise ValueError(
-            f"{parts} has parts of another transfer (they differ in {', '.join(differing)}). "
+            f"{folder} has parts of another transfer (they differ in {', '.join(differing)}). "
             "Remove it or name another output."
         )
 
 
-def _save(path: Path, matrix: Any) -> None:
-    with atomic_write(path) as unfinished, unfinished.open("wb") as file:
-        if sparse.issparse(matrix):
-            sparse.save_npz(file, matrix, compressed=False)
-        else:
-            np.savez(file, dense=matrix)
+@contextmanager
+def _opened(path: Path, skeleton: AnnData | MuData) -> Iterator[Any]:
+    """Write a result without its matrix, and yield the file or folder open for writing."""
+    is_zarr = path.suffix == ".zarr"
+    if isinstance(skeleton, MuData):
+        check_room(path, skeleton)
+        (skeleton.write_zarr if is_zarr else skeleton.write_h5mu)(path)
+    with nullcontext(zarr.open_group(path)) if is_zarr else open_hdf5(path) as root:
+        if isinstance(skeleton, AnnData):
+            # AnnData's own methods do so, too.
+            skeleton.strings_to_categoricals()
+            write_elem(root, "/", skeleton)
+        yield root
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path) -> np.ndarray | sparse.csr_matrix:
     with np.load(path) as file:
         if "dense" in file:
             return file["dense"]
     return sparse.load_npz(path)
 
 
-@contextmanager
-def _written(path: Path, skeleton: AnnData | MuData) -> Iterator[tuple[Any, Callable[[], None]]]:
-    """Write the result without its matrix, and yield it open for more.
-
-    With it comes a function that raises an error if something could not be written so far.
-    """
-    is_zarr = path.suffix == ".zarr"
-    if isinstance(skeleton, MuData):
-        if is_zarr:
-            skeleton.write_zarr(path)
-        else:
-            check_room(path, skeleton)
-            skeleton.write_h5mu(path)
-    # Zarr raises errors itself.
-    opened: Any = nullcontext((zarr.open_group(path), bool)) if is_zarr else open_hdf5(path)
-    with opened as (root, check):
-        if isinstance(skeleton, AnnData):
-            write_anndata(root, skeleton, {})
-        yield root, check
+def _create(group: Any, name: str, block: np.ndarray | sparse.csr_matrix, offsets: str) -> None:
+    """Write the first rows of a matrix that can grow."""
+    # Zarr compresses without being asked.
+    options: dict[str, Any] = {"compression": "gzip"} if isinstance(group, h5py.Group) else {}
+    if sparse.issparse(block):
+        options["indptr_dtype"] = offsets
+    elif options:
+        options |= {"maxshape": (None, block.shape[1]), "chunks": True}
+    write_elem(group, name, block, dataset_kwargs=options)
 
 
-def _write_matrix(
-    places: list[tuple[Any, str]], files: list[Path], check: Callable[[], Any]
-) -> None:
-    """Write one matrix to all places, each a group and the name within."""
-    for number, file in enumerate(files):
-        check()
-        block = _load(file)
-        for group, name in places:
-            if number == 0:
-                _begin(group, name, block)
-            elif sparse.issparse(block):
-                sparse_dataset(group[name]).append(block)
-            else:
-                array = group[name]
-                n_rows = array.shape[0]
-                array.resize((n_rows + len(block), block.shape[1]))
-                array[n_rows:] = block
-
-
-def _begin(group: Any, name: str, block: Any) -> None:
-    kwargs: dict[str, Any] = {}
-    if isinstance(group, h5py.Group):
-        # What zarr does without being told.
-        kwargs["compression"] = "gzip"
-        if not sparse.issparse(block):
-            kwargs |= {"maxshape": (None, block.shape[1]), "chunks": True}
-    write_elem(group, name, block, dataset_kwargs=kwargs)
+def _append(group: Any, name: str, block: np.ndarray | sparse.csr_matrix) -> None:
+    """Append rows to a matrix."""
+    if sparse.issparse(block):
+        sparse_dataset(group[name]).append(block)
+    else:
+        array = group[name]
+        n_rows = array.shape[0]
+        array.resize((n_rows + len(block), block.shape[1]))
+        array[n_rows:] = block

@@ -98,9 +98,6 @@ class BaseTRVAE(
     history_: dict[str, pd.DataFrame] | None
     # scvi-tools saves attributes that end with an underscore.
     format_version_ = FORMAT_VERSION
-    # Minibatches that training takes by default, whatever the number of cells.
-    _default_steps = 4_500
-    _default_plan_kwargs: dict[str, Any] = {}
     _data_splitter_cls = ConditionBalancedDataSplitter
     _training_plan_cls = TRVAETrainingPlan
     _train_runner_cls = InterruptibleTrainRunner

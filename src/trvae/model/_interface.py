@@ -23,6 +23,7 @@ class Model(Protocol):
     history_: dict[str, pd.DataFrame] | None
     is_trained_: bool
     init_params_: dict[str, Any]
+    summary_stats: Any
 
     @property
     def adata(self) -> AnnData | MuData | None:
@@ -97,6 +98,11 @@ class Model(Protocol):
     @property
     def conditions(self) -> list[Any]:
         """The conditions, in the order of their codes."""
+        raise NotImplementedError
+
+    @property
+    def _is_frozen(self) -> bool:
+        """Whether only the weights of a query's new conditions and categories are trained."""
         raise NotImplementedError
 
     def _check_values(self, values: Any, where: str) -> None:

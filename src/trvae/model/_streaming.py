@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
+from itertools import islice, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from anndata import AnnData
 from mudata import MuData
+from tqdm import tqdm
 
 from trvae._scvi import minify_type
 from trvae._utils._matrices import digest, digest_of_rows, read_rows
 from trvae.counterfactual._draws import cell_keys
 from trvae.data._cells import with_matrix
 from trvae.data._checks import get_matrix, in_memory
-from trvae.io._chunks import on_cluster, write_in_chunks
+from trvae.io._chunks import Chunks
 from trvae.model._decoding import predict
 from trvae.model._prediction import as_anndata, as_text, in_place_of
 from trvae.model._selection import chosen_cells, select
@@ -43,64 +45,54 @@ def transfer_to_disk(
     client: Any | None,
 ) -> Path:
     """Write what :meth:`trvae.TRVAE.transfer` would return; see there for the arguments."""
-    first = models[0]
-    known = first.registered_data
+    first, known = models[0], models[0].registered_data
     adata = known.cells_of(data)
     if minify_type(adata) is not None:
         raise ValueError("cells of a minified AnnData can't be transferred to disk.")
-    obs, var = in_memory(adata.obs), in_memory(adata.var)
-    matrix = get_matrix(adata, known.layer)
+    obs, var, matrix = in_memory(adata.obs), in_memory(adata.var), get_matrix(adata, known.layer)
     positions, conditions = chosen_cells(known, obs, source, indices)
     keys = cell_keys(obs.index)[positions]
-    targets = known.targets(target)
-    chunks = [
-        (name, slice(start, start + chunk_size))
-        for name in targets
-        for start in range(0, len(positions), chunk_size)
-    ]
 
     def read(chunk: slice) -> AnnData:
         rows = positions[chunk]
         return with_matrix(obs.iloc[rows], var, known.layer, read_rows(matrix, rows))
 
-    def arguments(number: int) -> tuple:
-        name, chunk = chunks[number]
-        return read(chunk), keys[chunk], name, source, estimate, seed, batch_size
-
-    def predictions(numbers: list[int]) -> Iterator[tuple[int, Any]]:
-        if client is None:
-            return ((number, _predict_chunk(models, *arguments(number))) for number in numbers)
-        pickled = pickle.dumps([model._without_cells() for model in models])
-        on_workers = client.scatter(pickled, broadcast=True)
-        return on_cluster(
-            client,
-            lambda number: client.submit(_predict_on_worker, on_workers, *arguments(number)),
-            numbers,
-        )
-
     # Wrong arguments and genes are found before anything is written.
+    targets = known.targets(target)
     probe = select(first, read(slice(0, 1)), targets[0], source, None, estimate, seed)
     everything = replace(probe, adata=AnnData(obs=obs), indices=positions, source=conditions)
-    skeleton = as_anndata(first, None, everything, target)
-    write_in_chunks(
-        out,
-        in_place_of(first, data, everything, skeleton),
-        known.modality if isinstance(data, MuData) else None,
-        [] if known.layer is None else [known.layer],
-        len(chunks),
-        predictions,
-        {
-            "target_condition": as_text(target),
-            "estimate": estimate,
-            "seed": seed,
-            "chunk_size": chunk_size,
-            "cells": digest(keys, conditions.astype(str)),
-            "values": digest_of_rows(matrix, positions),
-            "genes": digest(np.asarray(probe.registered.var_names[probe.gene_order])),
-            "model": digest(*(array for model in models for array in _state(model))),
-        },
-        progress_bar,
+    skeleton = in_place_of(first, data, everything, as_anndata(first, None, everything, target))
+    starts = range(0, len(positions), chunk_size)
+    slices = list(product(targets, [slice(start, start + chunk_size) for start in starts]))
+    task = {
+        "target_condition": as_text(target),
+        "estimate": estimate,
+        "seed": seed,
+        "chunk_size": chunk_size,
+        "cells": digest(keys, conditions.astype(str)),
+        "values": digest_of_rows(matrix, positions),
+        "genes": digest(np.asarray(probe.registered.var_names[probe.gene_order])),
+        "model": digest(*(array for model in models for array in _state(model))),
+    }
+    chunks = Chunks(out, len(slices), task)
+    missing = chunks.missing()
+
+    def arguments(number: int) -> tuple:
+        name, chunk = slices[number]
+        return number, read(chunk), keys[chunk], name, source, estimate, seed, batch_size
+
+    todo = map(arguments, missing)
+    predicted = (
+        (_predict_chunk(models, *given) for given in todo)
+        if client is None
+        else _on_cluster(client, models, todo)
     )
+    for number, block in tqdm(
+        predicted, f"transfer to {out.name}", len(slices),
+        initial=len(slices) - len(missing), disable=not progress_bar,
+    ):  # fmt: skip
+        chunks.save(number, block)
+    chunks.join(skeleton, known.modality if isinstance(data, MuData) else None, known.layer)
     return out
 
 
@@ -114,11 +106,35 @@ def _state(model: BaseTRVAE) -> Iterator[np.ndarray]:
         yield np.array([model.linear_weight, model.response_limit], float)
 
 
-def _predict_on_worker(pickled: bytes, *arguments: Any) -> Any:
+def _on_cluster(
+    client: Any, models: Sequence[BaseTRVAE], todo: Iterator[tuple]
+) -> Iterator[tuple[int, Any]]:
+    """Predict chunks on the workers, and yield them in the order in which they are done."""
+    from distributed import as_completed
+
+    pickled = pickle.dumps([model._without_cells() for model in models])
+    on_workers = client.scatter(pickled, broadcast=True)
+    futures = as_completed()
+
+    def submit(n: int) -> None:
+        for given in islice(todo, n):
+            # No two tasks are equal; hashing the cells to find out would take time.
+            futures.add(client.submit(_predict_on_worker, on_workers, *given, pure=False))
+
+    # Enough to keep all workers busy; more would fill the memory.
+    submit(2 * sum(client.nthreads().values()))
+    for future in futures:
+        submit(1)
+        yield future.result()
+
+
+def _predict_on_worker(pickled: bytes, *given: Any) -> tuple[int, Any]:
     # Tasks of one worker run side by side, so each has a copy.
-    return _predict_chunk(pickle.loads(pickled), *arguments)
+    return _predict_chunk(pickle.loads(pickled), *given)
 
 
-def _predict_chunk(models, cells, keys, target, source, estimate, seed, batch_size) -> Any:
+def _predict_chunk(
+    models, number, cells, keys, target, source, estimate, seed, batch_size
+) -> tuple[int, Any]:
     selection = select(models[0], cells, target, source, None, estimate, seed)
-    return predict(models, replace(selection, keys=keys), batch_size)
+    return number, predict(models, replace(selection, keys=keys), batch_size)

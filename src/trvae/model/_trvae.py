@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from mudata import MuData
 from scvi import REGISTRY_KEYS
-from scvi.data.fields import MuDataWrapper
-from scvi.utils import setup_anndata_dsp
 
 from trvae._utils._arguments import (
     NONE,
@@ -22,19 +19,22 @@ from trvae._utils._arguments import (
     number,
 )
 from trvae._utils._seeds import seeded
-from trvae.counterfactual._label_response import group_means, group_means_of_blocks
-from trvae.data._checks import check_expression, check_not_view
-from trvae.data._fields import InOrderDataManager, fields_of
-from trvae.data._mudata import DEFAULT_MODALITY, anndata_arguments, cells_of
-from trvae.data._registration import check_setup
+from trvae.counterfactual._label_response import GroupMeans, group_means
+from trvae.data._checks import check_expression
 from trvae.model._base import BaseTRVAE
+from trvae.model._cell_summaries import (
+    enlarge_profiles,
+    get_codes,
+    keep_known_profiles,
+    mean_profiles_of,
+)
 from trvae.model._expression import ExpressionMixin
 from trvae.model._ranking import RankingMixin
 from trvae.model._scarches import read_scarches
+from trvae.model._setup import SetupMixin
 from trvae.module._expression import DecoderName, Dispersion, GeneLikelihood, TRVAEModule
 from trvae.module._layers import Normalization
 from trvae.module._mmd import BANDWIDTHS
-from trvae.train._sampling import minibatches_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,7 +59,7 @@ ARGUMENTS = {
 }
 
 
-class TRVAE(RankingMixin, ExpressionMixin, BaseTRVAE):
+class TRVAE(SetupMixin, RankingMixin, ExpressionMixin, BaseTRVAE):
     """Transfer variational autoencoder (trVAE).
 
     A conditional VAE whose first decoder layer is matched across conditions by maximum mean
@@ -216,127 +216,6 @@ class TRVAE(RankingMixin, ExpressionMixin, BaseTRVAE):
     def _check_values(self, values: Any, where: str) -> None:
         check_expression(values, self.module.gene_likelihood, where)
 
-    # -------------------------------------------------------------- data registration
-
-    @classmethod
-    @setup_anndata_dsp.dedent
-    def setup_anndata(
-        cls,
-        adata: AnnData,
-        *,
-        condition_key: str,
-        layer: str | None = None,
-        labels_key: str | None = None,
-        size_factor_key: str | None = None,
-        categorical_covariate_keys: list[str] | None = None,
-        continuous_covariate_keys: list[str] | None = None,
-        library_key: str | None = None,
-        **kwargs,
-    ) -> None:
-        """%(summary)s.
-
-        Parameters
-        ----------
-        %(param_adata)s
-        condition_key
-            Key in ``adata.obs`` of the conditions between which cells are transferred.
-        %(param_layer)s
-        %(param_labels_key)s
-        %(param_size_factor_key)s
-        %(param_cat_cov_keys)s
-        %(param_cont_cov_keys)s
-        library_key
-            Key in ``adata.obs`` of each cell's library size over all measured genes. Use it if the
-            genes are a selection, such as highly variable genes, whose share of all counts can
-            differ between conditions; counterfactuals account for that difference. Only training
-            cells need this column.
-
-        Raises
-        ------
-        ValueError
-            If a column or one of its values is missing, there are fewer than two conditions, gene
-            names are not unique, or ``adata`` is a view or lazy. ``adata`` is left unchanged.
-
-        Warns
-        -----
-        UserWarning
-            If no label occurs under more than one condition, so nothing is matched within labels.
-        """
-        setup_method_args = cls._get_setup_method_args(**locals())
-        if isinstance(adata, MuData):
-            raise ValueError("expected an AnnData, got a MuData. Use setup_mudata.")
-        cls._register(adata, setup_method_args, **kwargs)
-
-    @classmethod
-    @setup_anndata_dsp.dedent
-    def setup_mudata(
-        cls,
-        mdata: MuData,
-        *,
-        condition_key: str,
-        rna_layer: str | None = None,
-        labels_key: str | None = None,
-        size_factor_key: str | None = None,
-        categorical_covariate_keys: list[str] | None = None,
-        continuous_covariate_keys: list[str] | None = None,
-        library_key: str | None = None,
-        modalities: dict[str, str] | None = None,
-        **kwargs,
-    ) -> None:
-        """%(summary_mdata)s.
-
-        The model uses one modality. Transferred cells keep the others as they are.
-
-        Parameters
-        ----------
-        %(param_mdata)s
-        condition_key, labels_key, size_factor_key, library_key
-            See :meth:`setup_anndata`: columns of ``mdata.obs``, or of the ``obs`` of a modality
-            that ``modalities`` names.
-        rna_layer
-            Layer of the modality with the expression, by default its ``X``.
-        categorical_covariate_keys, continuous_covariate_keys
-            See :meth:`setup_anndata`: lists of such columns.
-        modalities
-            Modality of each argument that is not taken from ``mdata.obs``. The one with the
-            expression, ``"rna_layer"``, is ``"rna"`` by default.
-
-        Raises
-        ------
-        ValueError
-            As :meth:`setup_anndata`, if a modality is missing or has other cells, or a column is
-            not where it should be. ``mdata`` is left unchanged.
-
-        Examples
-        --------
-        >>> trvae.TRVAE.setup_mudata(
-        ...     mdata,
-        ...     condition_key="condition",
-        ...     rna_layer="counts",
-        ...     modalities={"rna_layer": "rna", "condition_key": "rna"},
-        ... )
-        >>> model = trvae.TRVAE(mdata)
-        """
-        modalities = {"rna_layer": DEFAULT_MODALITY} | (modalities or {})
-        setup_method_args = cls._get_setup_method_args(**locals())
-        if not isinstance(mdata, MuData):
-            raise ValueError(f"expected a MuData, got a {type(mdata).__name__}.")
-        check_not_view(mdata, "mdata")
-        modality_of = cls._create_modalities_attr_dict(modalities, setup_method_args)
-        setup_args = setup_method_args["setup_args"]
-        cells = cells_of(mdata, setup_args)
-        arguments = anndata_arguments(setup_args)
-        check_setup(cells, arguments, kwargs)
-        fields = [
-            MuDataWrapper(spec.field)(
-                spec.registry_key, spec.key, mod_key=modality_of[spec.argument], **spec.options
-            )
-            for spec in fields_of(arguments)
-        ]
-        manager = InOrderDataManager(fields=fields, setup_method_args=setup_method_args)
-        manager.register_fields(mdata, **kwargs)
-        cls.register_manager(manager)
-
     @classmethod
     def from_scarches(
         cls,
@@ -409,28 +288,21 @@ class TRVAE(RankingMixin, ExpressionMixin, BaseTRVAE):
         model._learn_from_cells()
         return model
 
-    # ------------------------------------------------ what is learnt besides the weights
+    # ---------------------------------------------------------------- summaries of cells
 
     def _learn_from_cells(self, datamodule: Any | None = None) -> None:
         super()._learn_from_cells(datamodule)
-        if self.registered_data.arguments.get("labels_key") is not None:
-            self._learn_mean_profiles(datamodule)
-
-    def _learn_mean_profiles(self, datamodule: Any | None) -> None:
-        """Average the cells by label and condition, but for conditions learned before."""
+        arguments = self.registered_data.arguments
+        if arguments.get("labels_key") is None:
+            return
         shape = (self.summary_stats.n_labels, self.summary_stats.n_batch)
         is_counts = self.module.is_count_model
         if datamodule is None:
-            manager = self.adata_manager
-            label, condition = (
-                np.asarray(manager.get_from_registry(key)).ravel()
-                for key in (REGISTRY_KEYS.LABELS_KEY, REGISTRY_KEYS.BATCH_KEY)
-            )
-            library = self.registered_data.cells_of(self.adata).obs.get(
-                self.registered_data.arguments.get("library_key")
-            )
+            condition, label = get_codes(self.adata_manager)
+            obs = self.registered_data.cells_of(self.adata).obs
+            library = obs.get(arguments.get("library_key"))
             means = group_means(
-                manager.get_from_registry(REGISTRY_KEYS.X_KEY),
+                self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY),
                 label,
                 condition,
                 shape,
@@ -438,32 +310,17 @@ class TRVAE(RankingMixin, ExpressionMixin, BaseTRVAE):
                 library=None if library is None else library.to_numpy(dtype=float),
             )
         else:
-            blocks = (
-                (
-                    minibatch[REGISTRY_KEYS.X_KEY].numpy(),
-                    minibatch[REGISTRY_KEYS.LABELS_KEY].numpy().ravel(),
-                    minibatch[REGISTRY_KEYS.BATCH_KEY].numpy().ravel(),
-                    None,
-                )
-                for minibatch in minibatches_of(datamodule)
-            )
-            means = group_means_of_blocks(blocks, shape, is_counts=is_counts)
-        # What a reference predicts stays the same when a query has more labels of its conditions.
-        profiles, shares = self.mean_profiles_, self.modelled_shares_
-        if profiles is not None and shares is not None:
-            n_known = profiles.shape[1] - int(np.isnan(profiles).all((0, 2)).sum())
-            means.profile[:, :n_known] = profiles[:, :n_known]
-            means.modelled_share[:, :n_known] = shares[:, :n_known]
+            means = mean_profiles_of(datamodule, shape, is_counts=is_counts)
+        if self.mean_profiles_ is not None and self.modelled_shares_ is not None:
+            known = GroupMeans(self.mean_profiles_, self.modelled_shares_)
+            means = keep_known_profiles(means, known)
         self.mean_profiles_, self.modelled_shares_ = means
 
     def _take_from_reference(self, reference: TRVAE) -> None:
-        """The reference's labels and conditions come first among the model's."""
         super()._take_from_reference(reference)
-        if reference.mean_profiles_ is None or reference.modelled_shares_ is None:
-            return
-        n_labels, n_conditions = reference.modelled_shares_.shape
-        shape = (self.summary_stats.n_labels, self.summary_stats.n_batch)
-        self.mean_profiles_ = np.full((*shape, self.summary_stats.n_vars), np.nan)
-        self.mean_profiles_[:n_labels, :n_conditions] = reference.mean_profiles_
-        self.modelled_shares_ = np.full(shape, np.nan)
-        self.modelled_shares_[:n_labels, :n_conditions] = reference.modelled_shares_
+        if reference.mean_profiles_ is not None and reference.modelled_shares_ is not None:
+            # Its labels and conditions come first among the model's.
+            self.mean_profiles_, self.modelled_shares_ = enlarge_profiles(
+                GroupMeans(reference.mean_profiles_, reference.modelled_shares_),
+                (self.summary_stats.n_labels, self.summary_stats.n_batch),
+            )

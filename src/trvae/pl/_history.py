@@ -1,4 +1,4 @@
-"""How training went."""
+"""The loss during training."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.ticker import MaxNLocator
 
 from trvae._utils._arguments import join_names
-from trvae.pl._colors import BLUE, ORANGE
 from trvae.pl._models import check_is_one_model
-from trvae.pl._output import SMALL_FONT, Output, legend_outside
+from trvae.pl._output import BLUE, ORANGE, SMALL_FONT, Output
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Terms of the model's loss, with their units; ``one`` is a cell or an image.
+# Terms of the loss, with their units; ``one`` is a cell or an image.
 _TERMS = {
     "objective": "objective [nats per {one}]",
     "reconstruction_loss": "reconstruction [nats per {one}]",
@@ -30,7 +29,7 @@ _STYLES: dict[str, dict] = {
     "training": {"color": BLUE, "linestyle": "-", "marker": "o"},
     "validation": {"color": ORANGE, "linestyle": "--", "marker": "s"},
 }
-# Up to so many epochs are told apart by markers; one alone would not be seen without.
+# Lines of at most this many epochs have markers. A line of one epoch would be invisible.
 _EPOCHS_MARKED = 30
 
 
@@ -43,21 +42,20 @@ def history(
     save: str | Path | None = None,
     return_fig: bool = False,
 ) -> Axes | list[Axes] | Figure | None:
-    """Training and validation terms of the loss over epochs, one panel a term.
+    """Training and validation loss over epochs, one panel per term.
 
     Parameters
     ----------
     model
-        A trained :class:`~trvae.TRVAE`, or any other model that has ``history`` as scvi-tools'
-        models have it.
+        A trained :class:`~trvae.TRVAE`, or any other model with the ``history`` of scvi-tools.
     terms
-        What to draw of :meth:`trvae.TRVAE.train`'s ``history``, without ``_train`` or
-        ``_validation``: by default what there is of ``"objective"``, ``"reconstruction_loss"``
-        and ``"kl_local"`` (in nats per cell or image), and ``"mmd"`` (squared, before its weight).
+        Keys of ``model.history`` without ``_train`` or ``_validation``. By default those of
+        ``"objective"``, ``"reconstruction_loss"`` and ``"kl_local"`` (in nats per cell or image)
+        and ``"mmd"`` (squared, not weighted) that the history has.
     ax
-        Axes to draw into, as many as there are terms, by default those of a new figure.
+        Axes to draw into, one per term. By default those of a new figure.
     show, save, return_fig
-        As in :func:`mean_scatter`.
+        See :func:`mean_scatter`: show, save or return the figure.
 
     Returns
     -------
@@ -69,8 +67,8 @@ def history(
     RuntimeError
         If the model has no history.
     ValueError
-        If a term is not in the history, ``ax`` has not as many axes as there are terms, or it is
-        an ensemble, whose models each have a history.
+        If a term is not in the history, the number of axes does not match that of the terms, or
+        the model is an ensemble, whose members each have a history.
     """
     curves = _curves(model)
     if terms is None:
@@ -86,21 +84,16 @@ def history(
     for panel, term in zip(axes, terms, strict=True):
         label = _TERMS[term].format(one=one) if term in _TERMS else term
         _draw(panel, label, curves[term])
-    handles: dict[str, Any] = {}
-    for panel in axes:
-        for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
-            handles.setdefault(name, handle)
-    legend_outside(axes[min(1, len(axes) - 1)], list(handles.values()))
     return output.finish(axes)
 
 
 def _curves(model: Any) -> dict[str, dict[str, pd.Series]]:
-    """Terms of the history, each with what is known of it."""
+    """Return the training and the validation curve of each term, where there are such."""
     check_is_one_model(model, "history")
     logged = getattr(model, "history", None)
     if not logged:
         raise RuntimeError(
-            f"{type(model).__name__} has no training history: it was not trained yet, or with a "
+            f"{type(model).__name__} has no training history: it was not trained, or with a "
             "logger that keeps none. Call model.train() first."
         )
     curves: dict[str, dict[str, pd.Series]] = {}
@@ -124,4 +117,5 @@ def _draw(ax: Axes, label: str, curves: dict[str, pd.Series]) -> None:
     ax.set_ylabel(label, fontsize=SMALL_FONT + 1)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     ax.tick_params(labelsize=SMALL_FONT)
+    ax.legend(frameon=False, fontsize=SMALL_FONT)
     ax.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""Images in rows and columns: transferred to other conditions, or on the way there."""
+"""Rows of images: transferred to other conditions, or interpolated towards them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trvae._utils._arguments import check_positive_integer
+from trvae._utils._arguments import POSITIVE_INTEGER, check_arguments
 from trvae.data._checks import cell_positions, is_list_of_conditions
 from trvae.pl._models import cells_to_plot, check_is_one_model, condition_key
 from trvae.pl._output import SMALL_FONT, Output
@@ -22,11 +22,8 @@ if TYPE_CHECKING:
     from trvae import ImageTRVAE
     from trvae.counterfactual._residual import Estimate
 
-_INCHES_AN_IMAGE = 0.6
-_INCHES_OF_NAMES = 1.2
-# Between images, as a share of their size.
-_GAP = 0.08
-_CHANNELS = {1: "grey", 3: "RGB", 4: "RGBA"}
+# In inches: the height of an image and the width of the names.
+_IMAGE, _NAMES = 0.6, 1.2
 
 
 def transferred_images(
@@ -45,23 +42,24 @@ def transferred_images(
     save: str | Path | None = None,
     return_fig: bool = False,
 ) -> Axes | Figure | None:
-    """Images as they are, and below each how it would be under other conditions.
+    """Images, and below each its prediction under other conditions.
 
     Parameters
     ----------
     model
-        The model.
+        A trained :class:`~trvae.ImageTRVAE`.
     adata, source_condition, indices, estimate
-        As in :meth:`trvae.ImageTRVAE.transfer`.
+        See :meth:`trvae.ImageTRVAE.transfer`: images to transfer, and how.
     target_condition
-        A condition or a list of them, one a row; by default all that the images are not under.
+        A condition or a list of them, one per row. By default all conditions except those of the
+        images.
     observed
-        Real images of the same kind. Below each row, some of the same condition are shown, if
-        there are any; they are others, not what the images above should look like.
+        Real images of the same kind. Those of a target condition are shown below its row. They
+        are other images, not what the images above should look like.
     n_images
-        How many to show at most, evenly spread over those chosen.
+        Maximum number of images to show, evenly spaced among those selected.
     title, ax, show, save, return_fig
-        As in :func:`mean_scatter`.
+        See :func:`mean_scatter`: title, and what to do with the figure.
 
     Returns
     -------
@@ -70,7 +68,8 @@ def transferred_images(
     Raises
     ------
     ValueError
-        As :meth:`trvae.ImageTRVAE.transfer`, or if images are neither grey nor RGB nor RGBA.
+        See :meth:`trvae.ImageTRVAE.transfer`: images or conditions that don't fit the model. Also
+        if images are neither grey nor RGB nor RGBA.
     """
     adata, chosen, sources = _chosen(model, adata, source_condition, indices, n_images)
     if target_condition is None:
@@ -81,15 +80,14 @@ def transferred_images(
     drawn = model.get_transferred_images(
         adata, targets, source_condition=source_condition, indices=chosen, estimate=estimate
     )
-    rows = {_names(sources): model.get_images(adata, chosen)}
+    rows = {_joined(sources): model.get_images(adata, chosen)}
     for target, images in zip(targets, drawn, strict=True):
         rows[f"{target}, predicted"] = images
         if observed is not None:
             real = np.flatnonzero(observed.obs[condition_key(model)] == target)
             if len(real) > 0:
                 rows[f"{target}, observed"] = model.get_images(observed, _spread(real, n_images))
-    output = Output(ax, show, save, return_fig)
-    return _draw(rows, [], title, output)
+    return _draw(list(rows.values()), list(rows), [], title, Output(ax, show, save, return_fig))
 
 
 def interpolated_images(
@@ -107,16 +105,17 @@ def interpolated_images(
     save: str | Path | None = None,
     return_fig: bool = False,
 ) -> Axes | Figure | None:
-    """Images, one a row, on the way from their own condition to another one.
+    """Images, one per row, interpolated from their own condition to another one.
 
     Parameters
     ----------
     model
-        The model.
+        A trained :class:`~trvae.ImageTRVAE`.
     adata, target_condition, source_condition, indices, n_steps
-        As in :meth:`trvae.ImageTRVAE.get_interpolated_images`.
+        See :meth:`trvae.ImageTRVAE.get_interpolated_images`: images, conditions and number of
+        steps.
     n_images, title, ax, show, save, return_fig
-        As in :func:`transferred_images`.
+        See :func:`transferred_images`: number of images, title, and what to do with the figure.
 
     Returns
     -------
@@ -125,30 +124,26 @@ def interpolated_images(
     Raises
     ------
     ValueError
-        As :meth:`trvae.ImageTRVAE.get_interpolated_images`, or if images are neither grey nor RGB
-        nor RGBA.
+        See :meth:`trvae.ImageTRVAE.get_interpolated_images`: images or conditions that don't fit
+        the model. Also if images are neither grey nor RGB nor RGBA.
     """
     adata, chosen, sources = _chosen(model, adata, source_condition, indices, n_images)
     steps = model.get_interpolated_images(
-        adata,
-        target_condition,
-        source_condition=source_condition,
-        indices=chosen,
-        n_steps=n_steps,
+        adata, target_condition, source_condition=source_condition, indices=chosen, n_steps=n_steps
     )
-    images = np.concatenate([model.get_images(adata, chosen)[None], steps])
-    rows = dict(enumerate(images.swapaxes(0, 1)))
-    columns = ["given", _names(sources), *[""] * (n_steps - 2), str(target_condition)]
-    output = Output(ax, show, save, return_fig)
-    return _draw(rows, columns, title, output)
+    rows = list(np.stack([model.get_images(adata, chosen), *steps], axis=1))
+    columns = ["given", _joined(sources), *[""] * (n_steps - 2), str(target_condition)]
+    return _draw(rows, [""] * len(rows), columns, title, Output(ax, show, save, return_fig))
 
 
 def _chosen(model, adata, source, indices, n_images) -> tuple[AnnData, list[int], list]:
-    """The AnnData, positions of the images to show in it, and the conditions that they are under."""
+    """Return the AnnData, the positions of the images to show in it, and their conditions."""
     check_is_one_model(model, "images")
     if not hasattr(model, "image_shape"):
-        raise ValueError(f"{type(model).__name__} is no model of images, such as ImageTRVAE.")
-    check_positive_integer("n_images", n_images)
+        raise ValueError(
+            f"expected a model of images such as ImageTRVAE, got {type(model).__name__}"
+        )
+    check_arguments(locals(), {"n_images": POSITIVE_INTEGER})
     adata = cells_to_plot(model, adata)
     positions = cell_positions(indices, adata.n_obs)
     if condition_key(model) not in adata.obs:
@@ -161,46 +156,42 @@ def _chosen(model, adata, source, indices, n_images) -> tuple[AnnData, list[int]
 
 
 def _spread(positions: np.ndarray, n: int) -> list[int]:
-    """At most ``n`` of them, evenly spread."""
+    """Return at most ``n`` of the positions, evenly spaced."""
     places = np.linspace(0, len(positions) - 1, min(n, len(positions)))
     return positions[places.round().astype(int)].tolist()
 
 
-def _names(conditions: list) -> str:
+def _joined(conditions: list) -> str:
     return ", ".join(map(str, conditions))
 
 
-def _draw(rows: dict, columns: list[str], title: str | None, output: Output) -> Any:
-    images_of_row = next(iter(rows.values()))
-    height, width, n_channels = images_of_row.shape[1:]
-    white = 255 if images_of_row.dtype.kind in "ui" else 1
-    if n_channels not in _CHANNELS:
-        allowed = ", ".join(f"{n} ({name})" for n, name in _CHANNELS.items())
-        raise ValueError(
-            f"Images of {n_channels} channels can't be drawn, but those of {allowed}."
-        )
-    gap = max(1, round(_GAP * max(height, width)))
-    n_rows, n_columns = len(rows), max(map(len, rows.values()))
+def _draw(
+    rows: list[np.ndarray],
+    row_names: list[str],
+    column_names: list[str],
+    title: str | None,
+    output: Output,
+) -> Any:
+    """Draw rows of images, each ``n_images x height x width x n_channels``, as one image."""
+    height, width, n_channels = rows[0].shape[1:]
+    if n_channels not in (1, 3, 4):
+        raise ValueError(f"expected 1 (grey), 3 (RGB) or 4 (RGBA) channels, got {n_channels}.")
+    white = 255 if rows[0].dtype.kind in "ui" else 1
+    gap = max(1, round(0.08 * max(height, width)))
+    n_rows, n_columns = len(rows), max(map(len, rows))
     # Transparent where there is no image.
-    sheet = np.zeros(
-        (n_rows * (height + gap) - gap, n_columns * (width + gap) - gap, 4), dtype=np.float32
-    )
-    for i, images in enumerate(rows.values()):
-        for j, image in enumerate(images):
-            top, left = i * (height + gap), j * (width + gap)
-            place = sheet[top : top + height, left : left + width]
-            place[..., 3] = 1
-            place[..., : max(n_channels, 3)] = image / white
-    size = (
-        _INCHES_OF_NAMES + n_columns * _INCHES_AN_IMAGE * width / height,
-        _INCHES_AN_IMAGE * (n_rows + 1),
-    )
+    tiles = np.zeros((n_rows, n_columns, height + gap, width + gap, 4), dtype=np.float32)
+    for row, images in zip(tiles, rows, strict=True):
+        row[: len(images), :height, :width, 3] = 1
+        row[: len(images), :height, :width, : max(n_channels, 3)] = images / white
+    sheet = np.concatenate(np.concatenate(tiles, axis=1), axis=1)[:-gap, :-gap]
+    size = (_NAMES + n_columns * _IMAGE * width / height, _IMAGE * (n_rows + 1))
     (ax,) = output.axes(panel_size=size)
     ax.imshow(sheet, interpolation="nearest")
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0, labelsize=SMALL_FONT)
-    names = [name if isinstance(name, str) else "" for name in rows]
-    ax.set_yticks(np.arange(n_rows) * (height + gap) + height / 2, names)
-    ax.set_xticks((np.arange(n_columns) * (width + gap) + width / 2)[: len(columns)], columns)
+    ax.set_yticks(np.arange(n_rows) * (height + gap) + height / 2, row_names)
+    x_ticks = np.arange(n_columns) * (width + gap) + width / 2
+    ax.set_xticks(x_ticks[: len(column_names)], column_names)
     ax.set_title(title or "", fontsize=SMALL_FONT + 1)
     return output.finish([ax])

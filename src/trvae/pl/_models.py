@@ -1,4 +1,4 @@
-"""What can be plotted of models."""
+"""The model and the cells to plot."""
 
 from __future__ import annotations
 
@@ -9,44 +9,22 @@ if TYPE_CHECKING:
 
 
 def check_is_one_model(model: Any, what: str) -> None:
-    """Raise a ``ValueError`` if it is an ensemble.
-
-    Parameters
-    ----------
-    model
-        A model, or an ensemble, which has ``models``.
-    what
-        What of it is to be plotted, for the message.
-    """
+    """Raise a ``ValueError`` if the model is an ensemble; ``what`` is to be plotted of it."""
     if hasattr(model, "models"):
         raise ValueError(
-            f"{type(model).__name__} has no {what} of its own, but each of its models has: plot "
-            "that of one, such as model.models[0]."
+            f"{type(model).__name__} has no {what} to plot. Plot that of one of its models, such "
+            "as model.models[0]."
         )
 
 
 def cells_to_plot(model: Any, adata: AnnData | None) -> AnnData:
-    """Return the cells given, or the model's own; a ``ValueError`` if there are none.
-
-    Parameters
-    ----------
-    model
-        A model.
-    adata
-        Cells, or ``None``.
-    """
+    """Return the given cells or the model's own, or raise a ``ValueError`` if it has none."""
     cells = model.adata if adata is None else adata
     if cells is None:
-        raise ValueError("The model has no cells of its own. Give some: adata=...")
+        raise ValueError("The model has no AnnData of its own. Pass the cells: adata=...")
     return cells
 
 
 def condition_key(model: Any) -> str:
-    """Return the column of ``obs`` with the conditions of a model's cells.
-
-    Parameters
-    ----------
-    model
-        A model.
-    """
+    """Return the column of ``obs`` with the conditions."""
     return model.registry["setup_args"]["condition_key"]

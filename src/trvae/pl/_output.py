@@ -1,4 +1,4 @@
-"""Where a plot is drawn, and what becomes of it then."""
+"""Where a plot is drawn, in which colours, and what happens to it afterwards."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from matplotlib.figure import Figure
-
-# In points. What is smaller than 7 can't be read in print.
+# In points. Anything below 7 is illegible in print.
 SMALL_FONT = 8
+# Distinguishable with any colour vision: Okabe & Ito, "Color Universal Design" (2008).
+BLUE, ORANGE, VERMILLION = "#0072B2", "#E69F00", "#D55E00"
 _PRINT_DPI = 300
 
 
 class Output(NamedTuple):
-    """The arguments that all plots have in common."""
+    """The arguments that all plots share."""
 
     ax: Axes | Sequence[Axes] | None
     show: bool | None
@@ -30,17 +30,7 @@ class Output(NamedTuple):
     def axes(
         self, n_panels: int = 1, *, panel_size: tuple[float, float], n_columns: int = 1
     ) -> list[Axes]:
-        """Return the axes given, or those of a new figure.
-
-        Parameters
-        ----------
-        n_panels
-            How many are needed.
-        panel_size
-            Width and height of each, in inches.
-        n_columns
-            Panels side by side.
-        """
+        """Return the given axes, or those of a new figure with panels of this size in inches."""
         if self.ax is None:
             n_columns = min(n_columns, n_panels)
             n_rows = -(-n_panels // n_columns)
@@ -53,13 +43,14 @@ class Output(NamedTuple):
             return list(grid.flat[:n_panels])
         given = np.ravel(np.asarray(self.ax, dtype=object))
         if len(given) != n_panels or not all(isinstance(ax, Axes) for ax in given):
-            needed = "one Axes" if n_panels == 1 else f"a list of {n_panels} Axes, one a panel"
+            needed = "one Axes" if n_panels == 1 else f"a list of {n_panels} Axes, one per panel"
             raise ValueError(f"ax={self.ax!r} is not {needed}.")
         return list(given)
 
     def finish(self, axes: list[Axes]) -> Any:
-        """Save and show the figure as asked for, and return what is to be returned."""
-        figure = whole_figure(axes[0])
+        """Save and show the figure as requested, and return what the caller asked for."""
+        # The whole figure even if the axes are in a subfigure.
+        figure = axes[0].figure.canvas.figure
         if self.save is not None:
             figure.savefig(self.save, dpi=_PRINT_DPI, bbox_inches="tight")
         if self.return_fig:
@@ -68,24 +59,3 @@ class Output(NamedTuple):
             plt.show()
             return None
         return axes[0] if len(axes) == 1 else axes
-
-
-def whole_figure(ax: Axes) -> Figure:
-    """Return the figure of the axes, also if they are in a subfigure."""
-    return ax.figure.canvas.figure
-
-
-def legend_outside(ax: Axes, handles: list, **kwargs: Any) -> None:
-    """Draw a legend to the right of the axes, from the top down."""
-    legend = ax.legend(
-        handles=handles,
-        loc="upper left",
-        bbox_to_anchor=(1.0, 1.02),
-        frameon=False,
-        fontsize=SMALL_FONT,
-        title_fontsize=SMALL_FONT,
-        alignment="left",
-        **kwargs,
-    )
-    # Nothing is under it that it would have to be seen through.
-    legend.set_zorder(2)

@@ -1,4 +1,4 @@
-"""What is drawn of predicted, observed and control cells."""
+"""Values of predicted, observed and control cells, and which genes to draw."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trvae._utils._arguments import is_integer, join_names
+from trvae._utils._arguments import NONNEGATIVE_INTEGER, check_arguments, join_names
 from trvae.metrics import log_normalized, median_library_size
 from trvae.metrics._comparable import check_comparable
 
@@ -20,14 +20,9 @@ if TYPE_CHECKING:
 def normalized(
     groups: dict[str, AnnData | None], layer: str | None, library_key: str | None
 ) -> dict[str, np.ndarray]:
-    """Return log-normalised values of the groups that there are, with the observed cells' genes.
+    """Return log-normalised values of the groups, ``n_cells x n_genes``, by name.
 
-    Parameters
-    ----------
-    groups
-        The groups by name, ``observed`` among them.
-    layer, library_key
-        As in :func:`trvae.metrics.transfer_metrics`.
+    Genes are those of ``observed``. A ``control`` that is ``None`` is left out.
     """
     present = {name: adata for name, adata in groups.items() if adata is not None}
     check_comparable(present, layer)
@@ -43,26 +38,13 @@ def normalized(
 
 
 def chosen_genes(
-    var_names: pd.Index, genes: Sequence[str] | None, interest: np.ndarray, n_genes: int
+    var_names: pd.Index, genes: Sequence[str] | None, change: np.ndarray, n_genes: int
 ) -> np.ndarray:
-    """Return positions of the genes asked for, or of those of the largest absolute interest.
-
-    Parameters
-    ----------
-    var_names
-        All genes.
-    genes
-        Names, or ``None``.
-    interest
-        One number a gene.
-    n_genes
-        How many if ``genes`` is ``None``.
-    """
+    """Return positions of the given genes, or of those with the largest absolute change."""
     if genes is None:
-        if not is_integer(n_genes) or n_genes < 0:
-            raise ValueError(f"n_genes={n_genes!r} is not an integer from 0 on.")
-        return np.argsort(-np.abs(interest))[:n_genes]
-    names = [genes] if isinstance(genes, str) else list(genes)
+        check_arguments(locals(), {"n_genes": NONNEGATIVE_INTEGER})
+        return np.argsort(-np.abs(change))[:n_genes]
+    names = [genes] if isinstance(genes, str) else list(dict.fromkeys(genes))
     positions = var_names.get_indexer(names)
     if (positions < 0).any():
         missing = [name for name, at in zip(names, positions, strict=True) if at < 0]

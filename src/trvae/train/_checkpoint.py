@@ -2,53 +2,47 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import torch
+from lightning.pytorch.callbacks import Callback
+from scvi.train import SaveCheckpoint
 
-from trvae._utils._seeds import random_states
+from trvae._utils._seeds import random_states, set_random_states
 from trvae.io._atomic import annotate_os_errors, atomic_write, check_writable
-from trvae.io._plain import read_torch
-from trvae.io._saved import history_as_arrays, history_as_tables, shapes_of
+from trvae.io._reading import read_torch
+from trvae.io._saved import shapes_of
+from trvae.train._interruption import StopTraining
+
+if TYPE_CHECKING:
+    History = dict[str, pd.DataFrame] | None
+
 
 _FILE = "training.ckpt"
 
 
-_PARTS = {"model", "epoch", "weights", "best", "history", "random"}
+# Where a checkpoint has what Lightning's lacks.
+_KEY = "trvae"
 
 
-class Weights(NamedTuple):
-    """Weights of a finished epoch."""
+class TrainingCheckpoint(Callback):
+    """Writes and resumes checkpoints of one training, each in place of the previous one.
 
-    epoch: int
-    """Counted from 1."""
-    objective: float
-    """``objective_validation``, NaN if that was not looked at."""
-    state: dict[str, torch.Tensor]
-
-
-def weights_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Copy all weights to the CPU."""
-    return {
-        name: value.detach().to("cpu", copy=True) for name, value in module.state_dict().items()
-    }
-
-
-class CheckpointWriter:
-    """Writes checkpoints of one training, each in place of the one before.
+    They are Lightning's, written between two epochs and supplemented by the history, the random
+    states and the identity of the training. Lightning resumes from them by ``ckpt_path``.
 
     Parameters
     ----------
-    folder
-        Made if it is not there.
-    every
-        After how many epochs.
-    model
-        What the training is of: a checkpoint of anything else is refused.
+    identity
+        What must be the same in a training that resumes.
     before
         Whether the model was trained before, and its history.
+    folder
+        Folder to write to; made if it does not exist. ``None`` writes nothing.
+    every
+        Number of epochs between checkpoints. There is always one after the last epoch.
 
     Raises
     ------
@@ -56,172 +50,182 @@ class CheckpointWriter:
         If the folder can't be made or written to.
     """
 
-    def __init__(self, folder: str | Path, every: int, model: dict, before: tuple[bool, Any]):
-        self.path = Path(folder) / _FILE
+    def __init__(
+        self,
+        identity: dict[str, Any],
+        before: tuple[bool, History],
+        folder: str | Path | None = None,
+        every: int = 1,
+    ):
+        self.identity = identity
+        self.before = before
+        self.folder = None if folder is None else Path(folder)
         self.every = every
         self.has_written = False
-        self._model = model
-        was_trained, history = before
-        self._before = was_trained, history_as_arrays(history)
-        with annotate_os_errors(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        check_writable(self.path.parent)
+        self._epoch = 0
+        self._resumed: dict[str, Any] | None = None
+        self._savers: list[SaveCheckpoint] | None = None
+        if self.folder is not None:
+            with annotate_os_errors(self.folder / _FILE):
+                self.folder.mkdir(parents=True, exist_ok=True)
+            check_writable(self.folder)
 
-    def write(self, trainer: Any, plan: Any, best: Weights) -> None:
-        """Write what training goes on from.
+    def on_train_epoch_start(self, trainer: Any, plan: Any) -> None:
+        """Write a checkpoint if one is due."""
+        if trainer.current_epoch % self.every == 0:
+            self._write(trainer)
 
-        Parameters
-        ----------
-        trainer, plan
-            Between two epochs, or after the last one.
-        best
-            The best weights so far.
+    def on_train_end(self, trainer: Any, plan: Any) -> None:
+        """Write the last checkpoint."""
+        self._write(trainer)
 
-        Raises
-        ------
-        OSError
-            If it can't be written. The checkpoint before is then still there.
-        """
-        checkpoint = {
-            "model": self._model,
-            "before": self._before,
-            "epoch": trainer.current_epoch,
-            "is_finished": trainer.should_stop,
-            "weights": plan.module.state_dict(),
-            "best": best._asdict(),
-            "history": history_as_arrays(getattr(trainer.logger, "history", None)),
+    def on_save_checkpoint(self, trainer: Any, plan: Any, checkpoint: dict[str, Any]) -> None:
+        """Supplement a checkpoint; those that others write stay as they are."""
+        if self._savers is None:
+            return
+        was_trained, history = self.before
+        checkpoint[_KEY] = {
+            "identity": self.identity,
+            "was_trained": was_trained,
+            "history_before": _as_lists(history),
+            "history": _as_lists(getattr(trainer.logger, "history", None)),
             "random": random_states(),
-            "data": trainer.datamodule.state_dict(),
-            **{name: [one.state_dict() for one in parts] for name, parts in _stateful(trainer)},
-            "callbacks": {one.state_key: one.state_dict() for one in trainer.callbacks},
-            "loop": trainer.fit_loop.epoch_loop.on_save_checkpoint(),
+            "is_finished": trainer.should_stop,
         }
-        # A failure of the disk says what it is only if torch doesn't write to it itself.
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        with atomic_write(self.path) as unfinished:
-            unfinished.write_bytes(buffer.getbuffer())
+        # Lightning skips an epoch that is ready when it resumes.
+        for progress in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
+            progress["ready"] = progress["started"]
+        checkpoint["callbacks"] |= {one.state_key: one.state_dict() for one in self._savers}
+
+    def on_load_checkpoint(self, trainer: Any, plan: Any, checkpoint: dict[str, Any]) -> None:
+        """Keep what Lightning doesn't restore."""
+        self._resumed = checkpoint.get(_KEY)
+        self._epoch = checkpoint["epoch"]
+
+    def on_fit_start(self, trainer: Any, plan: Any) -> None:
+        """Restore all but the random states."""
+        if self._resumed is None:
+            return
+        trainer.should_stop = self._resumed["is_finished"]
+        history = getattr(trainer.logger, "history", None)
+        if history is not None:
+            history.update(_as_tables(self._resumed["history"]) or {})
+
+    def on_train_batch_start(self, trainer: Any, plan: Any, *args: Any) -> None:
+        """Restore the random states before the first minibatch."""
+        if self._resumed is None:
+            return
+        set_random_states(self._resumed["random"])
+        # Without an interruption, PyTorch has now drawn a seed for processes that read cells.
+        torch.empty((), dtype=torch.int64).random_()
+        self._resumed = None
+
+    def _write(self, trainer: Any) -> None:
+        if self.folder is None or trainer.current_epoch == self._epoch:
+            return
+        callbacks = trainer.callbacks
+        # scvi-tools' save a model whenever Lightning writes a checkpoint.
+        self._savers = [one for one in callbacks if isinstance(one, SaveCheckpoint)]
+        trainer.callbacks = [one for one in callbacks if one not in self._savers]
+        try:
+            with atomic_write(self.folder / _FILE) as unfinished:
+                trainer.save_checkpoint(unfinished, weights_only=False)
+        except OSError as error:
+            raise StopTraining(error) from error
+        finally:
+            trainer.callbacks = callbacks
+            self._savers = None
+        self._epoch = trainer.current_epoch
         self.has_written = True
 
 
-def has_checkpoint(path: str | Path | None) -> bool:
-    """Whether :func:`read_checkpoint` finds a file.
+def checkpoint_file(path: str | Path) -> Path:
+    """Return the checkpoint in a folder.
 
     Parameters
     ----------
     path
-        As in :func:`read_checkpoint`, or ``None``.
+        The folder, or the file in it.
     """
-    return path is not None and _file(path).exists()
+    path = Path(path)
+    return path / _FILE if path.is_dir() else path
+
+
+def has_checkpoint(path: str | Path | None) -> bool:
+    """Whether there is a checkpoint.
+
+    Parameters
+    ----------
+    path
+        The folder, the file in it, or ``None``.
+    """
+    return path is not None and checkpoint_file(path).exists()
 
 
 def read_checkpoint(
-    path: str | Path, model: dict, module: torch.nn.Module, max_epochs: int
-) -> dict:
-    """Read a checkpoint.
+    path: str | Path, identity: dict[str, Any], module: torch.nn.Module, max_epochs: int
+) -> tuple[bool, History]:
+    """Check that a training can resume from a checkpoint, without running code from the file.
 
     Parameters
     ----------
     path
-        The folder that it was written to, or the file therein.
-    model
-        As in :class:`CheckpointWriter`.
+        The folder it was written to, or the file in it.
+    identity
+        See :class:`TrainingCheckpoint`.
     module
-        Whose training is to go on.
+        The module to train.
     max_epochs
-        When it is to end.
+        Number of epochs of the training.
 
     Returns
     -------
-    What :meth:`CheckpointWriter.write` wrote, with ``before`` as it was given.
+    Whether the model had been trained before that training, and its history.
 
     Raises
     ------
     FileNotFoundError
         If there is none.
     ValueError
-        If it is damaged, of another model or of a later epoch.
+        If it is damaged, of another training or of a later epoch.
     """
-    path = _file(path)
+    path = checkpoint_file(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no checkpoint {path}.")
     checkpoint = read_torch(path)
-    if not isinstance(checkpoint, dict) or not checkpoint.keys() >= _PARTS:
-        raise ValueError(f"{path} is no checkpoint that train(checkpoint_dir=...) has written.")
-    differing = [name for name in model if checkpoint["model"].get(name) != model[name]]
-    if shapes_of(checkpoint["weights"]) != shapes_of(module.state_dict()):
+    if not isinstance(checkpoint, dict) or _KEY not in checkpoint:
+        raise ValueError(f"{path} is not a checkpoint written by train(checkpoint_dir=...).")
+    own = checkpoint[_KEY]
+    differing = [name for name in identity if own["identity"].get(name) != identity[name]]
+    weights = {f"module.{name}": weight for name, weight in module.state_dict().items()}
+    if shapes_of(checkpoint["state_dict"]) != shapes_of(weights):
         differing.append("shapes of weights")
     if differing:
         raise ValueError(
-            f"{path} is a checkpoint of another model: they differ in {', '.join(differing)}."
+            f"{path} is a checkpoint of another training, which differs in {', '.join(differing)}."
         )
     if checkpoint["epoch"] > max_epochs:
         raise ValueError(
             f"{path} is a checkpoint of epoch {checkpoint['epoch']}, after max_epochs={max_epochs}."
         )
-    was_trained, history = checkpoint["before"]
-    checkpoint["before"] = was_trained, history_as_tables(history)
-    return checkpoint
+    return own["was_trained"], _as_tables(own["history_before"])
 
 
-def restore(trainer: Any, plan: Any, checkpoint: dict) -> None:
-    """Let training that is about to start go on where a checkpoint was written.
-
-    All but the random states, which are to be set where they were taken, between two epochs.
-
-    Parameters
-    ----------
-    trainer, plan
-        Of a training that starts.
-    checkpoint
-        What to go on from.
-
-    Raises
-    ------
-    ValueError
-        If the training has other parts.
-
-    Notes
-    -----
-    Lightning's own resumption (``ckpt_path``) has neither random states nor the history, and reads
-    checkpoints that are written before the metrics of their epoch are there.
-    """
-    plan.module.load_state_dict(checkpoint["weights"])
-    trainer.should_stop = checkpoint["is_finished"]
-    if (history := getattr(trainer.logger, "history", None)) is not None:
-        history.update(history_as_tables(checkpoint["history"]) or {})
-    trainer.datamodule.load_state_dict(checkpoint["data"])
-    for name, parts in _stateful(trainer):
-        if len(parts) != len(checkpoint[name]):
-            raise ValueError(f"The checkpoint is of a training with other {name}.")
-        for one, state in zip(parts, checkpoint[name], strict=True):
-            one.load_state_dict(state)
-    for one in trainer.callbacks:
-        if state := checkpoint["callbacks"].get(one.state_key):
-            one.load_state_dict(state)
-    trainer.fit_loop.epoch_loop.on_load_checkpoint(checkpoint["loop"])
-    # The next epoch was about to start.
-    trainer.fit_loop.epoch_progress.reset_on_restart()
+def _as_lists(history: History) -> dict[str, tuple[str, list[int], list[float]]] | None:
+    """Turn tables with one column each into plain data."""
+    if history is None:
+        return None
+    return {
+        name: (table.index.name, table.index.tolist(), [float(x) for x in table.iloc[:, 0]])
+        for name, table in history.items()
+    }
 
 
-def _file(path: str | Path) -> Path:
-    path = Path(path)
-    return path / _FILE if path.is_dir() else path
-
-
-def _stateful(trainer: Any) -> list[tuple[str, list[Any]]]:
-    """All that has a state to keep, by what it is called in a checkpoint."""
-    epochs, batches = trainer.fit_loop, trainer.fit_loop.epoch_loop
-    return [
-        ("optimizers", trainer.optimizers),
-        ("schedulers", [config.scheduler for config in trainer.lr_scheduler_configs]),
-        ("precision", [trainer.precision_plugin]),
-        (
-            "progress",
-            [
-                epochs.epoch_progress,
-                batches.batch_progress,
-                batches.automatic_optimization.optim_progress,
-            ],
-        ),
-    ]
+def _as_tables(history: dict[str, Any] | None) -> dict[str, pd.DataFrame] | None:
+    """Return the tables that scvi-tools would have, from what :func:`_as_lists` returned."""
+    if history is None:
+        return None
+    return {
+        name: pd.DataFrame({name: values}, pd.Index(index, name=index_name), dtype=object)
+        for name, (index_name, index, values) in history.items()
+    }

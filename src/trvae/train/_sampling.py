@@ -19,50 +19,39 @@ if TYPE_CHECKING:
     from scvi.data import AnnDataManager
 
 
-# Cells of each condition in a minibatch, below which minibatches are balanced.
+# Minibatches are balanced if the rarest condition would have fewer cells in them.
 MIN_CELLS_PER_CONDITION = 8
 
 
-# Where a splitter has the positions of its cells.
-SPLIT = ("train_idx", "val_idx", "test_idx")
-
-
-def _check_split(split: Any, n_cells: int) -> None:
-    """Raise a ``ValueError`` if any position of a split is not a cell's; scvi-tools checks more."""
-    for part in split if isinstance(split, list) else []:
-        wrong = np.asarray([] if part is None else part).ravel()
-        if wrong.dtype.kind in "iu":
-            wrong = wrong[(wrong < 0) | (wrong >= n_cells)]
-        if len(wrong) > 0:
-            raise ValueError(
-                "datasplitter_kwargs['external_indexing'] is not of positions from 0 to "
-                f"{n_cells - 1}, of {n_cells} cells or images: it has {join_names(wrong)}."
-            )
+# Attributes of scvi-tools' splitter: positions of the cells of each set.
+_SPLIT = ("train_idx", "val_idx", "test_idx")
 
 
 class ConditionBalancedSampler(Sampler[list[int]]):
     """Minibatches with at least a few cells of every condition.
 
-    In an epoch every cell is seen once; cells of a condition that is too rare for that are seen
-    repeatedly, so that each minibatch has ``min_per_condition`` of them. Minibatches are about
-    equally large: none is left with a single cell.
+    An epoch visits every cell once, in random order. Cells of conditions that are too rare for
+    that are repeated, so that each minibatch has ``min_per_condition`` of them. All minibatches
+    have about the same size, and none has a single cell.
 
     Parameters
     ----------
     condition
         Code of each cell's condition, ``n_cells``.
     batch_size
-        Number of cells in a minibatch, without the repeated ones of rare conditions.
+        Number of cells in a minibatch, not counting repeated cells of rare conditions.
     min_per_condition
-        Smallest number of cells of each condition in a minibatch. It is lowered to
-        ``batch_size // n_conditions`` if there are many; 0 leaves the composition to chance.
+        Smallest number of cells of each condition in a minibatch, lowered to
+        ``batch_size // n_conditions`` if there are many conditions. 0 leaves the composition to
+        chance.
     processes
-        Which share every minibatch. This one gets its part, if all have the same seed.
+        The processes that share every minibatch. This one yields its part of each; all of them
+        must have the same seed.
 
     Raises
     ------
     ValueError
-        If there are fewer than two cells for each process, or a minibatch would have fewer.
+        If the data or a minibatch have fewer than two cells for each process.
     """
 
     def __init__(
@@ -75,16 +64,15 @@ class ConditionBalancedSampler(Sampler[list[int]]):
         least = 2 * processes.number
         if len(condition) < least:
             raise ValueError(
-                f"Training needs at least {least} cells or images beside those to validate on, got "
-                f"{len(condition)}."
+                f"Training needs at least {least} cells or images besides those for validation, "
+                f"got {len(condition)}."
             )
         if batch_size < least:
-            raise ValueError(f"batch_size={batch_size} is too small: {least} or more.")
-        self.n_minibatches = max(1, -(-len(condition) // batch_size))
-        if len(condition) < least * self.n_minibatches:
-            self.n_minibatches = len(condition) // least
+            raise ValueError(f"batch_size={batch_size} is too small, use at least {least}.")
+        n_minibatches = -(-len(condition) // batch_size)
+        self.n_minibatches = min(n_minibatches, len(condition) // least)
         self.processes = processes
-        # Of its own, as processes draw differently from the global one once they train.
+        # The processes share its seed, while they draw differently from the global generator.
         self.generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
         conditions = np.unique(condition)
         self.min_per_condition = min(min_per_condition, batch_size // len(conditions))
@@ -103,7 +91,7 @@ class ConditionBalancedSampler(Sampler[list[int]]):
             yield np.concatenate(minibatch)[rank::number].tolist()
 
     def _split(self, cells: np.ndarray) -> list[np.ndarray]:
-        """Divide cells in random order among the minibatches, repeating rare ones."""
+        """Divide cells among the minibatches in random order, repeating rare ones."""
         n_needed = max(len(cells), self.min_per_condition * self.n_minibatches)
         n_rounds = -(-n_needed // len(cells))
         order = np.concatenate(
@@ -113,15 +101,24 @@ class ConditionBalancedSampler(Sampler[list[int]]):
 
 
 class ConditionBalancedDataSplitter(DataSplitter):
-    """scvi-tools' splitter with :class:`ConditionBalancedSampler` for the training set.
+    """scvi-tools' splitter with minibatches from :class:`ConditionBalancedSampler`.
+
+    Its ``state_dict`` has the split and the state of the sampler, so that Lightning resumes
+    with the minibatches that would have come next.
 
     Parameters
     ----------
     adata_manager, *args, **kwargs
         Passed to :class:`~scvi.dataloaders.DataSplitter`.
     condition_balanced
-        Whether every minibatch shall have cells of every condition. ``None``: if chance alone
-        would leave the rarest condition with too few.
+        Whether every training minibatch has cells of every condition. By default, if chance
+        alone would leave the rarest condition with fewer than 8 cells in a minibatch.
+
+    Raises
+    ------
+    ValueError
+        If ``external_indexing`` is not made of positions of cells, or as
+        :class:`~scvi.dataloaders.DataSplitter` and :class:`ConditionBalancedSampler`.
     """
 
     def __init__(
@@ -135,33 +132,36 @@ class ConditionBalancedDataSplitter(DataSplitter):
         super().__init__(adata_manager, *args, **kwargs)
         self.condition_balanced = condition_balanced
         self._sampler: ConditionBalancedSampler | None = None
+        self._generator_state: torch.Tensor | None = None
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The split, and where in their random order the minibatches are."""
-        state = {name: torch.from_numpy(getattr(self, name)) for name in SPLIT}
+        """Return the split and the state of the sampler's generator."""
+        state = {name: torch.from_numpy(getattr(self, name)) for name in _SPLIT}
         if self._sampler is not None:
             state["generator"] = self._sampler.generator.get_state()
         return state
 
     def load_state_dict(self, state_dict: dict[str, torch.Tensor]) -> None:
-        """Let the minibatches go on in the order in which they would have come."""
-        if self._sampler is not None:
-            self._sampler.generator.set_state(state_dict["generator"])
+        """Take over a split and the state of its sampler.
 
-    def val_dataloader(self) -> DataLoader | list:
-        """Validation minibatches, none if all cells are trained on."""
-        return super().val_dataloader() if len(self.val_idx) > 0 else []
+        Parameters
+        ----------
+        state_dict
+            What :meth:`state_dict` returned. Lightning loads it before it asks for minibatches.
+        """
+        for name in _SPLIT:
+            setattr(self, name, state_dict[name].numpy())
+        self._generator_state = state_dict.get("generator")
 
     def train_dataloader(self) -> DataLoader:
-        """Training minibatches."""
+        """Return the training minibatches."""
         loader_kwargs = dict(self.data_loader_kwargs)
         batch_size = loader_kwargs.pop("batch_size", settings.batch_size)
         sharing = processes() if loader_kwargs.pop("distributed_sampler", False) else ALONE
         batch_size *= sharing.number
 
-        condition = np.asarray(
-            self.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY)
-        ).ravel()[self.train_idx]
+        codes = self.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY)
+        condition = np.asarray(codes).ravel()[self.train_idx]
         balanced = self.condition_balanced
         if balanced is None and len(condition) > 0:
             rarest = np.unique(condition, return_counts=True)[1].min() / len(condition)
@@ -169,6 +169,9 @@ class ConditionBalancedDataSplitter(DataSplitter):
         self._sampler = ConditionBalancedSampler(
             condition, batch_size, MIN_CELLS_PER_CONDITION if balanced else 0, sharing
         )
+        if self._generator_state is not None:
+            self._sampler.generator.set_state(self._generator_state)
+            self._generator_state = None
         dataset = self.adata_manager.create_torch_dataset(
             indices=self.train_idx, load_sparse_tensor=self.load_sparse_tensor
         )
@@ -182,15 +185,32 @@ class ConditionBalancedDataSplitter(DataSplitter):
             **loader_kwargs,
         )
 
+    def val_dataloader(self) -> DataLoader | list:
+        """Return the validation minibatches, none if all cells are trained on."""
+        return super().val_dataloader() if len(self.val_idx) > 0 else []
+
 
 def minibatches_of(datamodule: Any) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield what a data module has to train and to validate on, as a module takes it.
+    """Yield the training and validation minibatches of a data module as a module takes them.
 
     Parameters
     ----------
     datamodule
-        One of Lightning's.
+        A :class:`~lightning.pytorch.core.LightningDataModule`.
     """
     for loader in (datamodule.train_dataloader(), datamodule.val_dataloader()):
         for minibatch in loader or []:
             yield datamodule.on_before_batch_transfer(minibatch, 0)
+
+
+def _check_split(split: Any, n_cells: int) -> None:
+    """Raise a ``ValueError`` unless a split consists of positions; scvi-tools checks the rest."""
+    for part in split if isinstance(split, list) else []:
+        wrong = np.asarray([] if part is None else part).ravel()
+        if wrong.dtype.kind in "iu":
+            wrong = wrong[(wrong < 0) | (wrong >= n_cells)]
+        if len(wrong) > 0:
+            raise ValueError(
+                "datasplitter_kwargs['external_indexing'] must have positions from 0 to "
+                f"{n_cells - 1}, got {join_names(wrong)}."
+            )

@@ -1,0 +1,68 @@
+"""What is kept of an evaluation on disk, and when it may be resumed."""
+
+import numpy as np
+import pytest
+
+import trvae
+from trvae.evaluation._results import Results, fingerprint_of
+
+KEYS = [("NK", "treated", "trVAE", 0), ("NK", "treated", "ceiling", None)]
+ROW = {"rmse": 0.1, "rmse_specific": np.nan}
+SETTINGS = {"condition_key": "condition", "labels_key": "cell_type", "library_key": None}
+SETTINGS |= {"layer": None}
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """A folder with two rows."""
+    for key in KEYS:
+        Results(tmp_path, SETTINGS).add(key, ROW)
+    return tmp_path
+
+
+@pytest.mark.parametrize("unfinished", ["", '{"key": "[\\"B\\"'])
+def test_rows_survive_an_interruption(kept, unfinished):
+    file = kept / "results.jsonl"
+    complete = file.read_text()
+    file.write_text(complete + unfinished)
+    results = Results(kept, SETTINGS)
+    assert file.read_text() == complete
+    results.add(KEYS[0], {"rmse": 2.0})
+    np.testing.assert_equal([results[key] for key in KEYS], [ROW, ROW])
+    assert (*KEYS[0][:-1], 1) not in results
+
+
+@pytest.mark.parametrize("name", ["results.jsonl", "settings.json"])
+@pytest.mark.parametrize(
+    "damage", [b"", b"[]", b'"key"', b'{"key": nu', b'{"key": "\xff"}', b"{}"]
+)
+def test_damaged_files_are_named_and_left_alone(kept, name, damage):
+    file = kept / name
+    is_rows = name == "results.jsonl"
+    damaged = (
+        file.read_bytes().splitlines(keepends=True)[0] + damage + b"\n" if is_rows else damage
+    )
+    file.write_bytes(damaged)
+    message = (
+        "Line 2 of .*results.jsonl is damaged .*Remove" if is_rows else "is damaged|differ in"
+    )
+    with pytest.raises(ValueError, match=message):
+        Results(kept, SETTINGS)
+    assert file.read_bytes() == damaged
+
+
+@pytest.mark.parametrize(
+    ("change", "differing"),
+    [
+        (lambda adata: adata[::-1].copy(), "cells_and_genes"),
+        (lambda adata: adata[:, ::-1].copy(), "cells_and_genes"),
+        (lambda adata: adata.obs.__setitem__("condition", "treated"), "cells_and_genes"),
+        (lambda adata: adata.X.data.put(0, 1000), "sum_of_values"),
+    ],
+)
+def test_other_data_are_refused(tmp_path, change, differing):
+    adata = trvae.datasets.simulated(n_cells=5, n_genes=10)
+    Results(tmp_path, fingerprint_of(adata, SETTINGS))
+    changed = change(adata)
+    with pytest.raises(ValueError, match=rf"they differ in {differing}\)"):
+        Results(tmp_path, fingerprint_of(adata if changed is None else changed, SETTINGS))

@@ -1,0 +1,40 @@
+import pytest
+
+from trvae.io._atomic import atomic_update, atomic_write
+
+
+@pytest.mark.parametrize(
+    ("write", "before", "left"),
+    [
+        (atomic_write, {}, ".folder.unfinished"),
+        (atomic_update, {}, ".folder.unfinished"),
+        (atomic_update, {"file": "old", "other": "kept"}, "folder/.unfinished"),
+    ],
+)
+def test_a_folder_is_as_before_until_all_is_written(tmp_path, write, before, left):
+    folder = tmp_path / "folder"
+    # What a killed process left.
+    (tmp_path / left).mkdir(parents=True)
+    (tmp_path / left / "half").touch()
+    for name, text in before.items():
+        (folder / name).write_text(text)
+
+    def write_and_raise(error=None):
+        with write(folder) as unfinished:
+            unfinished.mkdir()
+            (unfinished / "file").write_text("new")
+            if error is not None:
+                raise error
+
+    for error, expected, message in (
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+        (OSError(28, "disk full"), OSError, "folder could not be written: disk full"),
+        (RuntimeError("torch failed"), OSError, "folder could not be written: torch failed"),
+    ):
+        with pytest.raises(expected, match=message):
+            write_and_raise(error)
+        assert {path.name: path.read_text() for path in folder.glob("*")} == before
+        assert not (tmp_path / left).exists()
+    write_and_raise()
+    assert {path.name: path.read_text() for path in folder.iterdir()} == before | {"file": "new"}
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]

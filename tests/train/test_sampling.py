@@ -1,0 +1,189 @@
+"""Minibatches: which cells they have, and where the cells come from."""
+
+import anndata
+import h5py
+import numpy as np
+import pytest
+import scvi
+import torch
+from anndata.experimental import AnnCollection
+from anndata.io import read_elem, sparse_dataset
+from helpers import QUIET, SMALL, assert_same_weights, fit, untrained
+from scipy import sparse
+from scvi.dataloaders import CollectionAdapter
+
+import trvae
+from trvae.train import ConditionBalancedDataSplitter, ConditionBalancedSampler
+from trvae.train._sampling import MIN_CELLS_PER_CONDITION
+
+
+@pytest.mark.parametrize(
+    ("counts", "batch_size"),
+    [((300, 200), 64), ((1000, 20, 3), 128), ((2,) * 50, 16)],
+    ids=["even", "rare conditions", "more conditions than cells in a minibatch"],
+)
+def test_every_cell_is_seen_and_rare_conditions_are_repeated(counts, batch_size):
+    condition = np.repeat(np.arange(len(counts)), counts)
+    sampler = ConditionBalancedSampler(condition, batch_size)
+    minibatches = list(sampler)
+    assert len(minibatches) == len(sampler)
+    cells, n_seen = np.unique(np.concatenate(minibatches), return_counts=True)
+    np.testing.assert_array_equal(cells, np.arange(sum(counts)))
+    least = min(MIN_CELLS_PER_CONDITION, batch_size // len(counts))
+    for code, n_cells in enumerate(counts):
+        in_each = [(condition[minibatch] == code).sum() for minibatch in minibatches]
+        if n_cells < least * len(minibatches):
+            assert set(in_each) == {least}
+        else:
+            assert min(in_each) >= least
+            assert (n_seen[condition == code] == 1).all()
+    assert minibatches != list(sampler)
+
+
+@pytest.mark.parametrize("n_cells", [2, 3, 17, 129, 257])
+@pytest.mark.parametrize("batch_size", [2, 16, 128])
+@pytest.mark.parametrize("min_per_condition", [0, 8])
+def test_no_minibatch_has_a_single_cell(n_cells, batch_size, min_per_condition):
+    sampler = ConditionBalancedSampler(np.zeros(n_cells), batch_size, min_per_condition)
+    assert min(map(len, sampler)) >= 2
+
+
+@pytest.mark.parametrize(
+    ("n_cells", "batch_size", "message"),
+    [(1, 10, "at least 2 cells or images .* got 1"), (10, 1, "batch_size=1 is too small")],
+)
+def test_minibatches_need_two_cells(n_cells, batch_size, message):
+    with pytest.raises(ValueError, match=message):
+        ConditionBalancedSampler(np.zeros(n_cells), batch_size)
+
+
+def test_balancing_is_on_when_it_matters(adata):
+    treated = np.flatnonzero(adata.obs["condition"] == "treated")
+    rare = adata[np.setdiff1d(np.arange(adata.n_obs), treated[4:])].copy()
+
+    def n_treated(cells, balanced=None):
+        manager = untrained(cells.copy()).adata_manager
+        splitter = ConditionBalancedDataSplitter(
+            manager, train_size=1.0, batch_size=32, condition_balanced=balanced
+        )
+        splitter.setup()
+        assert splitter.val_dataloader() == []
+        return [int((tensors["batch"] == 1).sum()) for tensors in splitter.train_dataloader()]
+
+    assert set(n_treated(rare)) == {MIN_CELLS_PER_CONDITION}
+    assert sum(n_treated(rare, balanced=False)) == 4
+    # Half of the cells are treated, so chance is enough.
+    assert len(set(n_treated(adata))) > 1
+
+
+def test_a_splitter_continues_another(adata):
+    manager = untrained(adata).adata_manager
+    splitters = [ConditionBalancedDataSplitter(manager, batch_size=64) for _ in range(2)]
+    for splitter in splitters:
+        splitter.setup()
+    one, other = splitters
+    loader = one.train_dataloader()
+    list(loader)
+    other.load_state_dict(one.state_dict())
+    for tensors, same in zip(loader, other.train_dataloader(), strict=True):
+        assert torch.equal(tensors["X"], same["X"])
+    np.testing.assert_array_equal(other.val_idx, one.val_idx)
+
+
+@pytest.mark.parametrize("wrong", [[0, 240], [-1, 3], [0.0, 1.0]])
+def test_a_split_consists_of_positions(adata, wrong):
+    manager = untrained(adata).adata_manager
+    with pytest.raises(ValueError, match="external_indexing.* positions from 0 to 239"):
+        ConditionBalancedDataSplitter(manager, external_indexing=[np.array(wrong), None, None])
+
+
+@pytest.mark.parametrize("workers", ["splitter", "settings"])
+def test_same_seed_same_weights_with_any_number_of_workers(adata, monkeypatch, workers):
+    train = {"max_epochs": 2}
+    alone = fit(adata, train=train)
+    if workers == "splitter":
+        train["datasplitter_kwargs"] = {"num_workers": 2}
+    else:
+        monkeypatch.setattr(scvi.settings, "dl_num_workers", 2)
+    other = fit(adata, train=train)
+    assert_same_weights(other.module, alone.module.state_dict())
+    if workers == "settings":
+        one, same = (model.transfer(target_condition="treated").X for model in (alone, other))
+        assert (one != same).nnz == 0
+
+
+class Cells(ConditionBalancedDataSplitter):
+    """A data module, with the attributes that training asks for."""
+
+    batch_size = 128
+
+    @property
+    def n_obs(self):
+        return self.adata_manager.adata.n_obs
+
+
+@pytest.mark.parametrize("labels_key", [None, "cell_type"])
+def test_training_on_a_data_module_is_training_in_memory(adata, labels_key):
+    trvae.TRVAE.setup_anndata(adata, condition_key="condition", labels_key=labels_key)
+    model = trvae.TRVAE(adata, seed=0, **SMALL)
+    other = trvae.TRVAE(registry=model.registry, seed=0, **SMALL)
+    model.train(max_epochs=2, **QUIET)
+    cells = Cells(model.adata_manager, batch_size=Cells.batch_size)
+    other.train(max_epochs=2, datamodule=cells, **QUIET)
+    assert_same_weights(other.module, model.module.state_dict())
+    assert len(other.reference_cells_["z"]) == adata.n_obs
+    if labels_key is None:
+        assert other.mean_profiles_ is None
+    else:
+        np.testing.assert_allclose(other.mean_profiles_, model.mean_profiles_)
+
+
+def saved_in_two_files(adata, folder):
+    adata.layers["counts"] = adata.X.copy()
+    half = np.arange(adata.n_obs) < adata.n_obs // 2
+    paths = [folder / "1.h5ad", folder / "2.h5ad"]
+    for path, cells in zip(paths, (adata[half], adata[~half]), strict=True):
+        cells.copy().write_h5ad(path)
+    return [anndata.read_h5ad(path, backed="r") for path in paths]
+
+
+def opened(path):
+    file = h5py.File(path)
+    counts = sparse_dataset(file["X"])
+    obs, var = read_elem(file["obs"]), read_elem(file["var"])
+    return anndata.AnnData(counts, obs=obs, var=var, layers={"counts": counts})
+
+
+@pytest.mark.parametrize("source", ["one backed file", "two files", "two files, counts on disk"])
+def test_training_on_files_is_training_in_memory(adata, tmp_path, source):
+    layer = {}
+    if source == "one backed file":
+        adata.write_h5ad(tmp_path / "cells.h5ad")
+        files = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    else:
+        layer = {"layer": "counts"}
+        adata.X = sparse.csr_matrix(adata.X)
+        parts = saved_in_two_files(adata, tmp_path)
+        if source == "two files, counts on disk":
+            parts = [opened(part.filename) for part in parts]
+        files = CollectionAdapter(
+            AnnCollection(parts, join_vars="inner", join_obs="inner", label="file")
+        )
+    models = []
+    for cells in (adata, files):
+        trvae.TRVAE.setup_anndata(
+            cells, condition_key="condition", labels_key="cell_type", **layer
+        )
+        models.append(trvae.TRVAE(cells, seed=0, **SMALL))
+        models[-1].train(max_epochs=4, **QUIET)
+    losses = [float(model.history["train_loss"].iloc[-1, 0]) for model in models]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    np.testing.assert_allclose(models[1].mean_profiles_, models[0].mean_profiles_)
+    means = [model.get_transferred_expression(adata[:80], "treated").mean() for model in models]
+    np.testing.assert_allclose(*means, rtol=1e-2)
+
+
+def test_a_collection_of_files_needs_a_layer(adata, tmp_path):
+    cells = CollectionAdapter(AnnCollection(saved_in_two_files(adata, tmp_path)))
+    with pytest.raises(ValueError, match="Name the layer"):
+        trvae.TRVAE.setup_anndata(cells, condition_key="condition")
