@@ -99,7 +99,7 @@ def test_a_smaller_ensemble_takes_the_place_of_a_larger_one(ensemble, adata, tmp
     ensemble.save(folder, save_anndata=True)
     (folder / "README").touch()
     smaller = with_models(ensemble, ensemble.models[1:])
-    with pytest.raises(ValueError, match="ensemble has models of an ensemble already. Name anot"):
+    with pytest.raises(ValueError, match="ensemble holds an ensemble. Choose another folder"):
         smaller.save(folder)
     assert len(trvae.TRVAEEnsemble.load(folder).models) == 3
     smaller.save(folder, overwrite=True)

@@ -131,7 +131,6 @@ class ScarchesModel(NamedTuple):
                     state |= {f"{ours}.map.weight": weight, f"{ours}.map.bias": bias}
                 else:
                     state |= {
-                        # Our input layer of the encoder stores its weight transposed.
                         f"{ours}.map.linear.weight": weight,
                         f"{ours}.map.linear.bias": bias,
                         f"{ours}.map.condition.weight": theirs[f"{block}.L{i}.cond_L.weight"].T,
