@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.ticker import MaxNLocator
@@ -96,8 +95,12 @@ def _curves(model: Any) -> dict[str, dict[str, pd.Series]]:
         )
     curves: dict[str, dict[str, pd.Series]] = {}
     for name, table in logged.items():
-        term = re.sub("^(train|validation)_|_(train|validation)$", "", name)
-        kind = "validation" if "validation" in name else "training"
+        # scvi-tools has train_loss, but elbo_train.
+        suffixed = {"train_loss": "loss_train", "validation_loss": "loss_validation"}.get(
+            name, name
+        )
+        term = suffixed.removesuffix("_train").removesuffix("_validation")
+        kind = "validation" if suffixed.endswith("_validation") else "training"
         curves.setdefault(term, {})[kind] = table.iloc[:, 0].astype(float)
     return curves
 
