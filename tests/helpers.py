@@ -35,7 +35,7 @@ def fit(adata, *, setup=None, train=None, **kwargs):
 
 @contextmanager
 def full_disk(n_bytes=20_000):
-    """No file can become larger than that."""
+    """Let no file become larger than ``n_bytes``."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
     try:
@@ -45,7 +45,10 @@ def full_disk(n_bytes=20_000):
 
 
 class At(Callback):
-    """Do something in an epoch (from 0), and note the weights of those before."""
+    """Do something when an epoch (from 0) starts, and keep the weights after each epoch.
+
+    ``spoiled`` is an epoch that makes all weights worse.
+    """
 
     def __init__(self, epoch, action, spoiled=None):
         self.epoch, self.action, self.spoiled, self.weights = epoch, action, spoiled, []
@@ -62,6 +65,7 @@ class At(Callback):
 
 
 def sending(*numbers):
+    """An action that sends signals to this process."""
     return lambda plan: [signal.raise_signal(number) for number in numbers]
 
 
@@ -82,7 +86,7 @@ def untrained(adata, **kwargs):
 
 
 def bars(n=20, size=10, n_channels=1, kind="integers", seed=0):
-    """Images of bars, upright or level, dark or bright by condition, and a little noise."""
+    """Noisy images of bars, upright or level, dark or bright depending on the condition."""
     rng = np.random.default_rng(seed)
     images, rows = [], []
     for condition, brightness in {"dark": 0.3, "bright": 0.8}.items():

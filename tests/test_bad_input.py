@@ -334,7 +334,7 @@ TRAINING = {
     "max_epochs": ({"max_epochs": 0}, "max_epochs"),
     "train_size": ({"train_size": 1.5}, "train_size"),
     "validation_size": ({"validation_size": -0.1}, "validation_size"),
-    "both sizes": ({"validation_size": 0.5}, "train_size=0.9 ... validation_size=0.5"),
+    "both sizes": ({"validation_size": 0.5}, "train_size ... validation_size ... 0.5"),
     "early stopping": ({"early_stopping": True, "train_size": 1.0}, "objective_validation"),
     "an unknown argument of the plan": ({"plan_kwargs": {"rate": 1}}, "'rate'"),
     "a learning rate": ({"plan_kwargs": {"lr": -1}}, "lr"),

@@ -345,7 +345,7 @@ def test_what_cannot_be_set_up(mdata, kind):
 def test_data_of_the_other_kind(model, of_anndata, mdata, adata, tmp_path, model_of):
     known, other = (of_anndata, mdata) if model_of == "AnnData" else (model, adata)
     known.save(tmp_path / "model")
-    message = f"set up with an? {model_of}, got a"
+    message = f"set up with an? {model_of}, got "
     with pytest.raises(ValueError, match=message):
         trvae.TRVAE.load(tmp_path / "model", adata=other)
     with pytest.raises(ValueError, match=message):

@@ -11,6 +11,12 @@ import trvae
 EXPRESSION = {"target_condition": "treated", "return_numpy": True}
 
 
+def with_models(ensemble, models):
+    other = copy.copy(ensemble)
+    other.models = models
+    return other
+
+
 @pytest.fixture(scope="module")
 def ensemble():
     cells = trvae.datasets.simulated(n_cells=40, n_genes=60)

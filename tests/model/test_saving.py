@@ -38,7 +38,7 @@ def test_a_full_disk_loses_no_saved_model(adata, models, tmp_path):
     new.save(str(tmp_path / "model"), overwrite=True)
     loaded = trvae.TRVAE.load(tmp_path / "model", adata)
     assert_same_weights(loaded.module, new.module.state_dict())
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="exists. Choose another folder"):
         new.save(tmp_path / "model")
 
 

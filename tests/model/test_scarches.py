@@ -1,6 +1,6 @@
-import os
 import pickle
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import anndata
@@ -115,15 +115,15 @@ def test_squared_error_is_the_loss_but_for_a_constant():
 
 
 @pytest.mark.parametrize(
-    ("name", "changed", "weight", "layer"),
+    ("changed", "weight", "layer"),
     [
-        ("nb", {"beta": 2}, 2 * 19, "latent"),
-        ("nb", {"beta": np.float64(0.5), "mmd_on": "y"}, 0.5 * 19, "decoder"),
-        ("nb", {"use_mmd": False}, 0, "latent"),
+        ({"beta": 2}, 2 * 19, "latent"),
+        ({"beta": np.float64(0.5), "mmd_on": "y"}, 0.5 * 19, "decoder"),
+        ({"use_mmd": False, "mmd_boundary": 1}, 0, "latent"),
     ],
 )
-def test_objective(saved, name, changed, weight, layer):
-    model = trvae.TRVAE.from_scarches(saved(name, **changed), read(name)[1])
+def test_objective(saved, changed, weight, layer):
+    model = trvae.TRVAE.from_scarches(saved(**changed), read("nb")[1])
     assert (model.module.mmd_weight, model.module.mmd_layer) == (weight, layer)
     assert not model.module.mmd_within_labels
 
@@ -201,21 +201,9 @@ def test_the_model_does_all_that_others_do(name, tmp_path):
     assert not np.allclose(model.get_latent_representation(), expected["latent"])
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_views(name):
-    expected, cells = read(name)
-    model = trvae.TRVAE.from_scarches(DATA / name, cells[:, ::-1])
-    np.testing.assert_allclose(model.get_latent_representation(), expected["latent"], **CLOSE)
-    view = cells[::2, ::-1]
-    expected = model.transfer(view.copy(), target_condition="a").X
-    np.testing.assert_array_equal(model.transfer(view, target_condition="a").X, expected)
-    model = trvae.TRVAE.from_scarches(DATA / name, cells[:29])
-    assert model.transfer(target_condition="a").shape == (29, 12)
-
-
 def test_a_mean_below_0_only_where_it_may_be(adata):
     trvae.TRVAE.setup_anndata(adata, condition_key="condition")
-    with pytest.raises(ValueError, match="nonnegative_mean=True is for gene_likelihood='normal'"):
+    with pytest.raises(ValueError, match="nonnegative_mean=True needs gene_likelihood='normal'"):
         trvae.TRVAE(adata, nonnegative_mean=True)
     adata.X = adata.X.log1p()
     for allowed in (False, True):
@@ -224,70 +212,25 @@ def test_a_mean_below_0_only_where_it_may_be(adata):
         assert (model.get_normalized_expression().min(axis=None) < 0) == allowed
 
 
-class _Runs:
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
-
-
-@pytest.mark.parametrize("protocol", [0, 2, 4])
-@pytest.mark.parametrize("function", [os.system, eval, exec])
-def test_code_in_the_attributes_is_not_run(saved, tmp_path, function, protocol):
-    folder, proof = saved(), tmp_path / "proof"
-    code = f"touch {proof}" if function is os.system else f"open({str(proof)!r}, 'w')"
-    attributes = pickle.dumps({"beta_": _Runs(function, code)}, protocol)
-    (folder / "attr.pkl").write_bytes(attributes)
-    with pytest.raises(ValueError, match=rf"asks for \w+\.{function.__name__}, .* not run"):
-        trvae.TRVAE.from_scarches(folder, read("nb")[1])
-    assert not proof.exists()
-    # It would have been run.
-    pickle.loads(attributes)
-    assert proof.exists()
-
-
-def test_code_in_the_weights_is_not_run(saved, tmp_path):
-    folder, proof = saved(), tmp_path / "proof"
-    torch.save({"theta": _Runs(os.system, f"touch {proof}")}, folder / "model_params.pt")
-    with pytest.raises(ValueError, match="holds other things than tensors"):
-        trvae.TRVAE.from_scarches(folder, read("nb")[1])
-    assert not proof.exists()
-    torch.load(folder / "model_params.pt", weights_only=False)
-    assert proof.exists()
-
-
-@pytest.mark.parametrize(
-    "value",
-    [np.array(["b", "a"]), np.array([1, "a"], object), np.void(b"x"), np.datetime64(1, "s")],
-)
-def test_numpy_values_other_than_numbers_and_strings_are_refused(saved, value):
-    with pytest.raises(ValueError, match="attr.pkl"):
-        trvae.TRVAE.from_scarches(saved(beta=value), read("nb")[1])
-
-
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"mmd_boundary": 1}, "mmd_boundary=1"),
         ({"conditions": ["a"]}, r"conditions=\['a'\]"),
-        ({"conditions": []}, r"conditions=\[\]"),
-        ({"recon_loss": "bce"}, "recon_loss='bce' is not one of 'nb', 'zinb', 'mse'"),
+        ({"recon_loss": "bce"}, "recon_loss must be one of 'nb', 'zinb', 'mse', got 'bce'"),
         ({"is_trained": False}, "not trained"),
         ({"input_dim": 13}, "input_dim=13, but names of 12 genes"),
+        ({"beta": np.array([1.0])}, "of a wrong type: 'beta'"),
+        ({"conditions": ["a", None]}, "of a wrong type: 'conditions'"),
         ({"hidden_layer_sizes": [8, 16]}, "weights of the scArches model don't fit"),
         ({"hidden_layer_sizes": [16, 8, 8]}, "weights of the scArches model don't fit"),
+        ({"latent_dim": 10**9}, "weights of the scArches model don't fit"),
+        ({"beta": np.datetime64(1, "s")}, "attr.pkl was not loaded"),
     ],
 )
 def test_what_has_no_counterpart(saved, changed, message):
     with pytest.raises(ValueError, match=message):
         trvae.TRVAE.from_scarches(saved(**changed), read("nb")[1])
-
-
-def test_a_boundary_that_was_not_used(saved):
-    expected, cells = read("nb")
-    model = trvae.TRVAE.from_scarches(saved(use_mmd=False, mmd_boundary=1), cells)
-    assert_same_as_scarches(model, cells, expected)
 
 
 def test_cells_that_do_not_fit():
@@ -306,12 +249,15 @@ def test_not_a_model(saved, tmp_path):
     _, cells = read("nb")
     with pytest.raises(ValueError, match="has no 'attr.pkl', 'model_params.pt', 'var_names.csv'"):
         trvae.TRVAE.from_scarches(tmp_path, cells)
-    with pytest.raises(ValueError, match="type dict is neither a folder nor a TRVAE"):
+    with pytest.raises(ValueError, match="Expected a folder or a TRVAE .* of type dict"):
         trvae.TRVAE.from_scarches({}, cells)
     folder = saved()
-    (folder / "attr.pkl").write_bytes(pickle.dumps({"beta_": 1}))
-    with pytest.raises(ValueError, match="not a TRVAE of scArches 0.6, .* 'condition_key_'"):
-        trvae.TRVAE.from_scarches(folder, cells)
-    (folder / "attr.pkl").write_bytes(b"")
-    with pytest.raises(ValueError, match="damaged"):
-        trvae.TRVAE.from_scarches(folder, cells)
+    for content, message in [
+        (b"", "attr.pkl is damaged"),
+        (pickle.dumps([1]), "does not hold the attributes"),
+        (pickle.dumps({"beta_": 1}), "not a TRVAE of scArches 0.6, .* 'condition_key_'"),
+        (pickle.dumps({"beta_": Path("a")}), "attr.pkl was not loaded: it asks for pathlib"),
+    ]:
+        (folder / "attr.pkl").write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            trvae.TRVAE.from_scarches(folder, cells)

@@ -32,11 +32,11 @@ OF_GROUPS = {
         lambda groups, **k: trvae.pl.mean_scatter(*groups, statistic="both", **FEW, **k),
     ),
     "response": ((1, 1), lambda groups, **k: trvae.pl.response(*groups, **FEW, **k)),
-    "response_dots": (
+    "by_label_dots": (
         (1, 1),
         lambda groups, **k: trvae.pl.response_by_label(*groups, **BY_LABEL, **k),
     ),
-    "response_violins": (
+    "by_label_violins": (
         (1, 1),
         lambda groups, **k: trvae.pl.response_by_label(*groups, kind="violin", **BY_LABEL, **k),
     ),
@@ -56,7 +56,10 @@ def draw(monkeypatch, given_groups, given_model):
     def drawn(name, path, change):
         (n_rows, n_columns), plot = OF_GROUPS.get(name, ((2, 2), trvae.pl.umap))
         figure, axes = plt.subplots(n_rows, n_columns, figsize=(4.4 * n_columns, 3.4 * n_rows))
-        figure.subplots_adjust(0.16, 0.16, 0.78, 0.9, 0.9, 0.4)
+        if "by_label" in name:  # has its own margins
+            figure.subplots_adjust(0, 0, 1, 1)
+        else:
+            figure.subplots_adjust(0.16, 0.16, 0.78, 0.9, 0.9, 0.4)
         plot(given_model(change) if name == "umap" else given_groups(change), ax=axes)
         figure.draw_without_rendering()
         for kind in (mpl.text.Text, mpl.legend.Legend, mpl.patches.FancyArrowPatch):

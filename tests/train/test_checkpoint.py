@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from anndata import AnnData
 from helpers import (
     QUIET,
     SMALL,
@@ -93,42 +94,18 @@ def test_resumed_is_uninterrupted(adata, tmp_path, make, seed, kwargs):
     assert_same_training(resumed, whole)
 
 
-def test_what_was_resumed_can_be_resumed(adata, tmp_path):
-    folder, kwargs = tmp_path / "checkpoints", {"max_epochs": N_EPOCHS} | QUIET
-    whole = small(adata)
-    whole.train(**kwargs, checkpoint_dir=folder, callbacks=[keeping(folder, 1)])
-    for epoch in (2, 4):
-        shutil.rmtree(folder)
-        (tmp_path / "kept").rename(tmp_path / "before")
-        resumed = small(adata)
-        resumed.train(
-            **kwargs,
-            checkpoint_dir=folder,
-            resume_from=tmp_path / "before",
-            callbacks=[keeping(folder, epoch)],
-        )
-        assert_same_training(resumed, whole)
-        shutil.rmtree(tmp_path / "before")
-
-
-def test_a_checkpoint_changes_nothing(adata, tmp_path):
-    kwargs = {"max_epochs": 3} | QUIET
-    one, other = small(adata), small(adata)
-    one.train(**kwargs, checkpoint_dir=tmp_path / "new" / "folder", checkpoint_every_n_epoch=2)
-    other.train(**kwargs)
-    assert_same_training(one, other)
-    assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["training.ckpt"]
-
-
-def test_an_interrupted_training_resumes(adata, tmp_path, caplog):
-    kwargs = {"max_epochs": N_EPOCHS, "checkpoint_dir": tmp_path} | QUIET
+def test_an_interrupted_training_resumes_as_often_as_needed(adata, tmp_path, caplog):
+    kwargs = {"max_epochs": N_EPOCHS} | QUIET
     whole, resumed = small(adata), small(adata)
     whole.train(**kwargs)
+    kwargs["checkpoint_dir"] = tmp_path / "new" / "folder"
     at = At(3, sending(signal.SIGTERM))
     resumed.train(**kwargs, checkpoint_every_n_epoch=2, callbacks=[at])
-    assert f"resume_from={str(tmp_path)!r}" in caplog.text
     # The same model, which has a history and other weights than the checkpoint already.
-    resumed.train(**kwargs, resume_from=tmp_path)
+    kwargs["resume_from"] = kwargs["checkpoint_dir"]
+    assert f"resume_from={str(kwargs['resume_from'])!r}" in caplog.text
+    resumed.train(**kwargs, callbacks=[At(4, sending(signal.SIGINT))])
+    resumed.train(**kwargs)
     assert_same_training(resumed, whole)
 
 
@@ -223,17 +200,8 @@ def checkpoint(tmp_path_factory):
     return folder / "training.ckpt"
 
 
-def without_last_cell(adata):
-    return adata[:-1].copy()
-
-
 def with_other_genes(adata):
     adata.var_names = [f"other_{name}" for name in adata.var_names]
-    return adata
-
-
-def doubled(adata):
-    adata.X = 2 * adata.X
     return adata
 
 
@@ -246,9 +214,9 @@ def doubled(adata):
         (None, {"dropout_rate": 0.1}, {}, "dropout_rate"),
         (None, {"seed": 1}, {}, "seed"),
         (None, {}, {"plan_kwargs": {"lr_schedule": "cosine"}}, "lr_schedule"),
-        (without_last_cell, {}, {}, "number of cells, values"),
+        (lambda adata: adata[:-1].copy(), {}, {}, "number of cells, values"),
         (with_other_genes, {}, {}, "genes"),
-        (doubled, {}, {}, "values"),
+        (lambda adata: AnnData(2 * adata.X, adata.obs, adata.var), {}, {}, "values"),
     ],
 )
 def test_a_checkpoint_of_another_training_is_refused(
@@ -303,9 +271,10 @@ def test_code_in_a_checkpoint_is_not_run_by_lightning_either(adata, tmp_path):
         small(adata).train(max_epochs=3, ckpt_path=tmp_path / "other.ckpt", **QUIET)
 
 
-def test_several_processes_write_no_checkpoints(adata, tmp_path):
-    with pytest.raises(ValueError, match="one process only"):
-        small(adata).train(max_epochs=1, strategy="ddp", checkpoint_dir=tmp_path, devices=2)
+@pytest.mark.parametrize(("seed", "message"), [(0, "one process only"), (None, "the same seed")])
+def test_several_processes_need_a_seed_and_write_no_checkpoints(adata, tmp_path, seed, message):
+    with pytest.raises(ValueError, match=message):
+        small(adata, seed).train(checkpoint_dir=tmp_path, strategy="ddp", devices=2)
 
 
 # --------------------------------------------------------------------- full disks

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scvi
 import torch
-from helpers import QUIET, assert_same_weights, fit, untrained
+from helpers import assert_same_weights, fit
 from lightning.pytorch import Callback
 
 import trvae
@@ -59,46 +59,11 @@ def test_learning_rate_follows_its_schedule(adata, schedule):
     np.testing.assert_allclose(rates, 0.01 * expected)
 
 
-def test_another_optimizer(adata):
-    plan = {
-        "optimizer": "Custom",
-        "optimizer_creator": lambda parameters: torch.optim.SGD(parameters, lr=1e-4),
-    }
-    model = fit(adata, train={"max_epochs": 1, "plan_kwargs": plan})
-    assert isinstance(model.trainer.optimizers[0], torch.optim.SGD)
-
-
 def test_early_stopping_watches_the_mmd(adata):
     train = {"max_epochs": 50, "early_stopping": True, "early_stopping_min_delta": 1e6}
     model = fit(adata, train=train | {"early_stopping_patience": 1})
     assert model.trainer.early_stopping_callback.monitor == "objective_validation"
     assert len(model.history["objective_validation"]) == 2
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"max_epochs": 0}, "max_epochs must be a positive integer"),
-        ({"train_size": 1.5}, "train_size must be a number above 0"),
-        ({"validation_size": 0.5}, "sum to more than 1, got 0.9 and 0.5"),
-        ({"callbacks": [1]}, "callbacks must be a list of Lightning callbacks"),
-        ({"datamodule": 1}, "datamodule must be of type LightningDataModule"),
-        ({"early_stopping": True, "train_size": 1.0}, "no cells or images for validation"),
-        ({"plan_kwargs": {"lr": -1}}, "lr must be a non-negative number"),
-        ({"plan_kwargs": {"learning_rate": 1}}, "'learning_rate', but .* no such argument"),
-        ({"plan_kwargs": {"lr_schedule": "linear"}}, "lr_schedule must be one of"),
-        (
-            {"plan_kwargs": {"lr_schedule": "cosine", "reduce_lr_on_plateau": True}},
-            "needs lr_schedule='constant'",
-        ),
-        ({"strategy": "ddp", "devices": 2}, "need the same seed"),
-    ],
-)
-def test_wrong_arguments_are_refused(adata, arguments, message):
-    model = untrained(adata, seed=None)
-    with pytest.raises(ValueError, match=message):
-        model.train(**QUIET | arguments)
-    assert not model.is_trained and model.history is None
 
 
 def test_the_seed_decides_on_weights_and_leaves_the_global_generators_alone(adata):

@@ -104,10 +104,12 @@ class Chunks:
         OSError
             If the result can't be written. The chunks are kept.
         """
-        with atomic_write(self._out) as unfinished, _opened(unfinished, skeleton) as root:
+        with atomic_write(self._out) as unfinished, _opened(unfinished, skeleton) as (root, check):
             group = root if modality is None else root["mod"][modality]
             places = [(group, "X")] + ([] if layer is None else [(group["layers"], layer)])
             for number, file in enumerate(self._files):
+                # HDF5 would crash on reading what could not be written.
+                check()
                 block = _load(file)
                 for place in places:
                     if number == 0:
@@ -142,18 +144,20 @@ def _claim(folder: Path, task: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _opened(path: Path, skeleton: AnnData | MuData) -> Iterator[Any]:
+def _opened(path: Path, skeleton: AnnData | MuData) -> Iterator[tuple[Any, Any]]:
     """Write a result without its matrix, and yield the file or folder open for writing."""
     is_zarr = path.suffix == ".zarr"
     if isinstance(skeleton, MuData):
         check_room(path, skeleton)
         (skeleton.write_zarr if is_zarr else skeleton.write_h5mu)(path)
-    with nullcontext(zarr.open_group(path)) if is_zarr else open_hdf5(path) as root:
+    # Zarr raises errors itself.
+    opened: Any = nullcontext((zarr.open_group(path), bool)) if is_zarr else open_hdf5(path)
+    with opened as (root, check):
         if isinstance(skeleton, AnnData):
             # AnnData's own methods do so, too.
             skeleton.strings_to_categoricals()
             write_elem(root, "/", skeleton)
-        yield root
+        yield root, check
 
 
 def _load(path: Path) -> np.ndarray | sparse.csr_matrix:

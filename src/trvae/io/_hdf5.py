@@ -17,7 +17,7 @@ from anndata.io import write_elem
 from mudata import MuData
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 # HDF5's own bookkeeping for a few hundred arrays.
 _OVERHEAD = 2**20
@@ -44,13 +44,13 @@ def write_h5ad(path: Path, adata: AnnData, **dataset_kwargs: Any) -> None:
     adata.strings_to_categoricals()
     if adata.raw is not None:
         adata.strings_to_categoricals(adata.raw.var)
-    with open_hdf5(path) as root:
+    with open_hdf5(path) as (root, _):
         write_elem(root, "/", adata, dataset_kwargs=dataset_kwargs)
 
 
 @contextmanager
-def open_hdf5(path: Path) -> Iterator[h5py.File]:
-    """Open a file, new or not, to write to.
+def open_hdf5(path: Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
+    """Open a file, new or not, to write to, with a function that raises what has failed so far.
 
     Parameters
     ----------
@@ -66,11 +66,10 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     with _FileForHDF5(path, "r+") as file:
         try:
             with h5py.File(file, "a") as root:
-                yield root
+                yield root, file.check
         finally:
             # Whatever HDF5 complained of was a consequence.
-            if file.error is not None:
-                raise file.error
+            file.check()
 
 
 class _FileForHDF5(io.FileIO):
@@ -78,21 +77,27 @@ class _FileForHDF5(io.FileIO):
 
     error: OSError | None = None
 
+    def check(self) -> None:
+        if self.error is not None:
+            raise self.error
+
     def write(self, data: Any) -> int:
         left = memoryview(data)
-        try:
-            while left:
+        # After an error nothing is written any more: HDF5 would read an inconsistent file.
+        while self.error is None and len(left) > 0:
+            try:
                 left = left[super().write(left) :]
-        except OSError as error:
-            self.error = error
+            except OSError as error:
+                self.error = error
         return len(data)
 
     def truncate(self, size: int | None = None) -> int:
-        try:
-            return super().truncate(size)
-        except OSError as error:
-            self.error = error
-            return size or 0
+        if self.error is None:
+            try:
+                return super().truncate(size)
+            except OSError as error:
+                self.error = error
+        return size or 0
 
 
 def check_room(path: Path, data: AnnData | MuData) -> None:

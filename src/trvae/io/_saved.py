@@ -1,7 +1,8 @@
-"""Saved models: reading and checking one before it is loaded."""
+"""Models on disk: which files make one, and the checks before one is loaded."""
 
 from __future__ import annotations
 
+import inspect
 import io
 import logging
 from contextlib import contextmanager
@@ -17,47 +18,41 @@ import torch
 from anndata import read_h5ad
 from scvi import REGISTRY_KEYS
 from scvi.data.fields import LayerField
-from scvi.model.base._constants import SAVE_KEYS
 
-from trvae._utils._arguments import join_names
+from trvae._utils._arguments import is_integer, join_names
 from trvae._utils._seeds import seeded
+from trvae.data._mudata import anndata_arguments
 from trvae.io._atomic import remove
-from trvae.io._plain import DAMAGE, OtherThingsError, holds_left_out, read_torch
+from trvae.io._reading import NotPlainDataError, read_torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from anndata import AnnData
     from mudata import MuData
 
-
 # Increment when files change such that an older or newer version can't read them as they are.
 FORMAT_VERSION = 2
-
 # Until format 1, the weight of the encoder's input layer was stored transposed.
 _INPUT_WEIGHT = "encoder.hidden.layers.0.map.linear.weight"
 
-
-_SETUP_METHODS = ("setup_anndata", "setup_mudata")
-
-
-_PYRO = "pyro_param_store"
-
-
-_TRUST = (
-    "If you saved it yourself, or trust who did to run code here, load(..., trusted=True) loads "
-    "what is no plain data, such as conditions that are dates."
-)
+# scvi-tools' names of files, and of what is in a model's file.
+MODEL_FILE, ANNDATA_FILE, MUDATA_FILE = "model.pt", "adata.h5ad", "mdata.h5mu"
+_WEIGHTS, _GENES, _ATTRIBUTES, _PYRO = (
+    "model_state_dict", "var_names", "attr_dict", "pyro_param_store",
+)  # fmt: skip
+# What a model, its networks and pandas raise when they are made of forged values.
+_UNFIT = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
 class SavedModel:
-    """What is in a folder of a saved model."""
+    """What is in the folder of a saved model."""
 
     path: Path
     """Its ``model.pt``."""
     prefix: str
-    """What the names of the files begin with."""
+    """Prefix of its files' names."""
     content: dict[str, Any]
     """What is in ``model.pt``: weights, genes and attributes."""
 
@@ -65,26 +60,26 @@ class SavedModel:
     def read(
         cls, dir_path: str | Path, prefix: str | None = None, *, trusted: bool = False
     ) -> SavedModel:
-        """Read a model's file, once, without running anything in it unless it is trusted.
+        """Read a model's file, once, without running code in it unless it is trusted.
 
         Parameters
         ----------
         dir_path
             The folder.
         prefix
-            What the names of its files begin with.
+            Prefix of its files' names.
         trusted
             Whether the file may hold any object, which can run code when it is read.
 
         Raises
         ------
         ValueError
-            If there is no such file, it is damaged, it holds other things than tensors and plain
-            data, or no model, or it is of a newer version.
+            If there is no such file, it is damaged, holds anything but tensors and plain data or no
+            model, or is of a newer version.
         """
         check_prefix(prefix)
         prefix = prefix or ""
-        path = Path(dir_path) / f"{prefix}{SAVE_KEYS.MODEL_FNAME}"
+        path = model_file(dir_path, prefix)
         if not path.is_file():
             raise ValueError(f"No model is saved in {str(dir_path)!r}: there is no {path.name}.")
         if trusted:
@@ -93,23 +88,21 @@ class SavedModel:
         else:
             try:
                 content = read_torch(path)
-            except OtherThingsError as error:
-                raise ValueError(f"{error} {_TRUST}") from error
-        saved = cls(path, prefix, content)
-        saved._check_content()
-        return saved
+            except NotPlainDataError as error:
+                raise ValueError(
+                    f"{error} If you trust who saved it to run code here, load(..., trusted=True) "
+                    "also loads what is no plain data, such as conditions that are dates."
+                ) from error
+        _check_content(path, content)
+        return cls(path, prefix, content)
 
     @property
     def registry(self) -> dict[str, Any]:
         """What was registered of the cells."""
-        return self._attributes["registry_"]
-
-    @property
-    def _attributes(self) -> dict[str, Any]:
-        return self.content[SAVE_KEYS.ATTR_DICT_KEY]
+        return self.content[_ATTRIBUTES]["registry_"]
 
     def check_is_of(self, model_class: type, also: list[str] | None = None) -> None:
-        """Check that it is a model of a class, with all that makes one.
+        """Check that it is a complete model of a class.
 
         Parameters
         ----------
@@ -125,29 +118,32 @@ class SavedModel:
         """
         found, name = self.registry.get("model_name"), model_class.__name__
         if found not in [name, *(also or [])]:
-            raise ValueError(f"{self.path} holds a model of the class {found}, not {name}.")
-        if self.registry.get("setup_method_name", _SETUP_METHODS[0]) not in _SETUP_METHODS:
-            raise ValueError(
-                f"{self.path} is forged: it names another method than a setup method."
-            )
-        weights = dict(self.content[SAVE_KEYS.MODEL_STATE_DICT_KEY])
-        weights.pop(_PYRO, None)
+            raise ValueError(f"{self.path} holds a model of class {found}, not {name}.")
+        # Registries of minified models don't name it.
+        setup_method = self.registry.get("setup_method_name", "setup_anndata")
+        if setup_method not in ("setup_anndata", "setup_mudata"):
+            raise ValueError(f"{self.path} is forged: its setup method is {setup_method!r}.")
+        attributes = self.content[_ATTRIBUTES]
         try:
-            found_shapes = shapes_of(weights)
-            arguments = self._attributes["init_params_"]
+            setup = getattr(model_class, setup_method)
+            _check_setup(setup, self.registry["setup_args"])
+            _check_fields(self.registry)
+            found_shapes = shapes_of(self.content[_WEIGHTS])
+            arguments = attributes["init_params_"]
             settings = dict(arguments["non_kwargs"])
             for others in arguments["kwargs"].values():
                 settings |= others
             # There, weights have a shape but take no memory, however large forged settings are.
             with torch.device("meta"):
                 model = model_class(registry=self.registry, **settings)
+                model.mapping_ = attributes.get("mapping_")
+                model._prepare_mapped()
             shapes = shapes_of(model.module.state_dict())
-        except DAMAGE as error:
-            raise ValueError(f"{self.path} does not hold a whole {name}: {error}") from error
-        if shapes != found_shapes:
-            differing = [
-                key for key in shapes | found_shapes if shapes.get(key) != found_shapes.get(key)
-            ]
+        except _UNFIT as error:
+            raise ValueError(f"{self.path} does not hold a complete {name}: {error}") from error
+        if differing := [
+            key for key in shapes | found_shapes if shapes.get(key) != found_shapes.get(key)
+        ]:
             raise ValueError(
                 f"The weights in {self.path} don't fit its settings: {join_names(differing)}."
             )
@@ -158,26 +154,27 @@ class SavedModel:
         Raises
         ------
         ValueError
-            If their file can't be read, or they are not as many as the model's.
+            If their file can't be read, or their number is not the model's.
         """
         is_mudata = self.registry.get("setup_method_name") == "setup_mudata"
         path = self.path.with_name(file_of_cells(self.prefix, is_mudata))
         if not path.exists():
             return None
         try:
-            # MuData draws names for columns that it makes for a while.
+            # MuData draws names for temporary columns.
             with seeded(0):
                 cells = mudata.read_h5mu(path) if is_mudata else read_h5ad(path)
+        # What HDF5 and anndata raise for a damaged file is not documented.
         except Exception as error:
             raise ValueError(f"{path} can't be read, so it may be damaged: {error}") from error
-        # A model that is saved without cells leaves those there that were saved before.
+        # A model that is saved without cells leaves cells there that were saved before.
         field = self.registry["field_registries"][REGISTRY_KEYS.X_KEY]
         n_cells = field["summary_stats"].get(LayerField.N_CELLS_KEY, cells.n_obs)
         if cells.n_obs != n_cells:
             raise ValueError(
-                f"{path} has {cells.n_obs} cells, but the model beside it is of {n_cells}: they "
-                "are another model's. Give the model's cells, load(dir_path, adata), or "
-                "adata=False to load it without, and remove the file."
+                f"{path} has {cells.n_obs} cells, but the model beside it has {n_cells}: they are "
+                "another model's. Give the model's cells, load(dir_path, adata), or adata=False to "
+                "load it without, and remove the file."
             )
         return cells
 
@@ -186,9 +183,9 @@ class SavedModel:
         """A folder with the model as it was checked, which no one else can change."""
         log = logging.getLogger("scvi.data._download")
         with TemporaryDirectory() as folder:
-            torch.save(self.content, Path(folder) / SAVE_KEYS.MODEL_FNAME)
+            torch.save(self.content, Path(folder) / MODEL_FILE)
 
-            # scvi-tools tells which file it has found.
+            # scvi-tools logs which file it has found.
             def is_of_other_files(record: logging.LogRecord) -> bool:
                 return folder not in record.getMessage()
 
@@ -198,53 +195,99 @@ class SavedModel:
             finally:
                 log.removeFilter(is_of_other_files)
 
-    def _check_content(self) -> None:
-        kinds = {
-            SAVE_KEYS.MODEL_STATE_DICT_KEY: dict,
-            SAVE_KEYS.VAR_NAMES_KEY: np.ndarray | dict,
-            SAVE_KEYS.ATTR_DICT_KEY: dict,
-        }
-        content = self.content
-        is_model = isinstance(content, dict) and all(
-            isinstance(content.get(key), kind) for key, kind in kinds.items()
+
+def _check_content(path: Path, content: Any) -> None:
+    """Check what a model's file holds, and make its history that of scvi-tools."""
+    kinds = {_WEIGHTS: dict, _GENES: np.ndarray | dict, _ATTRIBUTES: dict}
+    if not _has(content, kinds) or not _has(content[_ATTRIBUTES], {"registry_": dict}):
+        raise ValueError(f"{path} is not a model of scvi-tools.")
+    attributes = content[_ATTRIBUTES]
+    version = attributes.pop("format_version_", FORMAT_VERSION)
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format {version}, but this version of trvae-tools reads formats up to "
+            f"{FORMAT_VERSION}. Upgrade it: pip install --upgrade trvae-tools"
         )
-        if not is_model or not isinstance(self._attributes.get("registry_"), dict):
-            raise ValueError(f"{self.path} holds something, but no model of scvi-tools.")
-        attributes = self._attributes
-        version = attributes.pop("format_version_", FORMAT_VERSION)
-        if not isinstance(version, int) or version > FORMAT_VERSION:
-            raise ValueError(
-                f"{self.path} is of format {version}, newer than {FORMAT_VERSION}, which this "
-                "version of trvae-tools reads. Upgrade it: pip install --upgrade trvae-tools"
-            )
-        weights = content[SAVE_KEYS.MODEL_STATE_DICT_KEY]
-        if version < 2 and torch.is_tensor(weight := weights.get(_INPUT_WEIGHT)):
-            weights[_INPUT_WEIGHT] = weight.transpose(0, -1).contiguous()
-        # scvi-tools saves what is named so, and sets all that it finds.
-        names = map(str, attributes)
-        if forged := [name for name in names if name[:1] == "_" or name[-1:] != "_"]:
-            raise ValueError(f"{self.path} is forged: it has attributes {join_names(forged)}.")
-        history = attributes.get("history_")
-        try:
-            # A model that was not saved by its own method has tables, which are not read.
-            tables = None if holds_left_out(history) else history_as_tables(history)
-        except DAMAGE as error:
-            raise ValueError(f"{self.path} holds a history that can't be read: {error}") from error
-        attributes["history_"] = tables
-        if holds_left_out(content):
-            raise ValueError(
-                f"{self.path} holds tables of pandas, which are no plain data. {_TRUST}"
-            )
+    weights = content[_WEIGHTS]
+    if version < 2 and torch.is_tensor(weight := weights.get(_INPUT_WEIGHT)):
+        weights[_INPUT_WEIGHT] = weight.transpose(0, -1).contiguous()
+    # scvi-tools saves the attributes that are named so, and sets all that it finds.
+    names = map(str, attributes)
+    if forged := [name for name in names if name.startswith("_") or not name.endswith("_")]:
+        raise ValueError(f"{path} is forged: it has attributes {join_names(forged)}.")
+    if not _has(attributes["registry_"], {"setup_args": dict, "field_registries": dict}):
+        raise ValueError(f"{path} does not say how its model's cells were set up.")
+    try:
+        attributes["history_"] = history_as_tables(attributes.get("history_"))
+    except _UNFIT as error:
+        raise ValueError(f"{path} holds a history that can't be read: {error}") from error
+    # scvi-tools saves parameters of Pyro models with every model; ours has none.
+    weights.pop(_PYRO, None)
+
+
+def _has(values: Any, kinds: dict[str, Any]) -> bool:
+    return isinstance(values, dict) and all(
+        isinstance(values.get(key), kind) for key, kind in kinds.items()
+    )
+
+
+def _check_setup(setup: Callable[..., None], arguments: dict[str, Any]) -> None:
+    """Check a setup method's arguments other than the data."""
+    signature = inspect.signature(setup)
+    signature.bind(None, **arguments)
+    if unknown := arguments.keys() - signature.parameters:
+        raise ValueError(f"{setup.__name__} has no argument {join_names(unknown)}.")
+    modalities = arguments.get("modalities", {"rna_layer": None})
+    names = [name for key, name in arguments.items() if key.endswith(("_key", "layer"))]
+    names += [modalities["rna_layer"], *modalities.values()]
+    if not all(isinstance(name, str | None) for name in names):
+        raise ValueError(f"{arguments} does not name columns, layers and modalities.")
+
+
+def _check_fields(registry: dict[str, Any]) -> None:
+    """Check that the registered fields are complete and belong to the columns set up."""
+    fields, keys = registry["field_registries"], REGISTRY_KEYS
+    genes, conditions, labels, categorical, continuous = (
+        fields.get(key, {}).get("state_registry", {})
+        for key in (
+            keys.X_KEY, keys.BATCH_KEY, keys.LABELS_KEY, keys.CAT_COVS_KEY, keys.CONT_COVS_KEY,
+        )
+    )  # fmt: skip
+    numbers = {name: n for field in fields.values() for name, n in field["summary_stats"].items()}
+    if not all(map(is_integer, numbers.values())):
+        raise ValueError("numbers of cells, genes and categories are missing.")
+    categories = categorical.get("mappings", {})
+    for names, n in [
+        (genes["column_names"], numbers["n_vars"]),
+        (genes["column_names"], genes["n_vars"]),
+        (conditions["categorical_mapping"], numbers["n_batch"]),
+        (labels["categorical_mapping"], numbers["n_labels"]),
+        *zip(categories.values(), categorical.get("n_cats_per_key", []), strict=True),
+    ]:
+        is_list = isinstance(names, list | np.ndarray) and np.shape(names) == (n,)
+        if not is_list or len(np.unique(names)) != n:
+            raise ValueError(f"{names!r} are not {n} different names.")
+    arguments = anndata_arguments(registry["setup_args"])
+    default: Any
+    for argument, found, default in [
+        ("condition_key", conditions["original_key"], None),
+        ("labels_key", labels["original_key"], "_scvi_labels"),
+        ("categorical_covariate_keys", list(categories), []),
+        ("continuous_covariate_keys", list(continuous.get("columns", [])), []),
+    ]:
+        given = arguments[argument]
+        if found != (default if given is None else given):
+            raise ValueError(f"it was set up with {argument}={given!r}, not {found!r}.")
 
 
 def model_file(dir_path: str | Path, prefix: str | None) -> Path:
-    """Path of a saved model's weights and attributes."""
-    return Path(dir_path) / f"{prefix or ''}{SAVE_KEYS.MODEL_FNAME}"
+    """Path of the file with a model's weights and attributes."""
+    return Path(dir_path) / f"{prefix or ''}{MODEL_FILE}"
 
 
 def file_of_cells(prefix: str | None, is_mudata: bool) -> str:
     """Name of the file with the cells that are saved beside a model."""
-    return f"{prefix or ''}{SAVE_KEYS.MDATA_FNAME if is_mudata else SAVE_KEYS.ADATA_FNAME}"
+    return f"{prefix or ''}{MUDATA_FILE if is_mudata else ANNDATA_FILE}"
 
 
 def remove_saved(folder: Path, prefix: str | None) -> None:
@@ -255,20 +298,20 @@ def remove_saved(folder: Path, prefix: str | None) -> None:
     folder
         Where it was saved.
     prefix
-        What the names of its files begin with.
+        Prefix of its files' names.
     """
-    for name in (SAVE_KEYS.MODEL_FNAME, SAVE_KEYS.ADATA_FNAME, SAVE_KEYS.MDATA_FNAME):
+    for name in (MODEL_FILE, ANNDATA_FILE, MUDATA_FILE):
         remove(folder / f"{prefix or ''}{name}")
     if not any(folder.iterdir()):
         folder.rmdir()
 
 
 def check_prefix(prefix: str | None) -> None:
-    """Raise a ``ValueError`` unless what the names of files begin with keeps them in the folder."""
+    """Raise a ``ValueError`` unless the prefix of files' names keeps them in their folder."""
     if prefix is not None and (not isinstance(prefix, str) or set(prefix) & {"/", "\\"}):
         raise ValueError(
-            f"prefix={prefix!r} is not what names of files can begin with: a string without a "
-            "slash or backslash."
+            f"prefix={prefix!r} must be a string without a slash or backslash, as file names "
+            "begin with it."
         )
 
 
@@ -278,12 +321,12 @@ def shapes_of(weights: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
 
 
 def history_as_arrays(history: dict[str, pd.DataFrame] | None) -> dict[str, dict] | None:
-    """A model's history as plain data.
+    """Turn a model's history into plain data.
 
     Parameters
     ----------
     history
-        Tables of one column each.
+        Tables of one column each, by name.
     """
     if history is None:
         return None
@@ -298,12 +341,12 @@ def history_as_arrays(history: dict[str, pd.DataFrame] | None) -> dict[str, dict
 
 
 def history_as_tables(history: dict[str, Any] | None) -> dict[str, pd.DataFrame] | None:
-    """A history as scvi-tools has it, from what :func:`history_as_arrays` returned.
+    """Turn what :func:`history_as_arrays` returned into scvi-tools' tables.
 
     Parameters
     ----------
     history
-        Tables in place of arrays stay as they are.
+        Values that are tables already stay as they are.
     """
     if history is None:
         return None

@@ -103,7 +103,14 @@ class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
     def get_anndata_manager(
         self, adata: AnnData | MuData, required: bool = False
     ) -> AnnDataManager:
-        """See :meth:`scvi.model.base.BaseModelClass.get_anndata_manager`."""
+        """Return the manager of data that the first model knows.
+
+        Parameters
+        ----------
+        adata, required
+            See :meth:`scvi.model.base.BaseModelClass.get_anndata_manager`: the data, and whether
+            it is an error if they are unknown.
+        """
         return self.models[0].get_anndata_manager(adata, required)
 
     def train(self, *args: Any, **kwargs: Any) -> None:

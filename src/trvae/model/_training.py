@@ -272,8 +272,8 @@ class TrainingMixin(Model):
         if datamodule is None:
             if self.adata is None:
                 raise ValueError(
-                    f"The model has no {self.registered_data.cells} of its own to train on. Load it with an "
-                    "AnnData, or give a datamodule."
+                    f"The model has no {self.registered_data.cells} of its own to train on. "
+                    "Load it with an AnnData, or give a datamodule."
                 )
             self._check_data_unchanged()
             self._check_codes_unchanged()
@@ -399,7 +399,8 @@ class TrainingMixin(Model):
     def _kept_reference_cells(self) -> dict[str, np.ndarray]:
         if self.reference_cells_ is None:
             raise ValueError(
-                f"No training {self.registered_data.cells} are kept with this model: it was not trained here."
+                f"No training {self.registered_data.cells} are kept with this model: it was not "
+                "trained here."
             )
         return self.reference_cells_
 
@@ -408,8 +409,7 @@ def _check_split_sizes(train_size: float | None, validation_size: float | None) 
     train_size = _DEFAULT_TRAIN_SIZE if train_size is None else train_size
     if validation_size is not None and train_size + validation_size > 1:
         raise ValueError(
-            "train_size and validation_size must not sum to more than 1, got "
-            f"{train_size} and {validation_size}."
+            f"train_size={train_size} and validation_size={validation_size} sum to more than 1."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -100,7 +101,12 @@ def response_by_label(
         name: check_obs_column(adata, f"{name}: labels_key", labels_key)
         for name, adata in groups.items()
     }
-    labels = _known_labels(columns["predicted"], labels)
+    known = list(pd.Categorical(columns["predicted"]).remove_unused_categories().categories)
+    if labels is None:
+        labels = known
+    labels = [labels] if isinstance(labels, str) else list(dict.fromkeys(labels))
+    if not labels or not set(labels) <= set(known):
+        raise ValueError(f"labels must be among the predicted {join_names(known)}, got {labels}.")
     rows = {
         (label, name): values[name][(columns[name] == label).to_numpy()]
         for label in labels
@@ -126,35 +132,27 @@ def response_by_label(
         obs={"row": pd.Categorical(np.repeat(names, list(map(len, rows.values()))), names)},
         var=pd.DataFrame(index=observed.var_names[chosen]),
     )
-    borders = np.cumsum([sum(label == row[0] for row in rows) for label in labels])[:-1]
+    borders = [i for i, (a, b) in enumerate(pairwise(rows), 1) if a[0] != b[0]]
     output = Output(ax, show, save, return_fig)
     return output.finish([_draw(cells, borders, kind, title, output)])
 
 
-def _known_labels(predicted: pd.Series, labels: Sequence | None) -> list:
-    known = list(predicted.astype("category").cat.remove_unused_categories().cat.categories)
-    if labels is None:
-        return known
-    labels = [labels] if isinstance(labels, str) else list(dict.fromkeys(labels))
-    if not labels or not set(labels) <= set(known):
-        raise ValueError(
-            f"labels={labels!r} must be among those of the predicted cells: {join_names(known)}."
-        )
-    return labels
-
-
 def _draw(
-    cells: AnnData, borders: np.ndarray, kind: str, title: str | None, output: Output
+    cells: AnnData, borders: list[int], kind: str, title: str | None, output: Output
 ) -> Axes:
+    """Draw cells of the categories ``obs["row"]``, with lines at borders between labels."""
     genes, rows = list(cells.var_names), list(cells.obs["row"].cat.categories)
     if kind == "dot":
-        ax, grid, size = _axes_with_margins(output, genes, rows, row_height=0.25)
+        ax, size = _axes_with_margins(output, genes, rows, row_height=0.25)
         plot = sc.pl.DotPlot(cells, genes, "row", title=title, figsize=size, ax=ax)
         plot.style(size_exponent=1, dot_max=1)
         plot.legend(size_title="cells above 0 [%]", colorbar_title=f"mean {_UNIT}")
     else:
-        ax, grid, size = _axes_with_margins(output, rows, genes, row_height=0.5)
-        plot = sc.pl.StackedViolin(cells, genes, "row", title=title, figsize=size, ax=ax)
+        ax, size = _axes_with_margins(output, rows, genes, row_height=0.5)
+        # With pandas 3, seaborn 0.13 would dodge the violins, which makes them thin.
+        plot = sc.pl.StackedViolin(
+            cells, genes, "row", title=title, figsize=size, ax=ax, dodge=False
+        )
         plot.swap_axes().style(yticklabels=True, linewidth=0.5, x_padding=0.2, y_padding=0.2)
         plot.legend(title=f"median {_UNIT}")
     others = ax.figure.axes
@@ -166,11 +164,10 @@ def _draw(
     if kind == "violin":
         # Scanpy adds the axes of the genes right after the main ones.
         for panel, gene in zip(drawn[drawn.index(main) + 1 :], genes, strict=False):
-            values = cells.obs_vector(gene)
+            values = cells[:, gene].X.ravel()
             panel.autoscale(False)
-            panel.plot(
-                [values[cells.obs["row"] == row].mean() for row in rows], "k_", markersize=7
-            )
+            means = [values[cells.obs["row"] == row].mean() for row in rows]
+            panel.plot(means, "k_", markersize=7)
             # Scanpy's own ticks reach far below 0.
             limits = min(values.min(), 0), values.max() or 1
             panel.set_ylim(limits)
@@ -178,30 +175,27 @@ def _draw(
     # Out of scanpy's nested grids, which constrained layout can't arrange.
     for panel in drawn:
         place = panel.get_position()
-        panel.set_subplotspec(grid[0])
+        panel.set_subplotspec(ax.get_subplotspec())
         panel.set_position(place)
     return main
 
 
 def _axes_with_margins(
     output: Output, x_names: list[str], y_names: list[str], row_height: float
-) -> tuple[Axes, GridSpec, tuple[float, float]]:
-    """Return axes with room for tick labels beside them, their grid, and their size in inches.
+) -> tuple[Any, tuple[float, float]]:
+    """Return axes with room for tick labels beside them, and their size in inches.
 
     Layout engines, which would make this room, don't work with scanpy's plots.
     """
     left, bottom = (_TICK + _LETTER * max(map(len, names)) for names in (y_names, x_names))
     width, height = 0.3 * len(x_names) + _LEGENDS, max(row_height * len(y_names), 2.4)
-    (ax,) = output.axes(panel_size=(left + width + 0.2, bottom + height + 0.6))
+    ax: Any = output.axes(panel_size=(left + width + 0.2, bottom + height + 0.6))[0]
     ax.set_axis_off()
-    figure: Any = ax.figure
-    figure.canvas.figure.draw_without_rendering()
-    inches, box = figure.bbox.size / figure.dpi, ax.get_position()
-    size = np.array(box.size)
-    start = box.min + np.minimum((left, bottom) / inches, size / 2)
-    end = box.max - np.minimum((0.1, 0.3) / inches, size / 4)
+    ax.figure.canvas.figure.draw_without_rendering()
+    box, inches = ax.get_position(), ax.figure.bbox.size / ax.figure.dpi
+    start = box.min + np.minimum((left, bottom) / inches, np.array(box.size) / 2)
+    end = box.max - np.minimum((0.1, 0.3) / inches, np.array(box.size) / 4)
     sides = dict(zip(("left", "bottom", "right", "top"), (*start, *end), strict=True))
-    grid = GridSpec(1, 1, figure=figure, **sides)
-    ax.set_subplotspec(grid[0])
+    ax.set_subplotspec(GridSpec(1, 1, figure=ax.figure, **sides)[0])
     width, height = ax.get_position().size * inches
-    return ax, grid, (max(width, _LEGENDS + 0.5), height)
+    return ax, (max(width, _LEGENDS + 0.5), height)

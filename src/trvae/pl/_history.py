@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.ticker import MaxNLocator
@@ -25,10 +26,7 @@ _TERMS = {
     "kl_local": "KL divergence [nats per {one}]",
     "mmd": "squared MMD",
 }
-_STYLES: dict[str, dict] = {
-    "training": {"color": BLUE, "linestyle": "-", "marker": "o"},
-    "validation": {"color": ORANGE, "linestyle": "--", "marker": "s"},
-}
+_STYLES = {"training": (BLUE, "-", "o"), "validation": (ORANGE, "--", "s")}
 # Lines of at most this many epochs have markers. A line of one epoch would be invisible.
 _EPOCHS_MARKED = 30
 
@@ -98,21 +96,17 @@ def _curves(model: Any) -> dict[str, dict[str, pd.Series]]:
         )
     curves: dict[str, dict[str, pd.Series]] = {}
     for name, table in logged.items():
-        term, kind = name.removesuffix("_train"), "training"
-        if name.endswith("_validation"):
-            term, kind = name.removesuffix("_validation"), "validation"
-        elif name in ("train_loss", "validation_loss"):
-            term, kind = "loss", "training" if name == "train_loss" else "validation"
+        term = re.sub("^(train|validation)_|_(train|validation)$", "", name)
+        kind = "validation" if "validation" in name else "training"
         curves.setdefault(term, {})[kind] = table.iloc[:, 0].astype(float)
     return curves
 
 
 def _draw(ax: Axes, label: str, curves: dict[str, pd.Series]) -> None:
-    for kind, style in _STYLES.items():
-        if kind in curves:
-            values = curves[kind]
-            marker = style["marker"] if len(values) <= _EPOCHS_MARKED else None
-            ax.plot(values.index, values, label=kind, markersize=3, **(style | {"marker": marker}))
+    for kind in [kind for kind in _STYLES if kind in curves]:
+        values, (color, line, marker) = curves[kind], _STYLES[kind]
+        style = line + (marker if len(values) <= _EPOCHS_MARKED else "")
+        ax.plot(values.index, values, style, color=color, label=kind, markersize=3)
     ax.set_xlabel("epoch", fontsize=SMALL_FONT + 1)
     ax.set_ylabel(label, fontsize=SMALL_FONT + 1)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))

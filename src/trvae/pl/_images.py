@@ -80,14 +80,15 @@ def transferred_images(
     drawn = model.get_transferred_images(
         adata, targets, source_condition=source_condition, indices=chosen, estimate=estimate
     )
-    rows = {_joined(sources): model.get_images(adata, chosen)}
+    rows = [(_joined(sources), model.get_images(adata, chosen))]
     for target, images in zip(targets, drawn, strict=True):
-        rows[f"{target}, predicted"] = images
+        rows.append((f"{target}, predicted", images))
         if observed is not None:
             real = np.flatnonzero(observed.obs[condition_key(model)] == target)
             if len(real) > 0:
-                rows[f"{target}, observed"] = model.get_images(observed, _spread(real, n_images))
-    return _draw(list(rows.values()), list(rows), [], title, Output(ax, show, save, return_fig))
+                shown = model.get_images(observed, _spread(real, n_images))
+                rows.append((f"{target}, observed", shown))
+    return _draw(rows, [], title, Output(ax, show, save, return_fig))
 
 
 def interpolated_images(
@@ -131,9 +132,9 @@ def interpolated_images(
     steps = model.get_interpolated_images(
         adata, target_condition, source_condition=source_condition, indices=chosen, n_steps=n_steps
     )
-    rows = list(np.stack([model.get_images(adata, chosen), *steps], axis=1))
+    rows = [("", row) for row in np.stack([model.get_images(adata, chosen), *steps], axis=1)]
     columns = ["given", _joined(sources), *[""] * (n_steps - 2), str(target_condition)]
-    return _draw(rows, [""] * len(rows), columns, title, Output(ax, show, save, return_fig))
+    return _draw(rows, columns, title, Output(ax, show, save, return_fig))
 
 
 def _chosen(model, adata, source, indices, n_images) -> tuple[AnnData, list[int], list]:
@@ -166,13 +167,10 @@ def _joined(conditions: list) -> str:
 
 
 def _draw(
-    rows: list[np.ndarray],
-    row_names: list[str],
-    column_names: list[str],
-    title: str | None,
-    output: Output,
+    named: list[tuple[str, np.ndarray]], columns: list[str], title: str | None, output: Output
 ) -> Any:
     """Draw rows of images, each ``n_images x height x width x n_channels``, as one image."""
+    names, rows = zip(*named, strict=True)
     height, width, n_channels = rows[0].shape[1:]
     if n_channels not in (1, 3, 4):
         raise ValueError(f"expected 1 (grey), 3 (RGB) or 4 (RGBA) channels, got {n_channels}.")
@@ -190,8 +188,7 @@ def _draw(
     ax.imshow(sheet, interpolation="nearest")
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0, labelsize=SMALL_FONT)
-    ax.set_yticks(np.arange(n_rows) * (height + gap) + height / 2, row_names)
-    x_ticks = np.arange(n_columns) * (width + gap) + width / 2
-    ax.set_xticks(x_ticks[: len(column_names)], column_names)
+    ax.set_yticks(np.arange(n_rows) * (height + gap) + height / 2, names)
+    ax.set_xticks(np.arange(len(columns)) * (width + gap) + width / 2, columns)
     ax.set_title(title or "", fontsize=SMALL_FONT + 1)
     return output.finish([ax])

@@ -85,21 +85,21 @@ def mean_scatter(
         :func:`trvae.metrics.transfer_metrics`).
     """
     check_arguments(locals(), {"statistic": choice(*_STATISTICS, "both")})
-    values = normalized(
-        {"predicted": predicted, "observed": observed, "control": control}, layer, library_key
-    )
-    panels = {}
+    groups = {"predicted": predicted, "observed": observed, "control": control}
+    values = normalized(groups, layer, library_key)
+    panels = []
     for name in _STATISTICS if statistic == "both" else [statistic]:
         summarize, agreement = _STATISTICS[name]
         of = {group: summarize(cells, axis=0) for group, cells in values.items()}
         change = of["observed"] - of.get("control", of["predicted"])
         named = chosen_genes(observed.var_names, genes, change, n_genes)
         note = f"$R^2$ = {agreement(values['predicted'], values['observed']):.3f}"
-        panels[name] = (of["observed"], of["predicted"], observed.var_names, named, note)
+        quantity = f"{name} of log-normalised expression"
+        panels.append((of["observed"], of["predicted"], observed.var_names, named, note, quantity))
     output = Output(ax, show, save, return_fig)
     axes = output.axes(len(panels), panel_size=_PANEL_SIZE, n_columns=2)
-    for panel, (name, drawn) in zip(axes, panels.items(), strict=True):
-        _draw(panel, *drawn, quantity=f"{name} of log-normalised expression", title=title)
+    for panel, drawn in zip(axes, panels, strict=True):
+        _draw(panel, title, *drawn)
     return output.finish(axes)
 
 
@@ -137,41 +137,32 @@ def response(
         If a gene is unknown, or the groups are not comparable (see
         :func:`trvae.metrics.transfer_metrics`).
     """
-    values = normalized(
-        {"predicted": predicted, "observed": observed, "control": control}, layer, library_key
-    )
+    groups = {"predicted": predicted, "observed": observed, "control": control}
+    values = normalized(groups, layer, library_key)
     before = values["control"].mean(0)
-    observed_change = values["observed"].mean(0) - before
-    named = chosen_genes(observed.var_names, genes, observed_change, n_genes)
+    x, y = (values[name].mean(0) - before for name in ("observed", "predicted"))
+    named = chosen_genes(observed.var_names, genes, x, n_genes)
     note = f"Pearson's $r$ = {pearson_of_change(*values.values()):.3f}"
+    quantity = "change of mean log-normalised expression"
     output = Output(ax, show, save, return_fig)
-    (panel,) = output.axes(panel_size=_PANEL_SIZE)
-    _draw(
-        panel,
-        observed_change,
-        values["predicted"].mean(0) - before,
-        observed.var_names,
-        named,
-        note,
-        quantity="change of mean log-normalised expression",
-        title=title,
-    )
-    return output.finish([panel])
+    axes = output.axes(panel_size=_PANEL_SIZE)
+    _draw(axes[0], title, x, y, observed.var_names, named, note, quantity)
+    return output.finish(axes)
 
 
-def _draw(ax, x, y, names, named, note, *, quantity, title) -> None:
+def _draw(ax, title, x, y, names, named, note, quantity) -> None:
     low, high = min(x.min(), y.min()), max(x.max(), y.max())
     margin = 0.05 * (high - low or 1)
     limits = (low - margin, high + margin)
     ax.plot(limits, limits, color="0.6", linewidth=1, zorder=0)
     ax.scatter(x, y, s=10, alpha=0.5, color=BLUE, linewidths=0, rasterized=True)
     ax.scatter(x[named], y[named], s=20, color=VERMILLION, marker="D", linewidths=0)
-    ax.set(xlim=limits, ylim=limits, aspect="equal")
-    ax.set_title(note if title is None else f"{title}\n{note}", fontsize=SMALL_FONT + 2)
+    ax.set(xlim=limits, ylim=limits, aspect="equal", title=title or "")
     ax.set_xlabel(f"observed {quantity}", fontsize=SMALL_FONT + 1)
     ax.set_ylabel(f"predicted {quantity}", fontsize=SMALL_FONT + 1)
     ax.tick_params(labelsize=SMALL_FONT)
     ax.spines[["top", "right"]].set_visible(False)
+    text = ax.text(0.98, 0.03, note, transform=ax.transAxes, ha="right", fontsize=SMALL_FONT + 1)
     # Thinned out: adjustText takes quadratic time where points are dense.
     grid = (limits[1] - limits[0]) / 60
     points = np.unique(np.round(np.column_stack([x, y]) / grid), axis=0) * grid
@@ -183,8 +174,10 @@ def _draw(ax, x, y, names, named, note, *, quantity, title) -> None:
     adjust_text(
         texts,
         *points.T,
+        objects=[text],
         ax=ax,
         expand=(1.3, 1.8),
+        force_text=(0.3, 0.4),
         iter_lim=200,
         arrowprops={"arrowstyle": "-", "color": "0.4", "linewidth": 0.5},
     )

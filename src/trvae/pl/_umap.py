@@ -10,13 +10,7 @@ import pandas as pd
 import scanpy as sc
 from anndata import AnnData
 
-from trvae._utils._arguments import (
-    POSITIVE_INTEGER,
-    SEED,
-    check_arguments,
-    choice,
-    join_names,
-)
+from trvae._utils._arguments import POSITIVE_INTEGER, SEED, check_arguments, choice, join_names
 from trvae.data._checks import cell_positions
 from trvae.pl._models import cells_to_plot, check_is_one_model
 from trvae.pl._output import SMALL_FONT, Output
@@ -115,6 +109,8 @@ def umap(
     if len(positions) <= n_neighbors:
         raise ValueError(f"{len(positions)} cells are too few for n_neighbors={n_neighbors}.")
     colors = _colors(model, cells, color).iloc[positions]
+    # Cells may have been chosen twice.
+    colors.index = pd.RangeIndex(len(colors)).astype(str)
     # Drawn in random order, so that no group hides the others.
     order = np.random.default_rng(seed).permutation(len(positions))
     drawn = {}

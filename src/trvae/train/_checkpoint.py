@@ -12,7 +12,7 @@ from scvi.train import SaveCheckpoint
 
 from trvae._utils._seeds import random_states, set_random_states
 from trvae.io._atomic import annotate_os_errors, atomic_write, check_writable
-from trvae.io._plain import read_torch
+from trvae.io._reading import read_torch
 from trvae.io._saved import shapes_of
 from trvae.train._interruption import StopTraining
 
