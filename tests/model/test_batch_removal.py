@@ -14,7 +14,7 @@ COLUMNS = {"batch", "condition", "cell_type"}
 @pytest.fixture(scope="module")
 def cells():
     return trvae.datasets.simulated(
-        n_cells=50, n_genes=60, n_cell_types=2, n_batches=2, batch_effect_size=0.5
+        n_cells=100, n_genes=60, n_cell_types=2, n_batches=2, batch_effect_size=0.5
     )
 
 
@@ -51,14 +51,12 @@ def share_of_other_batch(values, cells):
     return (batch[neighbours] != batch[:, None]).mean()
 
 
-@pytest.mark.parametrize(("estimate", "left"), [("transferred", 0.3), ("normalized", 0.03)])
+@pytest.mark.parametrize(("estimate", "left"), [("transferred", 0.25), ("normalized", 0.02)])
 def test_batches_are_alike_and_all_else_stays(cells, corrected, estimate, left):
     before, after = corrected["measured"], corrected[estimate]
-    kept = {
-        key: difference(after, cells, key) / difference(before, cells, key) for key in COLUMNS
-    }
+    kept = {key: difference(after, cells, key) / difference(before, cells, key) for key in COLUMNS}
     assert kept["batch"] < left
     assert 0.9 < kept["cell_type"] < 1.1
     assert 0.9 < kept["condition"] < 1.1
-    assert share_of_other_batch(before, cells) < 0.03
+    assert share_of_other_batch(before, cells) < 0.01
     assert share_of_other_batch(after, cells) > 0.4

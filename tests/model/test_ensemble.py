@@ -1,10 +1,12 @@
 """Ensembles: models of successive seeds, averaged, drawn from in turn, and saved together."""
 
+import copy
+
 import anndata
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import QUIET, SMALL, assert_unchanged, content, dense, fit, untrained
+from helpers import QUIET, SMALL, assert_unchanged, content, dense, fit
 
 import trvae
 
@@ -23,13 +25,6 @@ def ensemble():
     trvae.TRVAE.setup_anndata(cells, condition_key="condition", labels_key="cell_type")
     ensemble = trvae.TRVAEEnsemble(cells, n_models=3, seed=5, **SMALL)
     ensemble.train(max_epochs=5, **QUIET)
-    return ensemble
-
-
-def of(models):
-    """An ensemble of trained models."""
-    ensemble = trvae.TRVAEEnsemble.__new__(trvae.TRVAEEnsemble)
-    ensemble.models = models
     return ensemble
 
 
@@ -82,7 +77,9 @@ def test_seeds_add_to_the_spread(ensemble, adata):
 )
 def test_one_model_is_that_model(ensemble, method):
     model = ensemble.models[0]
-    ours, theirs = (getattr(one, method)(None, "treated") for one in (of([model]), model))
+    ours, theirs = (
+        getattr(one, method)(None, "treated") for one in (with_models(ensemble, [model]), model)
+    )
     if method == "transfer":
         ours, theirs = ours.to_df(), theirs.to_df()
     pd.testing.assert_frame_equal(ours, theirs)
@@ -90,7 +87,9 @@ def test_one_model_is_that_model(ensemble, method):
 
 def test_what_models_share_is_the_ensembles(ensemble):
     first = ensemble.models[0]
-    for name in ("adata", "conditions", "registry", "summary_stats", "module"):
+    assert ensemble.adata is first.adata
+    assert ensemble.module is first.module
+    for name in ("conditions", "registry", "summary_stats"):
         assert getattr(ensemble, name) == getattr(first, name), name
     assert ensemble.get_anndata_manager(first.adata) is first.adata_manager
     assert repr(ensemble).startswith("TRVAEEnsemble of 3 models")
@@ -116,7 +115,7 @@ def test_a_smaller_ensemble_takes_the_place_of_a_larger_one(ensemble, tmp_path):
     folder = tmp_path / "ensemble"
     ensemble.save(folder, save_anndata=True)
     (folder / "README").touch()
-    smaller = of(ensemble.models[1:])
+    smaller = with_models(ensemble, ensemble.models[1:])
     with pytest.raises(ValueError, match="holds an ensemble"):
         smaller.save(folder)
     assert len(trvae.TRVAEEnsemble.load(folder).models) == 3
@@ -129,7 +128,7 @@ def test_a_smaller_ensemble_takes_the_place_of_a_larger_one(ensemble, tmp_path):
 def test_what_others_put_in_a_folder_stays(ensemble, tmp_path):
     ensemble.save(tmp_path)
     (tmp_path / "2" / "notes").touch()
-    of(ensemble.models[:2]).save(tmp_path, overwrite=True)
+    with_models(ensemble, ensemble.models[:2]).save(tmp_path, overwrite=True)
     assert [path.name for path in (tmp_path / "2").iterdir()] == ["notes"]
     with pytest.raises(ValueError, match=r"saved in .*2"):
         trvae.TRVAEEnsemble.load(tmp_path, adata=False)
@@ -139,10 +138,10 @@ def test_what_others_put_in_a_folder_stays(ensemble, tmp_path):
 
 
 def test_wrong_arguments(adata, tmp_path):
-    models = [untrained(adata, seed=seed) for seed in range(2)]
+    trvae.TRVAE.setup_anndata(adata, condition_key="condition")
     with pytest.raises(ValueError, match="n_models must be"):
         trvae.TRVAEEnsemble(adata, n_models=0)
     with pytest.raises(ValueError, match="no ensemble is saved in"):
         trvae.TRVAEEnsemble.load(tmp_path)
     with pytest.raises(RuntimeError, match="train"):
-        of(models).transfer(target_condition="treated")
+        trvae.TRVAEEnsemble(adata, n_models=2, **SMALL).transfer(target_condition="treated")

@@ -52,7 +52,8 @@ def test_without_an_effect_nothing_is_predicted():
     def mean(cells):
         return trvae.metrics.log_normalized(cells, target_sum=500.0).mean(0)
 
-    size = {"n_cells": 60, "n_genes": 60, "n_cell_types": 5}
+    # So little noise that a response would be seen.
+    size = {"n_cells": 100, "n_genes": 60, "n_cell_types": 5, "inverse_dispersion": 50.0}
     adata = trvae.datasets.simulated(**size, effect_size=0.0)
     control = cells_of_type_0(adata, "control")
     seen = (adata.obs["condition"] == "control") | (adata.obs["cell_type"] != "type_0")

@@ -1,7 +1,6 @@
 """TRVAE: saved as it is, its loss by definition, scvi-tools' questions seeded, queries mapped."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from helpers import LONG, QUIET, SMALL, assert_same_weights, dense, fit, untrained
@@ -234,6 +233,7 @@ def test_overridden_methods_keep_both_docstrings():
 
 # ------------------------------------------------------------- differential expression
 
+
 def test_differential_expression_finds_the_effect(trained):
     table = trained.differential_expression(**COMPARED, silent=True)
     effect = trained.adata.var["effect_treated"]
@@ -271,13 +271,13 @@ def test_groups_that_cannot_be_compared(trained, words):
 
 @pytest.mark.parametrize("transform_batch", ["stim", ["control", "stim"]])
 def test_unknown_conditions_to_transform_into(trained, transform_batch):
-    with pytest.raises(ValueError, match="'stim' is not one of the model's .*'control', 'treated'"):
+    with pytest.raises(
+        ValueError, match="'stim' is not one of the model's .*'control', 'treated'"
+    ):
         trained.get_normalized_expression(transform_batch=transform_batch)
 
 
-@pytest.mark.parametrize(
-    "method", ["get_likelihood_parameters", "get_feature_correlation_matrix"]
-)
+@pytest.mark.parametrize("method", ["get_likelihood_parameters", "get_feature_correlation_matrix"])
 def test_likelihoods_without_dispersion_say_so(adata, method):
     model = untrained(adata, gene_likelihood="poisson")
     model.is_trained_ = True
@@ -314,4 +314,3 @@ def test_query_training_changes_nothing_for_the_reference(adata, tmp_path, from_
     assert not torch.equal(of_condition[2], start)
     assert mapped.transfer(adata, "other").n_obs == adata.n_obs
     assert mapped.transfer(query, "control").n_obs == query.n_obs
-
