@@ -42,12 +42,19 @@ def adata():
 @pytest.fixture(scope="session")
 def trained():
     """A small model trained long enough to know the simulated effect. Not to be changed."""
-    adata = trvae.datasets.simulated(n_cells=100, n_genes=60)
-    return fit(adata, train=LONG)
+    return fit(trvae.datasets.simulated(n_cells=100, n_genes=60), train=LONG)
+
+
+@pytest.fixture(scope="session")
+def held_out():
+    """A model that has not seen type 0 under treatment, and all cells. Not to be changed."""
+    cells = trvae.datasets.simulated(n_cells=100, n_genes=60, n_cell_types=4)
+    is_held_out = (cells.obs["cell_type"] == "type_0") & (cells.obs["condition"] == "treated")
+    return fit(cells[~is_held_out], train=LONG), cells
 
 
 @pytest.fixture
-def control(trained):
+def control():
     """The control cells of one type, as a user would pass them."""
     cells = trvae.datasets.simulated(n_cells=100, n_genes=60)
     keep = (cells.obs["condition"] == "control") & (cells.obs["cell_type"] == "type_0")

@@ -215,6 +215,7 @@ AGE, SIZE, LIBRARY = {"continuous_covariate_keys": ["age"]}, {"size_factor_key":
 BATCH = {"categorical_covariate_keys": ["batch"]}
 COLUMNS = {
     "missing": (as_is, {"condition_key": "stim"}, "condition_key 'stim' is not in adata.obs"),
+    "a missing layer": (as_is, {"layer": "counts"}, "layer 'counts' is not in adata.layers"),
     "none": (as_is, {"condition_key": None}, "condition_key None is not in adata.obs"),
     "a list": (as_is, {"condition_key": ["condition"]}, "is not in adata.obs"),
     "not a string": (with_obs(**{"0": 1}), {"labels_key": 0}, "labels_key 0 is not in"),

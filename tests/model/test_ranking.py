@@ -1,3 +1,5 @@
+"""Ranked genes: as scanpy ranks them, and those of the simulated effect first."""
+
 import anndata as ad
 import numpy as np
 import pytest
@@ -5,6 +7,8 @@ import scanpy as sc
 from helpers import fit
 
 import trvae
+
+FROM_CONTROL = {"target_condition": "treated", "source_condition": "control"}
 
 
 def test_is_what_scanpy_ranks(trained, control):
@@ -21,54 +25,57 @@ def test_is_what_scanpy_ranks(trained, control):
     expected = sc.get.rank_genes_groups_df(both, "transferred")
     assert list(table.columns) == ["group", *expected.columns]
     assert (table["group"] == "type_0").all()
-    np.testing.assert_allclose(
-        table.set_index("names")["scores"],
-        expected.set_index("names")["scores"].reindex(table["names"]),
-        atol=0.01,  # ties come and go with rounding
-    )
+    scores = expected.set_index("names")["scores"].reindex(table["names"])
+    # Ties come and go with rounding.
+    np.testing.assert_allclose(table["scores"], scores, atol=0.01)
 
 
-def test_finds_the_genes_that_respond(trained, control):
+def test_finds_the_genes_that_respond_and_what_is_missed(trained):
     cells = trvae.datasets.simulated(n_cells=100, n_genes=60)
-    table = trained.rank_transferred_genes(cells, "treated", source_condition="control")
-    assert list(table["group"].unique()) == ["type_0", "type_1", "type_2"]
-    assert table["group"].value_counts().eq(60).all()
+    response = trained.rank_transferred_genes(cells, **FROM_CONTROL)
+    assert list(response["group"].unique()) == ["type_0", "type_1", "type_2"]
     rises = cells.var_names[cells.var["effect_treated"] > 1]
-    for _, ranked in table.groupby("group"):
+    for _, ranked in response.groupby("group"):
+        assert len(ranked) == 60
         # Of weakly expressed genes, a rise is hard to see.
         assert ranked["names"][: len(rises)].isin(rises).mean() > 0.8
-
-
-def test_against_measured_cells(trained):
-    cells = trvae.datasets.simulated(n_cells=100, n_genes=60)
     treated = cells[cells.obs["condition"] == "treated"].copy()
-    kwargs = {"source_condition": "control"}
-    response = trained.rank_transferred_genes(cells, "treated", **kwargs)
-    missed = trained.rank_transferred_genes(cells, "treated", reference=treated, **kwargs)
+    missed = trained.rank_transferred_genes(cells, **FROM_CONTROL, reference=treated)
     assert missed["scores"].abs().mean() < 0.5 * response["scores"].abs().mean()
 
 
-def test_layer_groups_and_log_normalised_values(adata):
+def test_layers_groups_and_library_sizes(adata):
     adata.layers["counts"] = adata.X
     adata.X = None
-    model = fit(adata, setup={"layer": "counts", "labels_key": None})
-    table = model.rank_transferred_genes(target_condition="treated", source_condition="control")
-    assert (table["group"] == "all cells").all()
-    by_type = model.rank_transferred_genes(
-        target_condition="treated", groupby="cell_type", method="t-test"
-    )
-    assert by_type["group"].nunique() == 3
+    adata.obs["total"] = 2 * np.ravel(adata.layers["counts"].sum(1)) + 1
+    setup = {"layer": "counts", "labels_key": None, "library_key": "total"}
+    model = fit(adata, setup=setup)
+    by_group = {None: ["all cells"], "cell_type": ["type_0", "type_1", "type_2"]}
+    for groupby, expected in by_group.items():
+        table = model.rank_transferred_genes(**FROM_CONTROL, groupby=groupby, method="t-test")
+        assert list(table["group"].unique()) == expected
+    # Without the library sizes of these cells, their counts are summed.
+    del adata.obs["total"]
+    assert len(model.rank_transferred_genes(adata, **FROM_CONTROL)) == 60
 
-    adata.X = adata.layers["counts"].log1p()
-    values = fit(adata, gene_likelihood="normal")
-    same = values.rank_transferred_genes(target_condition="control", source_condition="control")
+
+def test_the_own_condition_changes_no_log_normalised_value(adata):
+    adata.X = adata.X.log1p()
+    model = fit(adata, gene_likelihood="normal")
+    same = model.rank_transferred_genes(target_condition="control", source_condition="control")
     np.testing.assert_allclose(same["logfoldchanges"], 0, atol=1e-5)
 
 
-def test_wrong_arguments(trained, control):
-    with pytest.raises(ValueError, match="reference lacks transferred genes: 'gene_0'"):
-        trained.rank_transferred_genes(control, "treated", reference=control[:, 1:])
-    with pytest.raises(ValueError, match="groupby 'x' is not in adata.obs"):
-        trained.rank_transferred_genes(control, "treated", groupby="x")
-    with pytest.raises(ValueError, match="no group has 2 cells"):
-        trained.rank_transferred_genes(control[:1], "treated")
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda cells: {"adata": cells[:1]}, "no group has 2 cells"),
+        (lambda cells: {"target_condition": ["treated", "control"]}, "is not one of"),
+        (lambda cells: {"reference": cells[:, 1:]}, "lacks transferred genes: 'gene_0'"),
+        (lambda cells: {"groupby": "x"}, "groupby 'x' is not in adata.obs"),
+    ],
+)
+def test_wrong_arguments(trained, control, change, words):
+    arguments = {"adata": control, "target_condition": "treated"} | change(control)
+    with pytest.raises(ValueError, match=words):
+        trained.rank_transferred_genes(**arguments)
