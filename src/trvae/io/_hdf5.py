@@ -63,7 +63,7 @@ def open_hdf5(path: Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
         On closing, if anything could not be written.
     """
     path.touch()
-    with _FileForHDF5(path, "r+") as file:
+    with _FileForHDF5(path) as file:
         try:
             with h5py.File(file, "a") as root:
                 yield root, file.check
@@ -73,23 +73,39 @@ def open_hdf5(path: Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
 
 
 class _FileForHDF5(io.FileIO):
-    """A file that keeps the error of a failed write: HDF5 would crash if it were raised."""
+    """A file that keeps the error of a failed write, and in memory what it can't write.
 
-    error: OSError | None = None
+    HDF5 crashes if a write fails, or if it reads anything else than it has written.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__(path, "r+")
+        self.error: OSError | None = None
+        self.unwritten: list[tuple[int, bytes]] = []
 
     def check(self) -> None:
         if self.error is not None:
             raise self.error
 
     def write(self, data: Any) -> int:
-        left = memoryview(data)
-        # After an error nothing is written any more: HDF5 would read an inconsistent file.
-        while self.error is None and len(left) > 0:
-            try:
+        position, left = self.tell(), memoryview(data)
+        try:
+            while self.error is None and len(left) > 0:
                 left = left[super().write(left) :]
-            except OSError as error:
-                self.error = error
+        except OSError as error:
+            self.error = error
+        if self.error is not None:
+            self.unwritten.append((position, bytes(data)))
         return len(data)
+
+    def readinto(self, buffer: Any) -> int:
+        start = self.tell()
+        n_read = super().readinto(buffer)
+        for position, data in self.unwritten:
+            first, end = max(start, position), min(start + len(buffer), position + len(data))
+            if first < end:
+                buffer[first - start : end - start] = data[first - position : end - position]
+        return max(n_read, 0)
 
     def truncate(self, size: int | None = None) -> int:
         if self.error is None:

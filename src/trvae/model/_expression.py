@@ -29,11 +29,7 @@ class ExpressionMixin(RNASeqMixin, Model):
     def posterior_predictive_sample(self, adata: AnnData | None = None, *args, **kwargs) -> Any:
         """Genes are in the order of ``adata``."""
         drawn = super().posterior_predictive_sample(adata, *args, **kwargs)
-        if adata is None:
-            return drawn
-        # Indexing the sparse array itself would first be compiled for seconds.
-        ordered = drawn.todense()[:, self.registered_data.gene_order(adata)]
-        return type(drawn).from_numpy(ordered)
+        return drawn if adata is None else drawn[:, self.registered_data.gene_order(adata)]
 
     @overriding(RNASeqMixin.get_feature_correlation_matrix)
     def get_feature_correlation_matrix(self, *args, **kwargs) -> pd.DataFrame:
