@@ -112,6 +112,9 @@ def test_a_trusted_file_may_hold_anything(saved):
     with pytest.raises(ValueError, match=r"asks for pandas.* load\(..., trusted=True\)"):
         trvae.TRVAE.load(saved)
     assert trvae.TRVAE.load(saved, trusted=True).note_ == interval
+    (saved / "model.pt").write_bytes((saved / "model.pt").read_bytes()[:1000])
+    with pytest.raises(ValueError, match="model.pt can't be read, so it may be damaged"):
+        trvae.TRVAE.load(saved, trusted=True)
 
 
 def test_a_file_that_is_changed_after_the_check_is_not_read_again(saved, monkeypatch):

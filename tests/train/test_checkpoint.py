@@ -256,6 +256,41 @@ def test_a_damaged_checkpoint_is_refused(adata, checkpoint, tmp_path, damage):
         small(adata).train(max_epochs=3, resume_from=tmp_path, **QUIET)
 
 
+def changed(checkpoint, folder, change):
+    """Write a checkpoint with other content to a folder."""
+    content = torch.load(checkpoint, weights_only=True)
+    change(content)
+    torch.save(content, folder / "training.ckpt")
+
+
+def test_a_checkpoint_of_another_format_is_refused(adata, checkpoint, tmp_path):
+    """Its weights may have the same shapes, but another meaning."""
+    changed(checkpoint, tmp_path, lambda content: content["trvae"]["identity"].update(format=1))
+    with pytest.raises(ValueError, match="differs in format\\."):
+        small(adata).train(max_epochs=3, resume_from=tmp_path, **QUIET)
+
+
+@pytest.mark.parametrize("key", ["identity", "history", "is_finished"])
+def test_an_incomplete_checkpoint_is_refused(adata, checkpoint, tmp_path, key):
+    changed(checkpoint, tmp_path, lambda content: content["trvae"].update({key: "other"}))
+    with pytest.raises(ValueError, match="training.ckpt is not a checkpoint"):
+        small(adata).train(max_epochs=3, resume_from=tmp_path, **QUIET)
+
+
+def test_a_checkpoint_has_any_number_of_genes_and_epochs(tmp_path):
+    """However many there are, the reader of files of unknown origin admits it."""
+    adata = trvae.datasets.simulated(n_cells=5, n_genes=150_000)
+    logged = {f"loss_{i}": np.ones(50_000) for i in range(5)}
+    history = {name: pd.DataFrame({name: v}, dtype=object) for name, v in logged.items()}
+    whole, resumed = (small(adata, hidden_sizes=(1, 1), n_latent=1) for _ in range(2))
+    for model in (whole, resumed):
+        model.history_, model.is_trained_ = dict(history), True
+    kwargs = {"max_epochs": 2, "checkpoint_dir": tmp_path} | QUIET
+    whole.train(**kwargs)
+    resumed.train(**kwargs, resume_from=tmp_path)
+    assert_same_training(resumed, whole)
+
+
 @pytest.mark.parametrize("content", [{"state_dict": {}}, [1, 2]])
 def test_other_files_are_refused(adata, tmp_path, content):
     torch.save(content, tmp_path / "training.ckpt")

@@ -84,7 +84,11 @@ class SavedModel:
             raise ValueError(f"No model is saved in {str(dir_path)!r}: there is no {path.name}.")
         if trusted:
             file = io.BytesIO(path.read_bytes())
-            content = torch.load(file, map_location="cpu", weights_only=False)
+            try:
+                content = torch.load(file, map_location="cpu", weights_only=False)
+            # It may hold anything, so reading it may raise anything.
+            except Exception as error:
+                raise ValueError(f"{path} can't be read, so it may be damaged: {error}") from error
         else:
             try:
                 content = read_torch(path)
@@ -199,10 +203,10 @@ class SavedModel:
 def _check_content(path: Path, content: Any) -> None:
     """Check what a model's file holds, and make its history that of scvi-tools."""
     kinds = {_WEIGHTS: dict, _GENES: np.ndarray | dict, _ATTRIBUTES: dict}
-    if not _has(content, kinds) or not _has(content[_ATTRIBUTES], {"registry_": dict}):
+    if not has_kinds(content, kinds) or not has_kinds(content[_ATTRIBUTES], {"registry_": dict}):
         raise ValueError(f"{path} is not a model of scvi-tools.")
     attributes = content[_ATTRIBUTES]
-    version = attributes.pop("format_version_", FORMAT_VERSION)
+    version = attributes.pop("format_version_", 1)
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise ValueError(
             f"{path} has format {version}, but this version of trvae-tools reads formats up to "
@@ -215,7 +219,7 @@ def _check_content(path: Path, content: Any) -> None:
     names = map(str, attributes)
     if forged := [name for name in names if name.startswith("_") or not name.endswith("_")]:
         raise ValueError(f"{path} is forged: it has attributes {join_names(forged)}.")
-    if not _has(attributes["registry_"], {"setup_args": dict, "field_registries": dict}):
+    if not has_kinds(attributes["registry_"], {"setup_args": dict, "field_registries": dict}):
         raise ValueError(f"{path} does not say how its model's cells were set up.")
     try:
         attributes["history_"] = history_as_tables(attributes.get("history_"))
@@ -225,7 +229,8 @@ def _check_content(path: Path, content: Any) -> None:
     weights.pop(_PYRO, None)
 
 
-def _has(values: Any, kinds: dict[str, Any]) -> bool:
+def has_kinds(values: Any, kinds: dict[str, Any]) -> bool:
+    """Whether what was read is a dictionary with these keys, and values of these types."""
     return isinstance(values, dict) and all(
         isinstance(values.get(key), kind) for key, kind in kinds.items()
     )

@@ -334,6 +334,7 @@ class TrainingMixin(Model):
                 name: str(list(value) if isinstance(value, tuple) else value)
                 for name, value in settings.items()
             },
+            "format": self.format_version_,
             "conditions": list(map(str, self.conditions)),
             "genes": digest(np.asarray(self.registered_data.var_names).astype(str)),
             "number of cells": n_cells,

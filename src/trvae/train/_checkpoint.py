@@ -14,7 +14,7 @@ from scvi.train import SaveCheckpoint
 from trvae._utils._seeds import random_states, set_random_states
 from trvae.io._atomic import annotate_os_errors, atomic_write, check_writable
 from trvae.io._reading import read_torch
-from trvae.io._saved import shapes_of
+from trvae.io._saved import has_kinds, shapes_of
 from trvae.train._interruption import StopTraining
 
 if TYPE_CHECKING:
@@ -22,10 +22,17 @@ if TYPE_CHECKING:
 
 
 _FILE = "training.ckpt"
-
-
 # Where a checkpoint has what Lightning's lacks.
 _KEY = "trvae"
+_KINDS = {"state_dict": dict, "epoch": int}
+_KINDS_OF_OURS = {
+    "identity": dict,
+    "was_trained": bool,
+    "history_before": dict | None,
+    "history": dict | None,
+    "random": dict,
+    "is_finished": bool,
+}
 
 
 class TrainingCheckpoint(Callback):
@@ -194,12 +201,13 @@ def read_checkpoint(
     if not path.exists():
         raise FileNotFoundError(f"There is no checkpoint {path}.")
     checkpoint = read_torch(path)
-    if not isinstance(checkpoint, dict) or _KEY not in checkpoint:
+    if not has_kinds(checkpoint, _KINDS) or not has_kinds(checkpoint.get(_KEY), _KINDS_OF_OURS):
         raise ValueError(f"{path} is not a checkpoint written by train(checkpoint_dir=...).")
     own = checkpoint[_KEY]
     differing = [name for name in identity if own["identity"].get(name) != identity[name]]
     weights = {f"module.{name}": weight for name, weight in module.state_dict().items()}
-    if shapes_of(checkpoint["state_dict"]) != shapes_of(weights):
+    found = checkpoint["state_dict"]
+    if not all(map(torch.is_tensor, found.values())) or shapes_of(found) != shapes_of(weights):
         differing.append("shapes of weights")
     if differing:
         raise ValueError(
