@@ -23,6 +23,7 @@ from trvae._utils._arguments import (
 from trvae._utils._matrices import digest, digest_of_rows
 from trvae._utils._seeds import seeded
 from trvae.data._checks import get_matrix, is_nonnegative
+from trvae.io._saved import FORMAT_VERSION
 from trvae.model._cell_summaries import (
     choose_reference_cells,
     encode_reference_cells,
@@ -334,7 +335,7 @@ class TrainingMixin(Model):
                 name: str(list(value) if isinstance(value, tuple) else value)
                 for name, value in settings.items()
             },
-            "format": self.format_version_,
+            "format": FORMAT_VERSION,
             "conditions": list(map(str, self.conditions)),
             "genes": digest(np.asarray(self.registered_data.var_names).astype(str)),
             "number of cells": n_cells,
