@@ -18,17 +18,19 @@ from scvi.data.fields import (
 )
 from torch.utils.data import Dataset
 
+from trvae.data._codes import codes_of, extended, used_categories
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anndata import AnnData
 
 
-class UsedCategoricalObsField(CategoricalObsField):
+class NamedCategoricalObsField(CategoricalObsField):
     """A categorical column of ``obs``, of which only the categories that occur are registered.
 
     A declared category without cells would otherwise become a condition with untrained weights,
-    into which cells could be transferred.
+    into which cells could be transferred. Codes are found by name.
     """
 
     def __init__(self, registry_key: str, obs_key: str | None):
@@ -39,24 +41,70 @@ class UsedCategoricalObsField(CategoricalObsField):
         """Register the column as if its unused categories were not declared."""
         if self._obs_key is None:
             return super().register_field(adata)
-        categories = _used_categories(adata.obs[self._obs_key])
-        return self.transfer_field({self.CATEGORICAL_MAPPING_KEY: categories}, adata)
+        return self._register(adata, used_categories(adata.obs[self._obs_key]))
+
+    def transfer_field(
+        self,
+        state_registry: dict,
+        adata_target: AnnData,
+        extend_categories: bool = False,
+        **kwargs: Any,
+    ) -> dict:
+        """Register the column with the codes of a registry, to which categories may be added."""
+        if self._obs_key is None:
+            return super().transfer_field(state_registry, adata_target, extend_categories)
+        known, column = state_registry[self.CATEGORICAL_MAPPING_KEY], adata_target.obs[self._obs_key]
+        return self._register(adata_target, extended(known, column) if extend_categories else known)
+
+    def _register(self, adata: AnnData, categories: np.ndarray) -> dict:
+        adata.obs[self.attr_key] = codes_of(adata.obs[self._obs_key], categories)
+        return {
+            self.CATEGORICAL_MAPPING_KEY: categories,
+            self.ORIGINAL_ATTR_KEY: self._obs_key,
+        }
 
 
-class UsedCategoricalJointObsField(CategoricalJointObsField):
-    """Categorical covariates, see :class:`UsedCategoricalObsField`: only categories that occur."""
+class NamedCategoricalJointObsField(CategoricalJointObsField):
+    """Categorical covariates, see :class:`NamedCategoricalObsField`.
+
+    scvi-tools takes the categories of a column that declares them in another order for one another.
+    """
 
     def register_field(self, adata: AnnData) -> dict:
         """Register the columns as if their unused categories were not declared."""
         if self.is_empty:
             return super().register_field(adata)
-        used = {key: _used_categories(adata.obs[key]) for key in self.attr_keys}
-        return self.transfer_field({self.MAPPINGS_KEY: used}, adata)
+        return self._register(
+            adata, {key: used_categories(adata.obs[key]) for key in self.attr_keys}
+        )
 
+    def transfer_field(
+        self,
+        state_registry: dict,
+        adata_target: AnnData,
+        extend_categories: bool = False,
+        **kwargs: Any,
+    ) -> dict:
+        """Register the columns with the codes of a registry, to which categories may be added."""
+        if self.is_empty:
+            return super().transfer_field(state_registry, adata_target, extend_categories)
+        known, obs = state_registry[self.MAPPINGS_KEY], adata_target.obs
+        return self._register(
+            adata_target,
+            {
+                key: extended(known[key], obs[key]) if extend_categories else known[key]
+                for key in self.attr_keys
+            },
+        )
 
-def _used_categories(column: pd.Series) -> np.ndarray:
-    """Categories in their declared order, other values sorted."""
-    return np.asarray(column.astype("category").cat.remove_unused_categories().cat.categories)
+    def _register(self, adata: AnnData, categories: dict[str, np.ndarray]) -> dict:
+        codes = {key: codes_of(adata.obs[key], names) for key, names in categories.items()}
+        adata.obsm[self.attr_key] = pd.DataFrame(codes, adata.obs_names)
+        return {
+            self.MAPPINGS_KEY: categories,
+            self.FIELD_KEYS_KEY: self.attr_keys,
+            self.N_CATS_PER_KEY: list(map(len, categories.values())),
+        }
 
 
 class InOrderDataManager(AnnDataManager):
@@ -107,10 +155,10 @@ def fields_of(setup_args: dict) -> list[FieldSpec]:
     """The fields to register for the arguments of ``setup_anndata``."""
     key = REGISTRY_KEYS
     fields = {
-        "condition_key": (UsedCategoricalObsField, key.BATCH_KEY),
-        "labels_key": (UsedCategoricalObsField, key.LABELS_KEY),
+        "condition_key": (NamedCategoricalObsField, key.BATCH_KEY),
+        "labels_key": (NamedCategoricalObsField, key.LABELS_KEY),
         "size_factor_key": (NumericalObsField, key.SIZE_FACTOR_KEY),
-        "categorical_covariate_keys": (UsedCategoricalJointObsField, key.CAT_COVS_KEY),
+        "categorical_covariate_keys": (NamedCategoricalJointObsField, key.CAT_COVS_KEY),
         "continuous_covariate_keys": (NumericalJointObsField, key.CONT_COVS_KEY),
     }
     # Whether the values suit the likelihood is checked once that is known.

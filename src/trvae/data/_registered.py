@@ -82,10 +82,12 @@ class RegisteredData:
         """What was registered under a key, empty if nothing was."""
         return self.registry["field_registries"].get(registry_key, {}).get("state_registry", {})
 
-    def categories(self) -> dict[str, Sequence[Any]]:
-        """Categories of the condition and of each categorical covariate, by column of ``obs``."""
+    def categories(self, *, with_labels: bool = False) -> dict[str, Sequence[Any]]:
+        """Categories of condition, covariates and perhaps labels, by their column of ``obs``."""
         covariates = self.state(REGISTRY_KEYS.CAT_COVS_KEY).get("mappings", {})
-        return {self.condition_key: self.conditions, **covariates}
+        labels_key = self.arguments["labels_key"]
+        labels = {labels_key: self.labels} if with_labels and labels_key is not None else {}
+        return {self.condition_key: self.conditions, **covariates, **labels}
 
     def cells_of(self, data: AnnData | MuData) -> AnnData:
         """Return an AnnData as it is, and of a MuData the cells as the model reads them."""

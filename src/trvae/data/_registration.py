@@ -10,6 +10,7 @@ from scipy import sparse
 from scvi import REGISTRY_KEYS
 
 from trvae._utils._arguments import join_names
+from trvae.data._codes import check_known
 from trvae.data._checks import (
     check_anndata,
     check_categories,
@@ -21,6 +22,7 @@ from trvae.data._checks import (
     get_matrix,
     name_of_matrix,
 )
+from trvae.data._registered import RegisteredData
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -48,7 +50,7 @@ def check_setup(adata: AnnData, setup_args: dict, kwargs: dict) -> None:
             "anndata.read_h5ad(path, backed='r')."
         )
     if source_registry is not None:
-        _check_same_genes(adata, source_registry)
+        _check_fits(adata, source_registry, extend=kwargs.get("extend_categories", False))
         return
     _check_conditions(adata, setup_args["condition_key"])
     if (library_key := setup_args.get("library_key")) is not None:
@@ -126,9 +128,12 @@ def registry_of_setup_anndata(registry: dict, model_name: str) -> dict:
     }
 
 
-def _check_same_genes(adata: AnnData, source_registry: dict) -> None:
-    field = source_registry["field_registries"][REGISTRY_KEYS.X_KEY]
-    if not np.array_equal(adata.var_names, field["state_registry"]["column_names"]):
+def _check_fits(adata: AnnData, source_registry: dict, *, extend: bool) -> None:
+    """Check that cells have the genes of a registry, and categories that it knows or may add."""
+    known = RegisteredData(source_registry)
+    for key, categories in known.categories(with_labels=True).items():
+        check_known(adata.obs[key], categories, f"adata.obs[{key!r}]", extend=extend)
+    if not np.array_equal(adata.var_names, known.var_names):
         raise ValueError(
             "adata.var_names differ from the model's genes or their order. Call "
             "prepare_query_anndata(adata, model) first."

@@ -43,6 +43,7 @@ from trvae.data._checks import (
     is_nonnegative,
     name_of_matrix,
 )
+from trvae.data._codes import check_known, codes_of
 from trvae.data._fields import InOrderDataManager, fields_of
 from trvae.data._registered import RegisteredData
 from trvae.data._registration import check_columns, check_setup, registry_of_setup_anndata
@@ -255,11 +256,7 @@ class BaseTRVAE(
             copy.obs[labels_key] = known.labels[0]
         check_columns(copy, known.arguments)
         for key, categories in known.categories().items():
-            if unknown := set(copy.obs[key].unique()) - set(categories):
-                raise ValueError(
-                    f"adata.obs[{key!r}] has values that the model was not trained on: "
-                    f"{join_names(sorted(unknown, key=str))}. It knows {join_names(categories)}."
-                )
+            check_known(copy.obs[key], categories, f"adata.obs[{key!r}]")
         self._check_values(get_matrix(copy, known.layer), name_of_matrix(known.layer))
         type(self).setup_anndata(
             copy, source_registry=self.registry, extend_categories=True, **known.arguments
@@ -296,13 +293,19 @@ class BaseTRVAE(
     def _check_codes_unchanged(self) -> None:
         """Raise a ``ValueError`` if the registered codes are no longer those of the columns."""
         obs = self.registered_data.cells_of(self.adata).obs
-        for key in (REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.LABELS_KEY):
-            state = self.registered_data.state(key)
-            if (column := state.get("original_key")) not in obs:
+        keys = REGISTRY_KEYS
+        columns = {
+            self.registered_data.state(key).get("original_key"): key
+            for key in (keys.BATCH_KEY, keys.LABELS_KEY)
+        }
+        for column, categories in self.registered_data.categories(with_labels=True).items():
+            if column in columns:
+                registered = self.adata_manager.get_from_registry(columns[column])
+            else:
+                registered = self.adata_manager.get_from_registry(keys.CAT_COVS_KEY)[column]
+            if column not in obs:
                 continue
-            codes = np.ravel(self.adata_manager.get_from_registry(key))
-            names = np.asarray(state["categorical_mapping"])
-            if codes.max() >= len(names) or (names[codes] != np.asarray(obs[column])).any():
+            if (np.ravel(registered) != codes_of(obs[column], categories)).any():
                 raise ValueError(
                     f"adata.obs[{column!r}] has changed since the model was made, or adata was set "
                     "up again. Make a new model, or use a copy: adata.copy()."
