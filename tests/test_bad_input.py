@@ -437,7 +437,7 @@ def test_questions_about_expression(model, kind):
 
 CELLS = {
     "another condition": (with_obs(condition="other"), "not trained on: 'other'. It knows"),
-    "numbers as conditions": (with_obs(condition=1), "not trained on: 1. It knows"),
+    "numbers as conditions": (with_obs(condition=1), "has values of type number"),
     "a gap in conditions": (with_first("condition", None), "1 missing values"),
     "no conditions": (lambda a: AnnData(a.X, a.obs[["age"]], a.var), "source_condition=..."),
     "fewer genes": (lambda a: a[:, 2:].copy(), "2 of the model's 20 genes ... 'gene_0', 'gene_1'"),

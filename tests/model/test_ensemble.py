@@ -46,6 +46,22 @@ def test_expectations_are_averaged(ensemble, adata, given):
     np.testing.assert_allclose(together, np.mean(each, axis=0), rtol=1e-5)
 
 
+def test_counterfactuals_are_made_of_averaged_decoded_means(adata):
+    trvae.TRVAE.setup_anndata(adata, condition_key="condition")
+    settings = SMALL | {"linear_weight": 0.0, "response_limit": None}
+    ensemble = trvae.TRVAEEnsemble(adata, n_models=2, **settings)
+    ensemble.train(max_epochs=2, **QUIET)
+    control = adata[adata.obs["condition"] == "control"].copy()
+    together = ensemble.get_transferred_expression(control, **EXPRESSION)
+    decoded = {"estimate": "decoded", "return_numpy": True}
+    before, after = (
+        ensemble.get_transferred_expression(control, condition, **decoded)
+        for condition in ("control", "treated")
+    )
+    expected = dense(control.X) * np.minimum(after / before, 1) + np.maximum(after - before, 0)
+    np.testing.assert_allclose(together, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_transfer_draws_around_the_expectation(ensemble, adata):
     before = content(adata)
     expected = ensemble.get_transferred_expression(adata, **EXPRESSION)

@@ -90,6 +90,12 @@ def test_library_size_with_size_factors_and_without_counts(adata):
     for library_size, size in ((1e4, 1e4), ("observed", adata.obs[["size"]].to_numpy())):
         scaled = model.get_transferred_expression(**decoded, library_size=library_size)
         np.testing.assert_allclose(scaled, rate * size, rtol=1e-4)
+    # A counterfactual is in units of the cell's own counts, whatever the size factors are.
+    unchanged = model.get_transferred_expression(
+        target_condition="treated", source_condition="treated", library_size=1e4
+    )
+    counts = dense(adata[adata.obs["condition"] == "treated"].X)
+    np.testing.assert_allclose(unchanged, 1e4 * counts / counts.sum(1, keepdims=True), rtol=1e-4)
 
     model = fit(adata)
     expected = model.get_transferred_expression(**decoded, library_size=1e4)

@@ -26,9 +26,12 @@ if TYPE_CHECKING:
 class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
     """Models that differ only in their seed, whose predictions are averaged.
 
-    What they disagree on is not determined by the training data. Expectations are averaged over the
-    models; posterior draws (``n_samples``) come from one model after another, so intervals and
-    spreads include the variation between seeds.
+    What they disagree on is not determined by the training data. The decoded means under both
+    conditions are averaged over the models, then a cell's counterfactual is made of these, so that
+    :meth:`~TRVAE.transfer` draws around :meth:`~TRVAE.get_transferred_expression`. A counterfactual
+    is not linear in the decoded means, so it is not the average of the models' counterfactuals.
+    Posterior draws (``n_samples``) come from one model after another, so intervals and spreads
+    include the variation between seeds.
 
     Parameters
     ----------

@@ -52,7 +52,12 @@ _EXPECTATION_RULES = {
     "n_samples": POSITIVE_INTEGER,
     "seed": SEED,
 }
-_INTERVAL_RULES = {"n_samples": AT_LEAST_2, "level": STRICT_SHARE, "seed": SEED}
+_INTERVAL_RULES = {
+    "library_size": _EXPECTATION_RULES["library_size"],
+    "n_samples": AT_LEAST_2,
+    "level": STRICT_SHARE,
+    "seed": SEED,
+}
 
 
 def for_each_target(method: Callable) -> Callable:
@@ -228,8 +233,8 @@ class TransferMixin:
         gene_list
             Genes to return, by default all.
         library_size
-            ``"observed"``: expected counts at the cell's own library size. A number: expected
-            counts per that many. Log-normalised values are not scaled.
+            ``"observed"``: expected counts at the cell's own library size, or size factor. A
+            number: expected counts per that many. Log-normalised values are not scaled.
         n_samples
             ``1``: at the posterior mean of ``z``. More: that many draws of ``z`` from its posterior
             and, for counterfactuals, of the labels' response (see :meth:`get_transferred_means`).
@@ -369,6 +374,9 @@ class TransferMixin:
             ):
                 expected = first._expected(minibatch, selection.estimate)
                 if library_size != "observed" and first.module.is_count_model:
-                    expected = expected * (library_size / minibatch.size)
+                    # A size factor is in other units than the cell's own counts.
+                    is_rate = selection.estimate == "decoded"
+                    size = minibatch.size if is_rate else minibatch.x.sum(1, keepdims=True)
+                    expected = expected * (library_size / size)
                 blocks.append(expected[:, columns].astype(np.float32))
             yield np.concatenate(blocks)
