@@ -405,7 +405,7 @@ QUESTIONS = {
     "batch_size": ({"batch_size": 0}, "batch_size must be a positive integer"),
     "seed": ({"seed": -1}, "seed must be an integer"),
     "estimate": ({"estimate": "mean"}, "estimate must be one of 'counterfactual', 'decoded'"),
-    "out": ({"out": "predicted.csv"}, "predicted.csv ... .h5ad"),
+    "out": ({"out": "predicted.csv"}, "must end with .h5ad ... predicted.csv"),
     "client": ({"client": object()}, "client needs out"),
 }
 

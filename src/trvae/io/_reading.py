@@ -170,7 +170,7 @@ def _as_plain(value: Any, counter: Iterator[int], depth: int = 0) -> Any:
         return type(value)([_as_plain(item, counter, depth + 1) for item in value])
     if isinstance(value, dict) and all(isinstance(key, _SCALAR_TYPES) for key in value):
         return {key: _as_plain(item, counter, depth + 1) for key, item in value.items()}
-    raise NotPlainDataError(f"it has a {type(value).__name__}, which is no plain data.")
+    raise NotPlainDataError(f"it has a {type(value).__name__}, which is not plain data.")
 
 
 # ------------------------------------------------------------- what names stand for

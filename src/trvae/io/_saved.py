@@ -95,7 +95,7 @@ class SavedModel:
             except NotPlainDataError as error:
                 raise ValueError(
                     f"{error} If you trust who saved it to run code here, load(..., trusted=True) "
-                    "also loads what is no plain data, such as conditions that are dates."
+                    "also loads other objects, such as conditions that are dates."
                 ) from error
         _check_content(path, content)
         return cls(path, prefix, content)
