@@ -19,6 +19,7 @@ from anndata import read_h5ad
 from scvi import REGISTRY_KEYS
 from scvi.data.fields import LayerField
 
+from trvae._scvi import DEFAULT_LABELS_KEY, LOGGER_OF_FILES
 from trvae._utils._arguments import is_integer, join_names
 from trvae._utils._seeds import seeded
 from trvae.data._mudata import anndata_arguments
@@ -185,7 +186,7 @@ class SavedModel:
     @contextmanager
     def in_private_folder(self) -> Iterator[str]:
         """A folder with the model as it was checked, which no one else can change."""
-        log = logging.getLogger("scvi.data._download")
+        log = logging.getLogger(LOGGER_OF_FILES)
         with TemporaryDirectory() as folder:
             torch.save(self.content, Path(folder) / MODEL_FILE)
 
@@ -276,7 +277,7 @@ def _check_fields(registry: dict[str, Any]) -> None:
     default: Any
     for argument, found, default in [
         ("condition_key", conditions["original_key"], None),
-        ("labels_key", labels["original_key"], "_scvi_labels"),
+        ("labels_key", labels["original_key"], DEFAULT_LABELS_KEY),
         ("categorical_covariate_keys", list(categories), []),
         ("continuous_covariate_keys", list(continuous.get("columns", [])), []),
     ]:

@@ -86,6 +86,16 @@ class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
         return self.models[0].conditions
 
     @property
+    def linear_weight(self) -> float:
+        """Weight of the linear model of the labels, see :class:`TRVAE`."""
+        return self.models[0].linear_weight
+
+    @property
+    def response_limit(self) -> float | None:
+        """Limit of the decoder's change, see :class:`TRVAE`."""
+        return self.models[0].response_limit
+
+    @property
     def registry(self) -> dict[str, Any]:
         """Registry of the data, as of scvi-tools' models."""
         return self.models[0].registry

@@ -20,16 +20,15 @@ from trvae._utils._arguments import (
     instance_of,
     number,
 )
-from trvae._utils._matrices import digest, digest_of_rows
 from trvae._utils._seeds import seeded
-from trvae.data._checks import get_matrix, is_nonnegative
-from trvae.io._saved import FORMAT_VERSION
+from trvae.data._checks import is_nonnegative
 from trvae.model._cell_summaries import (
     choose_reference_cells,
     encode_reference_cells,
     first_reference_minibatches,
     get_codes,
 )
+from trvae.model._identity import identity_of
 from trvae.train._checkpoint import TrainingCheckpoint, checkpoint_file, read_checkpoint
 from trvae.train._interruption import EpochTracker, end_by, stop_requests, weights_of
 from trvae.train._sampling import minibatches_of
@@ -217,7 +216,7 @@ class TrainingMixin(Model):
             self._check_data_of(datamodule)
         checkpoint = None
         if has_checkpoints:
-            identity, before = self._identity(datamodule, plan_kwargs), None
+            identity, before = identity_of(self, datamodule, plan_kwargs), None
             if resume_from is not None:
                 before = read_checkpoint(resume_from, identity, self.module, max_epochs)
                 trainer_kwargs["ckpt_path"] = checkpoint_file(resume_from)
@@ -312,35 +311,6 @@ class TrainingMixin(Model):
             n_epochs = max(1, round(_SHARE_OF_KL_WARMUP * max_epochs))
             plan_kwargs.setdefault("n_epochs_kl_warmup", n_epochs)
         return plan_kwargs
-
-    def _identity(self, datamodule: Any | None, plan_kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Describe model, data and schedule, which must be the same to resume from a checkpoint."""
-        if datamodule is None:
-            n_cells = self.summary_stats.n_cells
-            known = self.registered_data
-            matrix = get_matrix(known.cells_of(self.adata), known.layer)
-            values = digest_of_rows(matrix, np.arange(n_cells))
-        else:
-            n_cells, values = getattr(datamodule, "n_obs", None), None
-        settings = {
-            **self.init_params_["non_kwargs"],
-            "lr_schedule": plan_kwargs.get("lr_schedule", "constant"),
-            "reduce_lr_on_plateau": bool(plan_kwargs.get("reduce_lr_on_plateau")),
-        }
-        # These take no part in training.
-        for name in ("linear_weight", "response_limit"):
-            settings.pop(name, None)
-        return {
-            **{
-                name: str(list(value) if isinstance(value, tuple) else value)
-                for name, value in settings.items()
-            },
-            "format": FORMAT_VERSION,
-            "conditions": list(map(str, self.conditions)),
-            "genes": digest(np.asarray(self.registered_data.var_names).astype(str)),
-            "number of cells": n_cells,
-            "values": values,
-        }
 
     # ------------------------------------------------------------- during training
 

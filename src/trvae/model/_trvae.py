@@ -127,6 +127,25 @@ class TRVAE(SetupMixin, RankingMixin, ExpressionMixin, BaseTRVAE):
         Seed of weights, data split, minibatches and dropout. ``None`` uses
         ``scvi.settings.seed``.
 
+    Attributes
+    ----------
+    adata
+        The data that the model was set up with, or ``None``.
+    conditions
+        The conditions, in the order of their codes.
+    history
+        Losses and metrics of the training, a table for each; ``None`` before training.
+    is_trained
+        Whether the model was trained.
+    linear_weight, response_limit
+        As given. They take no part in training, so they can be changed afterwards.
+    module
+        The network, a :class:`~trvae.module.TRVAEModule`.
+    registered_data
+        Columns, genes and categories that the model was set up with.
+    seed
+        As given.
+
     Raises
     ------
     ValueError
