@@ -86,7 +86,7 @@ class BaseTRVAE(
     UnsupervisedTrainingMixin,
     BaseMinifiedModeModelClass,
 ):
-    """A transfer VAE of whatever the columns of an AnnData are.
+    """Base class of the trVAE models.
 
     Parameters
     ----------
@@ -274,7 +274,7 @@ class BaseTRVAE(
         raise NotImplementedError
 
     def _check_own_values(self) -> None:
-        """Check the values of the model's own data, and note of what kind they are."""
+        """Check the model's own data, and record whether they are sparse and non-negative."""
         layer = self.registered_data.layer
         matrix = get_matrix(self.registered_data.cells_of(self.adata), layer)
         self._check_values(matrix, name_of_matrix(layer))

@@ -1,4 +1,4 @@
-"""The questions across conditions: what would these cells be under another condition?"""
+"""Public methods for prediction under another condition."""
 
 from __future__ import annotations
 
@@ -250,8 +250,9 @@ class TransferMixin:
         Raises
         ------
         ValueError
-            As :meth:`transfer`, if ``gene_list`` has unknown genes, or if ``library_size`` or
-            ``n_samples`` is not positive.
+            If a condition is unknown or cells do not fit the model (see :meth:`transfer`), if
+            ``gene_list`` has unknown genes, or if ``library_size`` or ``n_samples`` is not
+            positive.
         RuntimeError
             If the model is not trained.
 
@@ -315,7 +316,8 @@ class TransferMixin:
         Raises
         ------
         ValueError
-            As :meth:`get_transferred_expression`, if ``level`` is not between 0 and 1, or if fewer
+            If a condition or gene is unknown or cells do not fit the model (see
+            :meth:`get_transferred_expression`), if ``level`` is not between 0 and 1, or if fewer
             than three labels were measured under both conditions.
         RuntimeError
             If the model is not trained.
