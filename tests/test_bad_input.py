@@ -323,7 +323,7 @@ def test_settings_that_do_not_fit_each_other():
     refused(data, lambda: made(data, mmd_within_labels=True), "needs labels")
     refused(data, lambda: made(data, nonnegative_mean=True), "needs gene_likelihood='normal'")
     logs = of_matrix(np.log1p)(data)
-    refused(logs, lambda: made(logs, SIZE, gene_likelihood="normal"), "has no size factors")
+    refused(logs, lambda: made(logs, SIZE, gene_likelihood="normal"), "does not use size factors")
 
 
 # ---------------------------------------------------------------------------- training

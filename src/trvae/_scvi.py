@@ -1,4 +1,8 @@
-"""The one door to what scvi-tools does not make public. Check it against each new release."""
+"""All private attributes of scvi-tools that are used. Check them against each new release.
+
+The protected methods that models override are in ``model/_base.py`` and ``model/_setup.py``, the
+format of saved models in ``io/_saved.py``.
+"""
 
 from __future__ import annotations
 

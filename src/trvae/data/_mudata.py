@@ -154,8 +154,8 @@ def _column(mdata: MuData, argument: str, key: str, place: str | None) -> Any:
         if key in other:
             here = "mdata.obs" if place is None else f"mdata[{place!r}].obs"
             raise ValueError(
-                f"{argument} {key!r} is not in {here}, but in {where}. Say so to setup_mudata by "
-                "modalities={" + f"{argument!r}: modality" + "}; the default is mdata.obs."
+                f"{argument} {key!r} is not in {here}, but in {where}. Pass modalities="
+                f"{{{argument!r}: modality}} to setup_mudata; the default is mdata.obs."
             )
     return None
 

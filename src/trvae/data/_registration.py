@@ -1,4 +1,4 @@
-"""What a setup method is given, checked before anything is changed."""
+"""Validate the arguments of setup methods."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def as_anndata(model: BaseTRVAE, matrix: Any, selection: Selection, target: Any)
 def in_place_of(
     model: BaseTRVAE, data: AnnData | MuData, selection: Selection, predicted: AnnData
 ) -> AnnData | MuData:
-    """Return the prediction; for cells of a MuData, within one."""
+    """Return the prediction, wrapped in a MuData if one was given."""
     if not isinstance(data, MuData):
         return predicted
     positions = np.tile(selection.indices, predicted.n_obs // len(selection.indices))

@@ -49,7 +49,8 @@ _DICTIONARY = instance_of(dict)
 _CALLBACKS = Rule(
     "a list of Lightning callbacks",
     lambda value: (
-        isinstance(value, list | tuple) and all(isinstance(one, Callback) for one in value)
+        isinstance(value, list | tuple)
+        and all(isinstance(callback, Callback) for callback in value)
     ),
 )
 _RULES = {
@@ -316,7 +317,7 @@ class TrainingMixin(Model):
 
     @contextmanager
     def _restored_on_error(self) -> Iterator[None]:
-        """Leave nothing behind of a training that ends with an error."""
+        """Restore the model if training fails."""
         attributes = vars(self)
         before = {name: attributes[name] for name in _SET_BY_TRAINING if name in attributes}
         if self.history_ is not None:
@@ -356,7 +357,7 @@ class TrainingMixin(Model):
         self.module.load_state_dict(tracker.best.state)
 
     def _learn_from_cells(self, datamodule: Any | None = None) -> None:
-        """Keep what questions to the model need to know of its cells."""
+        """Store summaries of the training cells."""
         seed = self.seed or 0
         known = self.mapping_["reference_cells"] if self.mapping_ and self._is_frozen else None
         if datamodule is None:
