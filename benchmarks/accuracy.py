@@ -149,7 +149,7 @@ def how(folder: Path) -> str:
 
 
 def trvae_method(name: str) -> Callable[[], trvae.TRVAEMethod]:
-    """The model with its default settings but for those that its name tells.
+    """The model with its default settings, except those in its name.
 
     ``trVAE mmd_weight=0 train.max_epochs=20 transfer.estimate='decoded'`` is the model with one
     argument for ``TRVAE``, one for ``train`` and one for ``transfer``. With

@@ -229,7 +229,7 @@ def report() -> None:
 
 
 def main() -> None:
-    """Run what is not there yet, or report."""
+    """Carry out missing runs, or report."""
     parser = argparse.ArgumentParser(description=__doc__)
     # Each has results of its own.
     which = parser.add_mutually_exclusive_group()

@@ -207,7 +207,7 @@ def tasks(folder: Path, environments: Path | None, threads: int) -> dict[str, di
 
 
 def main() -> None:
-    """Measure what is not there yet."""
+    """Carry out missing runs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, nargs="?", help="kang18.h5ad with all genes")
     parser.add_argument("--environments", type=Path, help="folder of the other tools'")

@@ -26,7 +26,7 @@ nb_execution_mode = "off"
 autosummary_generate = True
 autodoc_typehints = "none"
 napoleon_google_docstring = False
-# What is returned is told in sentences and lists, each line of which would be taken for a type.
+# Returns sections are prose; napoleon would parse their lines as types.
 napoleon_custom_sections = ["Returns"]
 myst_enable_extensions = ["deflist", "dollarmath"]
 suppress_warnings = ["ref.term"]

@@ -323,7 +323,7 @@ def test_settings_that_do_not_fit_each_other():
     refused(data, lambda: made(data, mmd_within_labels=True), "needs labels")
     refused(data, lambda: made(data, nonnegative_mean=True), "needs gene_likelihood='normal'")
     logs = of_matrix(np.log1p)(data)
-    refused(logs, lambda: made(logs, SIZE, gene_likelihood="normal"), "has no size factors")
+    refused(logs, lambda: made(logs, SIZE, gene_likelihood="normal"), "does not use size factors")
 
 
 # ---------------------------------------------------------------------------- training
@@ -405,7 +405,7 @@ QUESTIONS = {
     "batch_size": ({"batch_size": 0}, "batch_size must be a positive integer"),
     "seed": ({"seed": -1}, "seed must be an integer"),
     "estimate": ({"estimate": "mean"}, "estimate must be one of 'counterfactual', 'decoded'"),
-    "out": ({"out": "predicted.csv"}, "predicted.csv ... .h5ad"),
+    "out": ({"out": "predicted.csv"}, "must end with .h5ad ... predicted.csv"),
     "client": ({"client": object()}, "client needs out"),
 }
 

@@ -1,6 +1,7 @@
 """How the package is kept: short files, and one door to what other packages do not make public."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 import trvae
 
 ROOT = Path(trvae.__file__).parent
-MAX_LINES = 420
+MAX_LINES = 400
 FILES = sorted(ROOT.rglob("*.py"))
 NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 
@@ -34,6 +35,9 @@ def private_names(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             if node.value.id in imported and is_private(node.attr):
                 yield f"{imported[node.value.id]}.{node.attr}"
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if node.value.startswith("_scvi_") or re.fullmatch(r"scvi[\w.]*\._\w+", node.value):
+                yield node.value
 
 
 def is_private(path):
@@ -47,8 +51,8 @@ def test_only_one_file_uses_private_names_of_other_packages(path):
 
 
 def test_private_names_are_found():
-    tree = ast.parse("import scvi\nfrom scvi.data._utils import x\nscvi.settings\nscvi._y")
-    assert set(private_names(tree)) == {"scvi.data._utils.x", "scvi._y"}
+    code = "import scvi\nfrom scvi.data._utils import x\nscvi.settings\nscvi._y\n'scvi.z._log'"
+    assert set(private_names(ast.parse(code))) == {"scvi.data._utils.x", "scvi._y", "scvi.z._log"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)

@@ -24,7 +24,7 @@ def read_task() -> SimpleNamespace:
     -------
     ``train`` and ``control``, with counts or log-normalised values as dense float32 in ``X`` and
     the columns ``condition`` and ``label`` in ``obs``; ``source`` and ``target``, the conditions;
-    ``seed``; ``variant``, which tells between several models of one tool; ``folder``.
+    ``seed``; ``variant``, which distinguishes several models of one tool; ``folder``.
     """
     folder = Path(sys.argv[1])
     task = SimpleNamespace(folder=folder, **json.loads((folder / "task.json").read_text()))

@@ -1,4 +1,8 @@
-"""The one door to what scvi-tools does not make public. Check it against each new release."""
+"""All private attributes of scvi-tools that are used. Check them against each new release.
+
+The protected methods that models override are in ``model/_base.py`` and ``model/_setup.py``, the
+format of saved models in ``io/_saved.py``.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,16 @@ MINIFY_TYPE_KEY = "_scvi_adata_minify_type"
 """Where scvi-tools notes in ``uns`` how an AnnData was minified."""
 LATENT_POSTERIOR = "latent_posterior_parameters"
 """Minified to the posterior of ``z``, without expression."""
+DEFAULT_LABELS_KEY = "_scvi_labels"
+"""Column of the single label of cells that were set up without labels."""
+LOGGER_OF_FILES = "scvi.data._download"
+"""Logs which file a model is read from."""
+
+
+def is_registered(key: Any) -> bool:
+    """Whether scvi-tools has added what is under this key of an AnnData or a MuData."""
+    # A MuData has columns of its modalities under a prefix.
+    return str(key).split(":")[-1].startswith("_scvi_")
 
 
 def minify_type(data: AnnData | MuData) -> str | None:

@@ -209,8 +209,8 @@ def test_a_chunk_that_fails_leaves_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"out": "there.h5ad"}, FileExistsError, "is there already"),
-        ({"out": "p.csv"}, ValueError, "ends neither with .h5ad nor with .zarr"),
+        ({"out": "there.h5ad"}, FileExistsError, "there.h5ad exists"),
+        ({"out": "p.csv"}, ValueError, "out must end with .h5ad or .zarr"),
         ({"out": "no/p.h5ad"}, FileNotFoundError, "no/p.h5ad"),
         ({"chunk_size": 0}, ValueError, "chunk_size must be a positive integer"),
         ({"indices": []}, ValueError, "select none of the 120 cells"),

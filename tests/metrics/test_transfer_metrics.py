@@ -180,7 +180,7 @@ def logged(adata):
         (lambda g: {"n_top_genes": 0}, "n_top_genes must be a positive integer"),
         (lambda g: {"n_pcs": 1.5}, "n_pcs must be a positive integer"),
         (lambda g: {"seed": -1}, "seed must be"),
-        (lambda g: {"normalize": False, "library_key": "size"}, "of no use with normalize=False"),
+        (lambda g: {"normalize": False, "library_key": "size"}, "no effect with normalize=False"),
     ],
 )
 def test_refuses(change, message, groups):

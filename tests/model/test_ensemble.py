@@ -62,6 +62,18 @@ def test_counterfactuals_are_made_of_averaged_decoded_means(adata):
     np.testing.assert_allclose(together, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("out", [None, "p.h5ad"])
+def test_every_model_must_be_trained(ensemble, adata, tmp_path, out):
+    untrained = trvae.TRVAE(ensemble.adata, **SMALL)
+    half = with_models(ensemble, [*ensemble.models[:2], untrained])
+    with pytest.raises(RuntimeError, match="train"):
+        half.transfer(adata, "treated", out=out and tmp_path / out)
+    assert list(tmp_path.iterdir()) == []
+    for ask in (half.get_transferred_expression, half.assess_transfer):
+        with pytest.raises(RuntimeError, match="train"):
+            ask(adata, "treated")
+
+
 def test_transfer_draws_around_the_expectation(ensemble, adata):
     before = content(adata)
     expected = ensemble.get_transferred_expression(adata, **EXPRESSION)

@@ -81,7 +81,9 @@ def choice(*allowed: Any) -> Rule:
     return Rule(
         f"one of {join_names(allowed)}",
         lambda value: any(
-            value is one or (type(value) is type(one) and value == one) for one in allowed
+            value is allowed_value
+            or (type(value) is type(allowed_value) and value == allowed_value)
+            for allowed_value in allowed
         ),
     )
 
@@ -93,7 +95,7 @@ def choice_of(literal: Any) -> Rule:
 
 def instance_of(*classes: type) -> Rule:
     """Rule for an object of one of several classes."""
-    names = " or ".join(one.__name__ for one in classes)
+    names = " or ".join(cls.__name__ for cls in classes)
     return Rule(f"of type {names}", lambda value: isinstance(value, classes))
 
 

@@ -87,7 +87,7 @@ def save_model(model: TRVAE, out: Path, overwrite: bool) -> dict:
     model.save(str(out), overwrite=overwrite)
     conditions = ", ".join(map(str, model.conditions))
     console.print(f"Saved the model to {out}. Its conditions: {conditions}.", soft_wrap=True)
-    # The exit status must tell that an interrupted model, though saved, is not what was asked for.
+    # Exit with an error if interrupted, although the model was saved.
     end_if_interrupted(model)
     return {
         "out": str(out),

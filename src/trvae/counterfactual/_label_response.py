@@ -196,9 +196,12 @@ class ResponseOfLabels:
         lowest, highest = self._range
         if not self._is_counts:
             return target.clip(source + lowest, source + highest)
-        # log_share(x / library) = log((one + x) / one)
-        one = source.sum(1, keepdims=True) / _TARGET_SUM
-        return target.clip((one + source) * lowest - one, (one + source) * highest - one)
+        # log_share(x / library) = log((pseudocount + x) / pseudocount)
+        pseudocount = source.sum(1, keepdims=True) / _TARGET_SUM
+        return target.clip(
+            (pseudocount + source) * lowest - pseudocount,
+            (pseudocount + source) * highest - pseudocount,
+        )
 
 
 def log_share(share: np.ndarray) -> np.ndarray:

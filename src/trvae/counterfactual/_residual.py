@@ -90,23 +90,25 @@ def count_quantile(
     """
     # Most quantiles are 0, and SciPy's quantile function is slow. The probability of 0 is at
     # least exp(-mean), which is at least 1 - mean.
-    some = np.flatnonzero(uniform > 1 - mean)
+    candidates = np.flatnonzero(uniform > 1 - mean)
     theta = None
     if inverse_dispersion is None:
-        probability_of_zero = np.exp(-mean.ravel()[some])
+        probability_of_zero = np.exp(-mean.ravel()[candidates])
     else:
         theta = np.broadcast_to(inverse_dispersion, mean.shape)
-        theta = theta[np.unravel_index(some, mean.shape)].astype(np.float64)
-        probability_of_zero = np.exp(-theta * np.log1p(mean.ravel()[some] / theta))
-    positive = uniform.ravel()[some] > probability_of_zero
-    some = some[positive]
-    uniform_some, mean_some = uniform.ravel()[some], mean.ravel()[some]
+        theta = theta[np.unravel_index(candidates, mean.shape)].astype(np.float64)
+        probability_of_zero = np.exp(-theta * np.log1p(mean.ravel()[candidates] / theta))
+    positive = uniform.ravel()[candidates] > probability_of_zero
+    candidates = candidates[positive]
+    uniform_positive, mean_positive = uniform.ravel()[candidates], mean.ravel()[candidates]
     quantile = np.zeros(mean.shape)
     if theta is None:
-        quantile.ravel()[some] = stats.poisson.ppf(uniform_some, mean_some)
+        quantile.ravel()[candidates] = stats.poisson.ppf(uniform_positive, mean_positive)
     else:
         theta = theta[positive]
-        quantile.ravel()[some] = stats.nbinom.ppf(uniform_some, theta, theta / (theta + mean_some))
+        quantile.ravel()[candidates] = stats.nbinom.ppf(
+            uniform_positive, theta, theta / (theta + mean_positive)
+        )
     return quantile
 
 

@@ -1,4 +1,4 @@
-"""Users' data: what is registered of them, and what is checked first."""
+"""Registration and validation of input."""
 
 from trvae.data._fields import InOrderDataManager
 

@@ -9,6 +9,7 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
+from trvae._scvi import is_registered
 from trvae._utils._arguments import join_names
 from trvae._utils._matrices import read_rows
 from trvae._utils._seeds import seeded
@@ -109,7 +110,7 @@ def with_prediction(
     with seeded(0):
         result = MuData(modalities)
     obs = mdata.obs.iloc[positions].set_axis(names)
-    obs = obs.drop(columns=[column for column in obs if "_scvi_" in str(column)])
+    obs = obs.drop(columns=list(filter(is_registered, obs)))
     # mdata.obs can repeat a modality's columns under a prefix.
     columns = {key, f"{modality}:{key}", f"{place}:{key}"} & set(obs)
     for column in columns | ({key} if place is None else set()):
@@ -153,8 +154,8 @@ def _column(mdata: MuData, argument: str, key: str, place: str | None) -> Any:
         if key in other:
             here = "mdata.obs" if place is None else f"mdata[{place!r}].obs"
             raise ValueError(
-                f"{argument} {key!r} is not in {here}, but in {where}. Say so to setup_mudata by "
-                "modalities={" + f"{argument!r}: modality" + "}; the default is mdata.obs."
+                f"{argument} {key!r} is not in {here}, but in {where}. Pass modalities="
+                f"{{{argument!r}: modality}} to setup_mudata; the default is mdata.obs."
             )
     return None
 
@@ -173,6 +174,6 @@ def _rows(cells: AnnData, rows: np.ndarray, names: pd.Index) -> AnnData:
             copy = cells[rows].copy()
     copy.obs_names = names
     for registered in (copy.obs, copy.obsm):
-        for key in [key for key in registered if str(key).startswith("_scvi_")]:
+        for key in list(filter(is_registered, registered)):
             del registered[key]
     return copy

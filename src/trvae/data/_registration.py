@@ -1,4 +1,4 @@
-"""What a setup method is given, checked before anything is changed."""
+"""Validate the arguments of setup methods."""
 
 from __future__ import annotations
 
@@ -9,8 +9,13 @@ import numpy as np
 from scipy import sparse
 from scvi import REGISTRY_KEYS
 
+from trvae._scvi import DEFAULT_LABELS_KEY
 from trvae._utils._arguments import join_names
+<<<<<<< HEAD
 from trvae.data._codes import check_known
+=======
+from trvae._utils._matrices import computed
+>>>>>>> main
 from trvae.data._checks import (
     check_anndata,
     check_categories,
@@ -43,7 +48,8 @@ def check_setup(adata: AnnData, setup_args: dict, kwargs: dict) -> None:
         raise TypeError(f"unexpected arguments: {join_names(kwargs)}.")
     check_columns(adata, setup_args)
     layer = setup_args["layer"]
-    if sparse.issparse(getattr(get_matrix(adata, layer), "_meta", None)):
+    matrix = get_matrix(adata, layer)
+    if hasattr(matrix, "compute") and sparse.issparse(computed(matrix[:0])):
         raise ValueError(
             f"{name_of_matrix(layer)} is a dask array of sparse blocks, which minibatches can't be "
             "read from. Call adata.to_memory(), or open the file with "
@@ -101,7 +107,7 @@ def registry_of_setup_anndata(registry: dict, model_name: str) -> dict:
         fields[REGISTRY_KEYS.LABELS_KEY] = fields[REGISTRY_KEYS.LABELS_KEY] | {
             "state_registry": {
                 "categorical_mapping": np.array([0]),
-                "original_key": "_scvi_labels",
+                "original_key": DEFAULT_LABELS_KEY,
             },
             "summary_stats": {"n_labels": 1},
         }

@@ -103,7 +103,7 @@ def simulated(
     responds = np.ones(n_cell_types, dtype=bool)
     if affected_cell_types is not None:
         responds = np.isin(np.arange(n_cell_types), affected_cell_types)
-    responding = [(lineage == one) & responds for one in range(n_lineages)]
+    responding = [(lineage == code) & responds for code in range(n_lineages)]
     n_affected = round(share_affected * n_genes)
     effects = _effects(rng, (*groups, n_genes), responding, n_affected, effect_size)
 

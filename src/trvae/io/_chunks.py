@@ -43,9 +43,9 @@ def check_output(out: str | Path, is_mudata: bool) -> Path:
     out = Path(out)
     formats = (".h5mu" if is_mudata else ".h5ad", ".zarr")
     if out.suffix not in formats:
-        raise ValueError(f"out={str(out)!r} ends neither with {' nor with '.join(formats)}.")
+        raise ValueError(f"out must end with {' or '.join(formats)}, got {str(out)!r}.")
     if out.exists():
-        raise FileExistsError(f"{out} is there already. Remove it or name another.")
+        raise FileExistsError(f"{out} exists. Remove it or choose another name.")
     return out
 
 
@@ -139,7 +139,7 @@ def _claim(folder: Path, task: dict[str, Any]) -> None:
         differing = sorted(key for key in task if saved.get(key) != task[key])
         raise ValueError(
             f"{folder} has parts of another transfer (they differ in {', '.join(differing)}). "
-            "Remove it or name another output."
+            "Remove it or choose another name."
         )
 
 

@@ -50,7 +50,7 @@ def write_h5ad(path: Path, adata: AnnData, **dataset_kwargs: Any) -> None:
 
 @contextmanager
 def open_hdf5(path: Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
-    """Open a file, new or not, to write to, with a function that raises what has failed so far.
+    """Open a file, new or not, to write to, with a function that raises any earlier write error.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def open_hdf5(path: Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
             with h5py.File(file, "a") as root:
                 yield root, file.check
         finally:
-            # Whatever HDF5 complained of was a consequence.
+            # HDF5's own errors follow from the first failed write.
             file.check()
 
 

@@ -96,7 +96,7 @@ def _load_torch(data: bytes) -> Any:
             raise ValueError("it is compressed")
         programs = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
         if len(programs) != 1 or not data.startswith(b"PK\x03\x04"):
-            raise ValueError("PyTorch has not written it")
+            raise ValueError("it was not written by torch.save")
         # PyTorch doesn't compare checksums.
         if damaged := archive.testzip():
             raise ValueError(f"the checksum of {damaged} is wrong")
@@ -132,7 +132,9 @@ class _Unpickler(pickle.Unpickler):
 
 def _stand_in(name: str) -> Callable[..., Any]:
     if name not in _STAND_INS:
-        raise NotPlainDataError(f"it asks for {name}, which was not run. Don't trust it.")
+        raise NotPlainDataError(
+            f"it asks for {name}, which was not run. The file may be malicious."
+        )
     return _STAND_INS[name]
 
 
@@ -170,12 +172,12 @@ def _as_plain(value: Any, counter: Iterator[int], depth: int = 0) -> Any:
         return type(value)([_as_plain(item, counter, depth + 1) for item in value])
     if isinstance(value, dict) and all(isinstance(key, _SCALAR_TYPES) for key in value):
         return {key: _as_plain(item, counter, depth + 1) for key, item in value.items()}
-    raise NotPlainDataError(f"it has a {type(value).__name__}, which is no plain data.")
+    raise NotPlainDataError(f"it has a {type(value).__name__}, which is not plain data.")
 
 
 # ------------------------------------------------------------- what names stand for
-# NumPy trusts what a pickle tells it, so that a forged one makes it read any place of memory. These
-# check what they are given, and make arrays anew.
+# NumPy does not validate pickled state, so a forged file can read arbitrary memory. These check the
+# state, and make new arrays.
 
 
 class _Dtype:
@@ -210,7 +212,7 @@ def _make_array(
 ) -> np.ndarray:
     if dtype.kind == "O":
         if not all(isinstance(value, _SCALAR_TYPES) for value in data):
-            raise NotPlainDataError("it has an array of other things than numbers and strings.")
+            raise NotPlainDataError("it has an array of elements other than numbers and strings.")
         array = np.empty(len(data), object)
         array[:] = data
         return array.reshape(shape, order=order)

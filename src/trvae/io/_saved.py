@@ -19,6 +19,7 @@ from anndata import read_h5ad
 from scvi import REGISTRY_KEYS
 from scvi.data.fields import LayerField
 
+from trvae._scvi import DEFAULT_LABELS_KEY, LOGGER_OF_FILES
 from trvae._utils._arguments import is_integer, join_names
 from trvae._utils._seeds import seeded
 from trvae.data._mudata import anndata_arguments
@@ -36,7 +37,7 @@ FORMAT_VERSION = 2
 # Until format 1, the weight of the encoder's input layer was stored transposed.
 _INPUT_WEIGHT = "encoder.hidden.layers.0.map.linear.weight"
 
-# scvi-tools' names of files, and of what is in a model's file.
+# scvi-tools' file names and keys.
 MODEL_FILE, ANNDATA_FILE, MUDATA_FILE = "model.pt", "adata.h5ad", "mdata.h5mu"
 _WEIGHTS, _GENES, _ATTRIBUTES, _PYRO = (
     "model_state_dict", "var_names", "attr_dict", "pyro_param_store",
@@ -95,7 +96,7 @@ class SavedModel:
             except NotPlainDataError as error:
                 raise ValueError(
                     f"{error} If you trust who saved it to run code here, load(..., trusted=True) "
-                    "also loads what is no plain data, such as conditions that are dates."
+                    "also loads other objects, such as conditions that are dates."
                 ) from error
         _check_content(path, content)
         return cls(path, prefix, content)
@@ -120,9 +121,9 @@ class SavedModel:
         ValueError
             If it is of another class, or parts are missing or don't fit each other.
         """
-        found, name = self.registry.get("model_name"), model_class.__name__
-        if found not in [name, *(also or [])]:
-            raise ValueError(f"{self.path} holds a model of class {found}, not {name}.")
+        saved_class, name = self.registry.get("model_name"), model_class.__name__
+        if saved_class not in [name, *(also or [])]:
+            raise ValueError(f"{self.path} holds a model of class {saved_class}, not {name}.")
         # Registries of minified models don't name it.
         setup_method = self.registry.get("setup_method_name", "setup_anndata")
         if setup_method not in ("setup_anndata", "setup_mudata"):
@@ -132,7 +133,7 @@ class SavedModel:
             setup = getattr(model_class, setup_method)
             _check_setup(setup, self.registry["setup_args"])
             _check_fields(self.registry)
-            found_shapes = shapes_of(self.content[_WEIGHTS])
+            saved_shapes = shapes_of(self.content[_WEIGHTS])
             arguments = attributes["init_params_"]
             settings = dict(arguments["non_kwargs"])
             for others in arguments["kwargs"].values():
@@ -146,7 +147,7 @@ class SavedModel:
         except _UNFIT as error:
             raise ValueError(f"{self.path} does not hold a complete {name}: {error}") from error
         if differing := [
-            key for key in shapes | found_shapes if shapes.get(key) != found_shapes.get(key)
+            key for key in shapes | saved_shapes if shapes.get(key) != saved_shapes.get(key)
         ]:
             raise ValueError(
                 f"The weights in {self.path} don't fit its settings: {join_names(differing)}."
@@ -185,7 +186,7 @@ class SavedModel:
     @contextmanager
     def in_private_folder(self) -> Iterator[str]:
         """A folder with the model as it was checked, which no one else can change."""
-        log = logging.getLogger("scvi.data._download")
+        log = logging.getLogger(LOGGER_OF_FILES)
         with TemporaryDirectory() as folder:
             torch.save(self.content, Path(folder) / MODEL_FILE)
 
@@ -274,15 +275,15 @@ def _check_fields(registry: dict[str, Any]) -> None:
             raise ValueError(f"{names!r} are not {n} different names.")
     arguments = anndata_arguments(registry["setup_args"])
     default: Any
-    for argument, found, default in [
+    for argument, registered, default in [
         ("condition_key", conditions["original_key"], None),
-        ("labels_key", labels["original_key"], "_scvi_labels"),
+        ("labels_key", labels["original_key"], DEFAULT_LABELS_KEY),
         ("categorical_covariate_keys", list(categories), []),
         ("continuous_covariate_keys", list(continuous.get("columns", [])), []),
     ]:
         given = arguments[argument]
-        if found != (default if given is None else given):
-            raise ValueError(f"it was set up with {argument}={given!r}, not {found!r}.")
+        if registered != (default if given is None else given):
+            raise ValueError(f"it was set up with {argument}={given!r}, not {registered!r}.")
 
 
 def model_file(dir_path: str | Path, prefix: str | None) -> Path:

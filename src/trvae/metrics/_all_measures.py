@@ -57,8 +57,8 @@ class AllMeasures:
         rng = np.random.default_rng(self._seed)
         rows = []
         for _ in range(_N_SPLITS):
-            one, other = np.array_split(rng.permutation(self._observed), 2)
-            rows.append(self._compare(one, other))
+            half, other_half = np.array_split(rng.permutation(self._observed), 2)
+            rows.append(self._compare(half, other_half))
         return pd.DataFrame(rows).mean().to_dict()
 
     def _compare(self, predicted: np.ndarray, observed: np.ndarray) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What a sceptic would predict without any model, from how the other labels respond."""
+"""Model-free baselines, from the responses of the other labels."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class TransferComparison:
     ):
         check_arguments(locals(), _RULES)
         if library_key is not None and not normalize:
-            raise ValueError(f"library_key={library_key!r} is of no use with normalize=False.")
+            raise ValueError(f"library_key={library_key!r} has no effect with normalize=False.")
         self._groups = {"observed": observed, "control": control}
         trained_on = {} if reference is None else {"reference": reference}
         check_comparable(self._groups | trained_on, layer, normalize)

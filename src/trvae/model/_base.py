@@ -87,7 +87,7 @@ class BaseTRVAE(
     UnsupervisedTrainingMixin,
     BaseMinifiedModeModelClass,
 ):
-    """A transfer VAE of whatever the columns of an AnnData are.
+    """Base class of the trVAE models.
 
     Parameters
     ----------
@@ -222,7 +222,7 @@ class BaseTRVAE(
         copy_if_view: bool = True,
         obs: pd.DataFrame | None = None,
     ) -> AnnData:
-        """Return an AnnData registered with the model that has the cells of ``adata``.
+        """Return the cells of ``adata`` as an AnnData registered with this model.
 
         Cells that the model does not know yet are registered as a private copy, so the user's
         AnnData is never written to.
@@ -252,7 +252,7 @@ class BaseTRVAE(
             copy.obs = obs
         labels_key = known.arguments["labels_key"]
         if labels_key is not None and labels_key not in copy.obs:
-            # Labels only steer the training.
+            # Prediction ignores labels, so any known one will do.
             copy.obs[labels_key] = known.labels[0]
         check_columns(copy, known.arguments)
         for key, categories in known.categories().items():
@@ -271,7 +271,7 @@ class BaseTRVAE(
         raise NotImplementedError
 
     def _check_own_values(self) -> None:
-        """Check the values of the model's own data, and note of what kind they are."""
+        """Check the model's own data, and record whether they are sparse and non-negative."""
         layer = self.registered_data.layer
         matrix = get_matrix(self.registered_data.cells_of(self.adata), layer)
         self._check_values(matrix, name_of_matrix(layer))
@@ -317,7 +317,7 @@ class BaseTRVAE(
             check_arguments(kwargs, {"batch_size": POSITIVE_INTEGER})
         positions = cell_positions(indices, adata.n_obs, cells=self.registered_data.cells)
         loader = super()._make_data_loader(adata, positions, **kwargs)
-        # Otherwise PyTorch draws from the global generator whenever it starts to read.
+        # Without it, each iteration would advance PyTorch's global generator.
         loader.generator = torch.Generator()
         return loader
 

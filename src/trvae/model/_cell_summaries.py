@@ -70,7 +70,7 @@ def encode_reference_cells(
     seed: int,
     known: Sample | None = None,
 ) -> dict[str, np.ndarray]:
-    """Encode and decode cells, so that they are known where their expression isn't.
+    """Encode and decode cells, for use without the expression itself.
 
     Parameters
     ----------

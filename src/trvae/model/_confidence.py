@@ -38,7 +38,7 @@ _RULES = {
 
 
 class ConfidenceMixin(TransferMixin):
-    """Tell how far predictions are from what the model has seen."""
+    """Support and spread of predictions."""
 
     @for_each_target
     def get_transfer_support(
@@ -74,7 +74,8 @@ class ConfidenceMixin(TransferMixin):
         Raises
         ------
         ValueError
-            As :meth:`transfer`, or if there are fewer than two training cells to compare with.
+            If a condition is unknown or cells do not fit the model (see :meth:`transfer`), or if
+            there are fewer than two training cells to compare with.
         RuntimeError
             If the model is not trained.
 
@@ -143,7 +144,8 @@ class ConfidenceMixin(TransferMixin):
         Raises
         ------
         ValueError
-            As :meth:`get_transfer_support`, or if there is no such column.
+            If a condition is unknown, cells do not fit the model or there are too few training
+            cells (see :meth:`get_transfer_support`), or if ``adata.obs`` has no column ``groupby``.
         RuntimeError
             If the model is not trained.
         """

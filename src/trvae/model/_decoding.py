@@ -79,6 +79,7 @@ def decode_both(
     With ``draw``, the number of a posterior draw of ``z`` and of the labels' response, models take
     turns; by default cells are decoded at the posterior mean and models are averaged.
     """
+    check_trained(models)
     if draw is not None:
         models = [models[draw % len(models)]]
     decoded = []
@@ -87,6 +88,12 @@ def decode_both(
         own = replace(selection, registered=registered)
         decoded.append(_decode_with(model, own, batch_size, draw))
     return map(_average, zip(*decoded, strict=True))
+
+
+def check_trained(models: Sequence[BaseTRVAE]) -> None:
+    """Raise a ``RuntimeError`` unless all models are trained."""
+    for model in models:
+        model._check_if_trained(warn=False)
 
 
 @torch.inference_mode()

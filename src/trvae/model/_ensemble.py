@@ -1,4 +1,4 @@
-"""Models that differ only in their seed, as one."""
+"""Ensembles over seeds."""
 
 from __future__ import annotations
 
@@ -26,12 +26,18 @@ if TYPE_CHECKING:
 class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
     """Models that differ only in their seed, whose predictions are averaged.
 
+<<<<<<< HEAD
     What they disagree on is not determined by the training data. The decoded means under both
     conditions are averaged over the models, then a cell's counterfactual is made of these, so that
     :meth:`~TRVAE.transfer` draws around :meth:`~TRVAE.get_transferred_expression`. A counterfactual
     is not linear in the decoded means, so it is not the average of the models' counterfactuals.
     Posterior draws (``n_samples``) come from one model after another, so intervals and spreads
     include the variation between seeds.
+=======
+    Their disagreement shows what the data do not determine. Expectations are averaged over the
+    models; posterior draws (``n_samples``) come from one model after another, so intervals and
+    spreads include the variation between seeds.
+>>>>>>> main
 
     Parameters
     ----------
@@ -47,13 +53,14 @@ class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
     Attributes
     ----------
     models
-        The models, each a :class:`TRVAE`. What they share (``adata``, ``conditions``, ``registry``,
-        ``summary_stats``, ``module``) can be had from the ensemble, too: it is the first model's.
+        The models, each a :class:`TRVAE`. The first model's ``adata``, ``conditions``,
+        ``registry``, ``summary_stats`` and ``module`` are also available on the ensemble.
 
     Raises
     ------
     ValueError
-        If ``n_models`` is not positive, or as :class:`TRVAE`.
+        If ``n_models`` is not positive, another argument is not one of those allowed, or the data
+        do not suit the likelihood (see :class:`TRVAE`).
 
     Examples
     --------
@@ -89,13 +96,23 @@ class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
         return self.models[0].conditions
 
     @property
+    def linear_weight(self) -> float:
+        """Weight of the linear model of the labels, see :class:`TRVAE`."""
+        return self.models[0].linear_weight
+
+    @property
+    def response_limit(self) -> float | None:
+        """Limit of the decoder's change, see :class:`TRVAE`."""
+        return self.models[0].response_limit
+
+    @property
     def registry(self) -> dict[str, Any]:
-        """Registry of the data, as of scvi-tools' models."""
+        """Registry of the data, as in scvi-tools' models."""
         return self.models[0].registry
 
     @property
     def summary_stats(self) -> Any:
-        """Numbers of cells, genes, conditions and labels, as of scvi-tools' models."""
+        """Numbers of cells, genes, conditions and labels, as in scvi-tools' models."""
         return self.models[0].summary_stats
 
     @property
@@ -128,7 +145,8 @@ class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
         Raises
         ------
         ValueError, RuntimeError, OSError
-            As :meth:`TRVAE.train`.
+            See :meth:`TRVAE.train`: an argument or a checkpoint is invalid, training diverges, or
+            a checkpoint can't be written.
         KeyboardInterrupt, SystemExit
             If Ctrl-C or SIGTERM end the training of a model, which leaves the ensemble incomplete.
         """
@@ -158,8 +176,8 @@ class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
         Raises
         ------
         ValueError, OSError
-            As :meth:`TRVAE.save`, or if a larger ensemble is saved there and ``overwrite`` is
-            false.
+            See :meth:`TRVAE.save`: a folder exists and ``overwrite`` is false, or a model can't be
+            written. Also if a larger ensemble is saved there and ``overwrite`` is false.
         """
         superfluous = [f for f in _numbered(dir_path) if int(f.name) >= len(self.models)]
         if superfluous and not overwrite:
@@ -174,7 +192,7 @@ class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
 
     @classmethod
     def load(cls, dir_path: str | Path, *args: Any, **kwargs: Any) -> TRVAEEnsemble:
-        """Load what :meth:`save` has saved.
+        """Load a saved ensemble.
 
         Parameters
         ----------
@@ -186,7 +204,8 @@ class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
         Raises
         ------
         ValueError
-            If there is no ensemble, or as :meth:`TRVAE.load`.
+            If no ensemble is saved there, a file is damaged, or the cells do not fit the models
+            (see :meth:`TRVAE.load`).
         """
         folders = _numbered(dir_path)
         if not folders:

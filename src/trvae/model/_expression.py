@@ -133,6 +133,6 @@ class ExpressionMixin(RNASeqMixin, Model):
             )
 
 
-def _log2_fold_change_of_log_values(one: np.ndarray, other: np.ndarray, pseudocounts: float):
+def _log2_fold_change_of_log_values(values1: np.ndarray, values2: np.ndarray, pseudocounts: float):
     """Difference of natural logarithms, in units of log2; scvi-tools passes three arguments."""
-    return (one - other) / np.log(2)
+    return (values1 - values2) / np.log(2)

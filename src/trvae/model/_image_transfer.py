@@ -66,7 +66,8 @@ class BaseImageModel(BaseTRVAE):
         Raises
         ------
         ValueError, OSError, RuntimeError
-            As :meth:`trvae.TRVAE.transfer`.
+            See :meth:`trvae.TRVAE.transfer`: a condition is unknown, images do not fit the model,
+            ``out`` can't be written, or the model is not trained.
         """
         return super().transfer(adata, target_condition, estimate=estimate, **kwargs)
 
@@ -124,7 +125,8 @@ class BaseImageModel(BaseTRVAE):
         Raises
         ------
         ValueError, RuntimeError
-            As :meth:`transfer`.
+            See :meth:`transfer`: a condition is unknown, images do not fit the model, or the model
+            is not trained.
         """
         predicted = self.transfer(
             adata,
@@ -169,7 +171,8 @@ class BaseImageModel(BaseTRVAE):
         Raises
         ------
         ValueError
-            As :meth:`transfer`, or if ``n_steps`` is below 2.
+            If a condition is unknown or images do not fit the model (see :meth:`transfer`), or if
+            ``n_steps`` is below 2.
         RuntimeError
             If the model is not trained.
         """

@@ -55,8 +55,8 @@ class ImageTRVAE(BaseImageModel):
         Registry of a saved model in place of ``adata``.
     n_latent
         Channels of the latent representation: a map that is half as high and wide as the image for
-        each of ``channels``. Each part of the image is represented in its own place, so what is
-        learnt of strokes holds everywhere.
+        each of ``channels``. Each part of the image is represented in its own place, so features
+        generalise across positions.
     channels
         Channels of the encoder's convolutions; the decoder has them in reverse. The default suits
         28 x 28 pixels; for 64 x 64, use ``(32, 64, 128)``.
@@ -237,8 +237,10 @@ class ImageTRVAE(BaseImageModel):
         # Otherwise all weights first move together to change the brightness, which many rectified
         # units do not survive.
         n_images = self.summary_stats.n_cells
-        some = np.linspace(0, n_images - 1, min(n_images, _N_FOR_MEAN_COLOUR), dtype=int).tolist()
-        colour = self.get_images(indices=some).mean((0, 1, 2)) / self.module.white.item()
+        sample = np.linspace(
+            0, n_images - 1, min(n_images, _N_FOR_MEAN_COLOUR), dtype=int
+        ).tolist()
+        colour = self.get_images(indices=sample).mean((0, 1, 2)) / self.module.white.item()
         self.module.decoder.logits.bias.copy_(torch.from_numpy(colour))
 
     def _check_pixels_as_in_training(self, adata: Any) -> None:

@@ -1,4 +1,4 @@
-"""What the parts of a model ask of each other."""
+"""The interface that the mixins rely on."""
 
 from __future__ import annotations
 

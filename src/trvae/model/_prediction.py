@@ -9,6 +9,7 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
+from trvae._scvi import is_registered
 from trvae.data._checks import is_list_of_conditions
 from trvae.data._mudata import with_prediction
 
@@ -24,7 +25,7 @@ def as_anndata(model: BaseTRVAE, matrix: Any, selection: Selection, target: Any)
     """
     known, targets = model.registered_data, model.registered_data.targets(target)
     obs = selection.adata.obs.iloc[np.tile(selection.indices, len(targets))].copy()
-    obs = obs.drop(columns=[column for column in obs if str(column).startswith("_scvi_")])
+    obs = obs.drop(columns=list(filter(is_registered, obs)))
     codes = [known.conditions.index(name) for name in targets]
     obs[known.condition_key] = pd.Categorical.from_codes(
         np.repeat(codes, len(selection.indices)), pd.Index(known.conditions)
@@ -49,7 +50,7 @@ def as_anndata(model: BaseTRVAE, matrix: Any, selection: Selection, target: Any)
 def in_place_of(
     model: BaseTRVAE, data: AnnData | MuData, selection: Selection, predicted: AnnData
 ) -> AnnData | MuData:
-    """Return the prediction; for cells of a MuData, within one."""
+    """Return the prediction, wrapped in a MuData if one was given."""
     if not isinstance(data, MuData):
         return predicted
     positions = np.tile(selection.indices, predicted.n_obs // len(selection.indices))

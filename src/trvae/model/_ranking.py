@@ -72,7 +72,7 @@ class RankingMixin(TransferMixin):
         Notes
         -----
         Cells are compared as ``log(1 + count / library size * median library size)``. A p-value
-        tells how clearly predicted and measured cells differ. It is no evidence that real cells
+        shows how clearly predicted and measured cells differ. It is not evidence that real cells
         respond: all predictions come from the same model, and more cells make it smaller.
 
         References

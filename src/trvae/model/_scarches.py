@@ -67,16 +67,16 @@ class ScarchesModel(NamedTuple):
             If a gene, the column or a condition is missing, or a condition is unknown.
         """
         check_categories(adata, "condition_key", condition_key)
-        found, conditions = list(adata.obs[condition_key].unique()), self.settings["conditions"]
-        if unknown := [name for name in found if name not in conditions]:
+        present, conditions = list(adata.obs[condition_key].unique()), self.settings["conditions"]
+        if unknown := [name for name in present if name not in conditions]:
             raise ValueError(
                 f"adata.obs[{condition_key!r}] has conditions that the scArches model does not "
                 f"know: {join_names(unknown)}. It knows {join_names(conditions)}."
             )
-        if absent := [name for name in conditions if name not in found]:
+        if absent := [name for name in conditions if name not in present]:
             raise ValueError(
                 f"adata has no cells of the scArches model's conditions {join_names(absent)}: "
-                f"adata.obs[{condition_key!r}] has only {join_names(found)}."
+                f"adata.obs[{condition_key!r}] has only {join_names(present)}."
             )
         cells = private_copy(adata, self.var_names, layer)
         cells.obs[condition_key] = pd.Categorical(cells.obs[condition_key], conditions)
@@ -193,8 +193,8 @@ def read_scarches(path_or_model: Any) -> ScarchesModel:
     widths = (settings["input_dim"], *settings["hidden_layer_sizes"], settings["latent_dim"])
     needed = sum(before * after for before, after in pairwise(widths))
     # Forged settings must not allocate memory.
-    if needed > (found := sum(weight.numel() for weight in weights.values())):
-        raise ValueError(f"{_UNFIT}: its encoder needs {needed} weights, but it has {found}.")
+    if needed > (n_weights := sum(weight.numel() for weight in weights.values())):
+        raise ValueError(f"{_UNFIT}: its encoder needs {needed} weights, but it has {n_weights}.")
     return ScarchesModel(settings, weights, var_names)
 
 

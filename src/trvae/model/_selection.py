@@ -1,4 +1,4 @@
-"""What a question across conditions is about: the cells, their condition and the target."""
+"""Select the cells and conditions of a transfer."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def select(
     estimate: Estimate,
     seed: int,
 ) -> Selection:
-    """Check a question and find the cells that it is about; see :meth:`trvae.TRVAE.transfer`."""
+    """Validate arguments and select cells; see :meth:`trvae.TRVAE.transfer`."""
     model._check_if_trained(warn=False)
     known = model.registered_data
     target_code = known.condition_code(target, "target_condition")

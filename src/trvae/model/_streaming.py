@@ -18,7 +18,7 @@ from trvae.counterfactual._draws import cell_keys
 from trvae.data._cells import with_matrix
 from trvae.data._checks import get_matrix, in_memory
 from trvae.io._chunks import Chunks
-from trvae.model._decoding import predict
+from trvae.model._decoding import check_trained, predict
 from trvae.model._prediction import as_anndata, as_text, in_place_of
 from trvae.model._selection import chosen_cells, select
 
@@ -45,6 +45,7 @@ def transfer_to_disk(
     client: Any | None,
 ) -> Path:
     """Write what :meth:`trvae.TRVAE.transfer` would return; see there for the arguments."""
+    check_trained(models)
     first, known = models[0], models[0].registered_data
     adata = known.cells_of(data)
     if minify_type(adata) is not None:

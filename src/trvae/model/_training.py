@@ -20,16 +20,15 @@ from trvae._utils._arguments import (
     instance_of,
     number,
 )
-from trvae._utils._matrices import digest, digest_of_rows
 from trvae._utils._seeds import seeded
-from trvae.data._checks import get_matrix, is_nonnegative
-from trvae.io._saved import FORMAT_VERSION
+from trvae.data._checks import is_nonnegative
 from trvae.model._cell_summaries import (
     choose_reference_cells,
     encode_reference_cells,
     first_reference_minibatches,
     get_codes,
 )
+from trvae.model._identity import identity_of
 from trvae.train._checkpoint import TrainingCheckpoint, checkpoint_file, read_checkpoint
 from trvae.train._interruption import EpochTracker, end_by, stop_requests, weights_of
 from trvae.train._sampling import minibatches_of
@@ -50,7 +49,8 @@ _DICTIONARY = instance_of(dict)
 _CALLBACKS = Rule(
     "a list of Lightning callbacks",
     lambda value: (
-        isinstance(value, list | tuple) and all(isinstance(one, Callback) for one in value)
+        isinstance(value, list | tuple)
+        and all(isinstance(callback, Callback) for callback in value)
     ),
 )
 _RULES = {
@@ -217,7 +217,7 @@ class TrainingMixin(Model):
             self._check_data_of(datamodule)
         checkpoint = None
         if has_checkpoints:
-            identity, before = self._identity(datamodule, plan_kwargs), None
+            identity, before = identity_of(self, datamodule, plan_kwargs), None
             if resume_from is not None:
                 before = read_checkpoint(resume_from, identity, self.module, max_epochs)
                 trainer_kwargs["ckpt_path"] = checkpoint_file(resume_from)
@@ -313,40 +313,11 @@ class TrainingMixin(Model):
             plan_kwargs.setdefault("n_epochs_kl_warmup", n_epochs)
         return plan_kwargs
 
-    def _identity(self, datamodule: Any | None, plan_kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Describe model, data and schedule, which must be the same to resume from a checkpoint."""
-        if datamodule is None:
-            n_cells = self.summary_stats.n_cells
-            known = self.registered_data
-            matrix = get_matrix(known.cells_of(self.adata), known.layer)
-            values = digest_of_rows(matrix, np.arange(n_cells))
-        else:
-            n_cells, values = getattr(datamodule, "n_obs", None), None
-        settings = {
-            **self.init_params_["non_kwargs"],
-            "lr_schedule": plan_kwargs.get("lr_schedule", "constant"),
-            "reduce_lr_on_plateau": bool(plan_kwargs.get("reduce_lr_on_plateau")),
-        }
-        # These take no part in training.
-        for name in ("linear_weight", "response_limit"):
-            settings.pop(name, None)
-        return {
-            **{
-                name: str(list(value) if isinstance(value, tuple) else value)
-                for name, value in settings.items()
-            },
-            "format": FORMAT_VERSION,
-            "conditions": list(map(str, self.conditions)),
-            "genes": digest(np.asarray(self.registered_data.var_names).astype(str)),
-            "number of cells": n_cells,
-            "values": values,
-        }
-
     # ------------------------------------------------------------- during training
 
     @contextmanager
     def _restored_on_error(self) -> Iterator[None]:
-        """Leave nothing behind of a training that ends with an error."""
+        """Restore the model if training fails."""
         attributes = vars(self)
         before = {name: attributes[name] for name in _SET_BY_TRAINING if name in attributes}
         if self.history_ is not None:
@@ -386,7 +357,7 @@ class TrainingMixin(Model):
         self.module.load_state_dict(tracker.best.state)
 
     def _learn_from_cells(self, datamodule: Any | None = None) -> None:
-        """Keep what questions to the model need to know of its cells."""
+        """Store summaries of the training cells."""
         seed = self.seed or 0
         known = self.mapping_["reference_cells"] if self.mapping_ and self._is_frozen else None
         if datamodule is None:

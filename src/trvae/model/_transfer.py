@@ -1,4 +1,4 @@
-"""The questions across conditions: what would these cells be under another condition?"""
+"""Public methods for prediction under another condition."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class TransferMixin:
 
     @property
     def _models(self) -> Sequence[BaseTRVAE]:
-        """The models that answer: the first reads the cells, all decode them."""
+        """One model, or an ensemble's: the first registers the cells, all decode them."""
         raise NotImplementedError
 
     def transfer(
@@ -108,17 +108,16 @@ class TransferMixin:
         Cells are encoded under their own condition and decoded under both, which gives expected
         counts :math:`r_0` and :math:`r_1`. The decoder's change is limited and averaged with that
         of a linear model, see ``response_limit`` and ``linear_weight`` of :class:`~trvae.TRVAE`.
-        A cell's residual, which the decoder misses, is carried over: of a gene with
-        :math:`r_1 < r_0` the cell keeps :math:`\mathrm{Binomial}(x, r_1 / r_0)` of its counts; to
-        a gene with :math:`r_1 > r_0` negative-binomial counts of mean :math:`r_1 - r_0` are
-        added. The residual of log-normalised values shrinks if the likelihood's standard deviation
+        A cell's residual, which the decoder misses, is carried over: if a gene's rate falls, the
+        cell keeps :math:`\mathrm{Binomial}(x, r_1 / r_0)` of its counts :math:`x`; if it rises,
+        negative-binomial counts of mean :math:`r_1 - r_0` are added. The residual of log-normalised values shrinks if the likelihood's standard deviation
         is smaller under the target; if it is larger, normal noise is added.
 
         Parameters
         ----------
         adata
             Cells to transfer, by default those that the model was trained on. Genes are matched by
-            name. The object is not changed. With ``out`` it may be backed, lazy or of dask arrays,
+            name. The object is not changed. With ``out`` it may be backed, lazy or dask-backed,
             and is read in chunks. A model that was set up with a MuData also takes an AnnData that
             has all columns.
         target_condition
@@ -190,7 +189,7 @@ class TransferMixin:
                 client,
             )  # fmt: skip
         if client is not None:
-            raise ValueError("client needs out: a cluster only serves transfers to disk.")
+            raise ValueError("client needs out: it is only used for transfers to disk.")
         selections = [
             select(first, adata, target, source_condition, indices, estimate, seed)
             for target in first.registered_data.targets(target_condition)
@@ -236,7 +235,7 @@ class TransferMixin:
             ``"observed"``: expected counts at the cell's own library size, or size factor. A
             number: expected counts per that many. Log-normalised values are not scaled.
         n_samples
-            ``1``: at the posterior mean of ``z``. More: that many draws of ``z`` from its posterior
+            ``1``: at the posterior mean of ``z``. More: the number of draws of ``z`` from its posterior
             and, for counterfactuals, of the labels' response (see :meth:`get_transferred_means`).
         seed
             Seed of the posterior draws.
@@ -249,14 +248,15 @@ class TransferMixin:
         -------
         DataFrame, ``n_cells x n_genes``; or an array of that shape, or
         ``n_samples x n_cells x n_genes`` for several draws with ``return_mean=False``. For a list
-        of conditions, all cells under the first come first, and a DataFrame has the condition, as
-        ``target_condition``, in its index before the cell.
+        of conditions, all cells under the first come first, and a DataFrame has a MultiIndex of
+        ``target_condition`` and cell.
 
         Raises
         ------
         ValueError
-            As :meth:`transfer`, if ``gene_list`` has unknown genes, or if ``library_size`` or
-            ``n_samples`` is not positive.
+            If a condition is unknown or cells do not fit the model (see :meth:`transfer`), if
+            ``gene_list`` has unknown genes, or if ``library_size`` or ``n_samples`` is not
+            positive.
         RuntimeError
             If the model is not trained.
 
@@ -320,7 +320,8 @@ class TransferMixin:
         Raises
         ------
         ValueError
-            As :meth:`get_transferred_expression`, if ``level`` is not between 0 and 1, or if fewer
+            If a condition or gene is unknown or cells do not fit the model (see
+            :meth:`get_transferred_expression`), if ``level`` is not between 0 and 1, or if fewer
             than three labels were measured under both conditions.
         RuntimeError
             If the model is not trained.

@@ -94,7 +94,7 @@ class TRVAE(SetupMixin, RankingMixin, ExpressionMixin, BaseTRVAE):
           condition; Poisson has none
         * ``"gene"`` - one per gene
     nonnegative_mean
-        Whether the mean of the ``"normal"`` likelihood is rectified.
+        Whether the mean of the ``"normal"`` likelihood is passed through a ReLU.
     decoder
         One of:
 
@@ -116,16 +116,35 @@ class TRVAE(SetupMixin, RankingMixin, ExpressionMixin, BaseTRVAE):
         Squared bandwidths of the kernel.
     linear_weight
         Weight, from 0 to 1, of a linear model that is averaged with the decoder in
-        counterfactuals: a ridge regression, over the labels measured under both conditions, of
-        their mean change on their mean expression before. It keeps the decoder from extrapolating
-        too far. It needs at least three such labels.
+        counterfactuals: a ridge regression that predicts a label's mean change from its mean
+        expression under the source condition. It keeps the decoder from extrapolating too far. It
+        needs at least three labels measured under both conditions.
     response_limit
-        Limit of the decoder's change of a gene in counterfactuals: this many times the largest
-        change in any of the same labels, on the scale of log-normalised values, and at least 0.5.
-        ``None`` sets no limit.
+        Cap on how far the decoder may change a gene in counterfactuals: this many times the
+        largest change in any label measured under both conditions, on the scale of log-normalised
+        values. Changes up to 0.5 are always allowed. ``None`` sets no cap.
     seed
         Seed of weights, data split, minibatches and dropout. ``None`` uses
         ``scvi.settings.seed``.
+
+    Attributes
+    ----------
+    adata
+        The data that the model was set up with, or ``None``.
+    conditions
+        The conditions, in the order of their codes.
+    history
+        Losses and metrics of the training, one DataFrame per metric; ``None`` before training.
+    is_trained
+        Whether the model was trained.
+    linear_weight, response_limit
+        As given. They take no part in training, so they can be changed afterwards.
+    module
+        The network, a :class:`~trvae.module.TRVAEModule`.
+    registered_data
+        Columns, genes and categories that the model was set up with.
+    seed
+        As given.
 
     Raises
     ------
@@ -189,7 +208,9 @@ class TRVAE(SetupMixin, RankingMixin, ExpressionMixin, BaseTRVAE):
         )
         uses_size_factors = self.registered_data.arguments.get("size_factor_key") is not None
         if gene_likelihood == "normal" and uses_size_factors:
-            raise ValueError("gene_likelihood='normal' has no size factors.")
+            raise ValueError(
+                "gene_likelihood='normal' does not use size factors: leave size_factor_key out."
+            )
         self.linear_weight = linear_weight
         self.response_limit = response_limit
         self._make_module(
@@ -227,7 +248,7 @@ class TRVAE(SetupMixin, RankingMixin, ExpressionMixin, BaseTRVAE):
         labels_key: str | None = None,
         library_key: str | None = None,
     ) -> TRVAE:
-        """Convert a trained TRVAE of scArches 0.6.
+        """Convert a TRVAE trained with scArches 0.6.
 
         The latent representation (the posterior mean), the first decoder layer and the decoded
         means stay the same. scArches need not be installed, and no code from its files is run.
@@ -319,7 +340,7 @@ class TRVAE(SetupMixin, RankingMixin, ExpressionMixin, BaseTRVAE):
     def _take_from_reference(self, reference: TRVAE) -> None:
         super()._take_from_reference(reference)
         if reference.mean_profiles_ is not None and reference.modelled_shares_ is not None:
-            # Its labels and conditions come first among the model's.
+            # The reference's labels and conditions keep their codes; new ones follow.
             self.mean_profiles_, self.modelled_shares_ = enlarge_profiles(
                 GroupMeans(reference.mean_profiles_, reference.modelled_shares_),
                 (self.summary_stats.n_labels, self.summary_stats.n_batch),

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 # Terms of the loss, with their units; ``one`` is a cell or an image.
 _TERMS = {
-    "objective": "objective [nats per {one}]",
-    "reconstruction_loss": "reconstruction [nats per {one}]",
-    "kl_local": "KL divergence [nats per {one}]",
+    "objective": "objective [nats per {unit}]",
+    "reconstruction_loss": "reconstruction [nats per {unit}]",
+    "kl_local": "KL divergence [nats per {unit}]",
     "mmd": "squared MMD",
 }
 _STYLES = {"training": (BLUE, "-", "o"), "validation": (ORANGE, "--", "s")}
@@ -77,9 +77,9 @@ def history(
         raise ValueError(f"terms={terms!r} are not among {join_names(curves)}.")
     output = Output(ax, show, save, return_fig)
     axes = output.axes(len(terms), panel_size=(3.1, 2.3), n_columns=2)
-    one = "image" if hasattr(model, "image_shape") else "cell"
+    unit = "image" if hasattr(model, "image_shape") else "cell"
     for panel, term in zip(axes, terms, strict=True):
-        label = _TERMS[term].format(one=one) if term in _TERMS else term
+        label = _TERMS[term].format(unit=unit) if term in _TERMS else term
         _draw(panel, label, curves[term])
     return output.finish(axes)
 

@@ -73,7 +73,7 @@ def transferred_images(
     """
     adata, chosen, sources = _chosen(model, adata, source_condition, indices, n_images)
     if target_condition is None:
-        target_condition = [one for one in model.conditions if one not in sources]
+        target_condition = [name for name in model.conditions if name not in sources]
     targets = (
         list(target_condition) if is_list_of_conditions(target_condition) else [target_condition]
     )

@@ -103,7 +103,9 @@ class TrainingCheckpoint(Callback):
         # Lightning skips an epoch that is ready when it resumes.
         for progress in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
             progress["ready"] = progress["started"]
-        checkpoint["callbacks"] |= {one.state_key: one.state_dict() for one in self._savers}
+        checkpoint["callbacks"] |= {
+            callback.state_key: callback.state_dict() for callback in self._savers
+        }
 
     def on_load_checkpoint(self, trainer: Any, plan: Any, checkpoint: dict[str, Any]) -> None:
         """Keep what Lightning doesn't restore."""
@@ -133,8 +135,8 @@ class TrainingCheckpoint(Callback):
             return
         callbacks = trainer.callbacks
         # scvi-tools' save a model whenever Lightning writes a checkpoint.
-        self._savers = [one for one in callbacks if isinstance(one, SaveCheckpoint)]
-        trainer.callbacks = [one for one in callbacks if one not in self._savers]
+        self._savers = [callback for callback in callbacks if isinstance(callback, SaveCheckpoint)]
+        trainer.callbacks = [callback for callback in callbacks if callback not in self._savers]
         try:
             with atomic_write(self.folder / _FILE) as unfinished:
                 trainer.save_checkpoint(unfinished, weights_only=False)
@@ -206,8 +208,8 @@ def read_checkpoint(
     own = checkpoint[_KEY]
     differing = [name for name in identity if own["identity"].get(name) != identity[name]]
     weights = {f"module.{name}": weight for name, weight in module.state_dict().items()}
-    found = checkpoint["state_dict"]
-    if not all(map(torch.is_tensor, found.values())) or shapes_of(found) != shapes_of(weights):
+    saved = checkpoint["state_dict"]
+    if not all(map(torch.is_tensor, saved.values())) or shapes_of(saved) != shapes_of(weights):
         differing.append("shapes of weights")
     if differing:
         raise ValueError(

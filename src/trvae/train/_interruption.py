@@ -54,7 +54,7 @@ class StopRequest:
 
 @contextmanager
 def stop_requests(listen: bool = True) -> Iterator[StopRequest]:
-    """Note a Ctrl-C or SIGTERM within the context rather than end at once.
+    """Record a Ctrl-C or SIGTERM within the context instead of exiting.
 
     A second one acts as usual. Handlers that someone else has set stay in place.
 
@@ -102,7 +102,7 @@ def end_by(reason: signal.Signals | Exception) -> NoReturn:
 
 
 def end_if_interrupted(model: Any) -> None:
-    """Pass an interruption on where a model without a complete training is of no use.
+    """Re-raise an interruption where a partial training is useless.
 
     Parameters
     ----------
@@ -204,7 +204,7 @@ class EpochTracker(Callback):
         )
 
     def log_outcome(self, trainer: InterruptibleTrainer, folder: Path | None = None) -> None:
-        """Log what became of a training that a signal asked to stop.
+        """Log the outcome of an interrupted training.
 
         Parameters
         ----------
@@ -266,7 +266,7 @@ def is_finite(module: torch.nn.Module) -> bool:
 
 
 class InterruptibleTrainer(Trainer):
-    """scvi-tools' trainer, for which a training that is stopped ends like a complete one.
+    """scvi-tools' trainer, which treats a stopped training as finished.
 
     So scvi-tools leaves a usable model, and Lightning does not call ``sys.exit``.
     """
@@ -295,7 +295,9 @@ class InterruptibleTrainer(Trainer):
                 raise
             self.stopped_by = signal.SIGINT
         except Exception as error:
-            (tracker,) = (one for one in self.callbacks if isinstance(one, EpochTracker))
+            (tracker,) = (
+                callback for callback in self.callbacks if isinstance(callback, EpochTracker)
+            )
             if tracker.request.number is not None:
                 # The signal also ended a process that reads cells.
                 self.stopped_by = tracker.request.number
@@ -307,7 +309,7 @@ class InterruptibleTrainer(Trainer):
 
 
 def _is_of_parameters(error: Exception) -> bool:
-    """Whether a distribution of torch has refused its parameters, as it does if they are NaN."""
+    """Whether a torch distribution rejected its parameters, for example NaN."""
     return isinstance(error, ValueError) and "to satisfy the constraint" in str(error)
 
 
