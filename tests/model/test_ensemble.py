@@ -1,6 +1,7 @@
 """Ensembles: models of successive seeds, averaged, drawn from in turn, and saved together."""
 
 import copy
+import shutil
 
 import anndata
 import numpy as np
@@ -151,6 +152,34 @@ def test_a_smaller_ensemble_takes_the_place_of_a_larger_one(ensemble, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["0", "1", "README"]
     loaded = trvae.TRVAEEnsemble.load(folder, adata=False)
     assert [model.seed for model in loaded.models] == [6, 7]
+
+
+def test_an_ensemble_is_replaced_as_a_whole_or_not_at_all(ensemble, tmp_path, monkeypatch):
+    folder = tmp_path / "ensemble"
+    ensemble.save(folder, save_anndata=True)
+    others = with_models(ensemble, ensemble.models[::-1])
+    save, calls = trvae.TRVAE.save, []
+
+    def failing(self, *args, **kwargs):
+        calls.append(self)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        save(self, *args, **kwargs)
+
+    with monkeypatch.context() as changed, pytest.raises(OSError, match="No space left"):
+        changed.setattr(trvae.TRVAE, "save", failing)
+        others.save(folder, overwrite=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["0", "1", "2"]
+    assert [m.seed for m in trvae.TRVAEEnsemble.load(folder).models] == [5, 6, 7]
+
+    # Killed while the files of the new one are moved to their places.
+    others.save(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "0" / "model.pt", folder / "0" / "model.pt")
+    with pytest.raises(ValueError, match="models of different ensembles"):
+        trvae.TRVAEEnsemble.load(folder, adata=False)
+    others.save(folder, overwrite=True)
+    assert [m.seed for m in trvae.TRVAEEnsemble.load(folder, adata=False).models] == [7, 6, 5]
+    assert not list(folder.rglob("adata.h5ad"))
 
 
 def test_what_others_put_in_a_folder_stays(ensemble, tmp_path):

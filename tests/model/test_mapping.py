@@ -1,5 +1,7 @@
 """Queries: they learn their condition, leave the reference as it is, and are matched with it."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -44,6 +46,41 @@ def test_a_saved_query_is_trained_as_it_was(
         for ask in ("get_latent_representation", "get_mmd_representation"):
             ours, theirs = (getattr(one, ask)(reference.adata) for one in (loaded, reference))
             np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("normalization", ["batch", "layer", "none"])
+@pytest.mark.parametrize(
+    "plan_kwargs",
+    [
+        {"weight_decay": 1e-1},
+        {"weight_decay": 1e-1, "optimizer": "AdamW"},
+        {
+            "optimizer": "Custom",
+            "optimizer_creator": partial(torch.optim.SGD, lr=1e-3, momentum=0.9, weight_decay=0.1),
+        },
+    ],
+    ids=["Adam", "AdamW", "SGD with momentum"],
+)
+def test_no_optimizer_moves_the_reference(
+    reference_and_query, tmp_path, normalization, plan_kwargs
+):
+    trained, query = reference_and_query
+    settings = {"normalization": normalization, "train": {"max_epochs": 1}}
+    reference = fit(trained.adata.copy(), **settings)
+    known = copied(reference.module)
+    mapped = trvae.TRVAE.load_query_data(query, reference)
+    checkpoints = {"checkpoint_dir": tmp_path}
+    mapped.train(max_epochs=2, plan_kwargs=plan_kwargs, **checkpoints, **QUIET)
+    mapped.train(max_epochs=3, plan_kwargs=plan_kwargs, resume_from=tmp_path, **QUIET)
+    for name, after in mapped.module.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(after[: len(known[name])], known[name]), name
+    decoded = {"target_condition": "treated", "estimate": "decoded", "return_numpy": True}
+    ours, theirs = (
+        model.get_transferred_expression(reference.adata, **decoded)
+        for model in (mapped, reference)
+    )
+    np.testing.assert_array_equal(ours, theirs)
 
 
 def test_a_query_learns_its_condition(reference_and_query):

@@ -1,8 +1,10 @@
 """Saving a model: under any path, and without loss if the disk is full or Python crashes."""
 
 import os
+import shutil
 from pathlib import Path
 
+import anndata
 import pytest
 import torch
 from helpers import assert_same_weights, fit, full_disk
@@ -40,6 +42,33 @@ def test_a_full_disk_loses_no_saved_model(adata, models, tmp_path):
     assert_same_weights(loaded.module, new.module.state_dict())
     with pytest.raises(ValueError, match="exists. Choose another folder"):
         new.save(tmp_path / "model")
+
+
+def test_cells_beside_a_model_are_those_it_was_saved_with(models, tmp_path):
+    old, new = models
+    old.save(tmp_path / "model", save_anndata=True)
+    new.save(tmp_path / "model", overwrite=True)
+    assert files_in(tmp_path / "model") == ["model.pt"]
+
+    # As many cells, of another model: one value, name or condition is another.
+    old.save(tmp_path / "model", save_anndata=True, overwrite=True)
+    path = tmp_path / "model" / "adata.h5ad"
+    trvae.TRVAE.load(tmp_path / "model")
+    for change in ("value", "name", "condition"):
+        cells = anndata.read_h5ad(path)
+        if change == "value":
+            cells.X[7, 3] += 1
+        if change == "name":
+            cells.obs_names = [f"{name}'" for name in cells.obs_names]
+        if change == "condition":
+            cells.obs["condition"] = cells.obs["condition"].array[::-1]
+        cells.write_h5ad(tmp_path / "changed.h5ad")
+        saved = path.read_bytes()
+        shutil.copy(tmp_path / "changed.h5ad", path)
+        with pytest.raises(ValueError, match="adata.h5ad are not those that the model"):
+            trvae.TRVAE.load(tmp_path / "model")
+        trvae.TRVAE.load(tmp_path / "model", cells)
+        path.write_bytes(saved)
 
 
 def test_a_crash_loses_no_saved_model(models, tmp_path, monkeypatch):

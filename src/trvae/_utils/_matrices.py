@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _ROWS_AT_ONCE = 10_000
-_N_SAMPLED = 64
+_DIGEST_SIZE = 16
 
 
 def dense(matrix: Any) -> np.ndarray:
@@ -46,14 +46,23 @@ def read_rows(matrix: Any, rows: np.ndarray) -> Any:
 
 
 def digest(*arrays: np.ndarray) -> str:
-    """SHA-256 of arrays of numbers or names."""
-    hashed = hashlib.sha256()
+    """BLAKE2 hash of arrays of numbers or names."""
+    hashed = hashlib.blake2b(digest_size=_DIGEST_SIZE)
     for array in arrays:
-        hashed.update(array.tobytes() if array.dtype.kind in "fui" else str(list(array)).encode())
+        is_numeric = array.dtype.kind in "fui"
+        hashed.update(array.tobytes() if is_numeric else "\n".join(map(str, array)).encode())
     return hashed.hexdigest()
 
 
-def digest_of_rows(matrix: Any, rows: np.ndarray) -> str:
-    """SHA-256 of at most 64 evenly spaced rows, by which changed values can be noticed."""
-    sample = rows[np.unique(np.linspace(0, len(rows) - 1, _N_SAMPLED).round().astype(int))]
-    return digest(dense(read_rows(matrix, sample)))
+def digest_of_matrix(matrix: Any) -> str:
+    """Hash of all values of a matrix, whatever its format and type; see :func:`digest`."""
+    hashed = hashlib.blake2b(digest_size=_DIGEST_SIZE)
+    for block in row_blocks(matrix):
+        # A copy, as sorting the columns would change the user's matrix.
+        rows = sparse.csr_matrix(block, dtype=np.float64, copy=True)
+        rows.sum_duplicates()
+        rows.eliminate_zeros()
+        for array in (np.diff(rows.indptr), rows.indices):
+            hashed.update(array.astype("<i8").tobytes())
+        hashed.update(rows.data.astype("<f8").tobytes())
+    return hashed.hexdigest()

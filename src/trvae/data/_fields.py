@@ -53,8 +53,13 @@ class NamedCategoricalObsField(CategoricalObsField):
         """Register the column with the codes of a registry, to which categories may be added."""
         if self._obs_key is None:
             return super().transfer_field(state_registry, adata_target, extend_categories)
-        known, column = state_registry[self.CATEGORICAL_MAPPING_KEY], adata_target.obs[self._obs_key]
-        return self._register(adata_target, extended(known, column) if extend_categories else known)
+        known, column = (
+            state_registry[self.CATEGORICAL_MAPPING_KEY],
+            adata_target.obs[self._obs_key],
+        )
+        return self._register(
+            adata_target, extended(known, column) if extend_categories else known
+        )
 
     def _register(self, adata: AnnData, categories: np.ndarray) -> dict:
         adata.obs[self.attr_key] = codes_of(adata.obs[self._obs_key], categories)

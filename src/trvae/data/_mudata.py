@@ -52,7 +52,7 @@ def cells_of(mdata: MuData, setup_args: dict) -> AnnData:
     of_all = [column for column in rna.obs if column not in mdata.obs]
     obs = pd.concat([mdata.obs, rna.obs[of_all]], axis=1)
     places: dict[str, str | None] = {}
-    for argument, key in _registered(setup_args):
+    for argument, key in registered_columns(setup_args):
         place = setup_args["modalities"].get(argument)
         if places.setdefault(key, place) != place:
             raise ValueError(
@@ -71,7 +71,9 @@ def places_of(mdata: MuData, modality: str, keys: dict[str, Any]) -> dict[str, d
     ``keys`` are columns, by the argument that names them; those that ``mdata.obs`` lacks are taken
     from the modality with the expression.
     """
-    lacking = {argument: modality for argument, key in _registered(keys) if key not in mdata.obs}
+    lacking = {
+        argument: modality for argument, key in registered_columns(keys) if key not in mdata.obs
+    }
     return {"modalities": {_LAYER: modality} | lacking}
 
 
@@ -119,7 +121,7 @@ def with_prediction(
     return result
 
 
-def _registered(setup_args: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def registered_columns(setup_args: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the registered columns with the argument that names each."""
     for argument in _COLUMNS:
         keys = setup_args.get(argument)

@@ -12,9 +12,16 @@ from mudata import MuData
 from scvi import REGISTRY_KEYS
 
 from trvae._utils._arguments import join_names
+from trvae._utils._matrices import digest, digest_of_matrix
 from trvae.data._cells import positions_of_genes
-from trvae.data._checks import check_anndata, check_not_lazy, is_list_of_conditions
-from trvae.data._mudata import anndata_arguments, cells_of, expression_modality, with_genes
+from trvae.data._checks import check_anndata, check_not_lazy, get_matrix, is_list_of_conditions
+from trvae.data._mudata import (
+    anndata_arguments,
+    cells_of,
+    expression_modality,
+    registered_columns,
+    with_genes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -102,6 +109,14 @@ class RegisteredData:
                 f"{' x '.join(map(str, self.image_shape))} (height x width x channels)."
             )
         return data
+
+    def digest(self, data: AnnData | MuData) -> str:
+        """Hash of all that a model reads of cells: their names, columns and values."""
+        adata = self.cells_of(data)
+        columns = dict.fromkeys(key for _, key in registered_columns(self.arguments))
+        obs = [adata.obs[key].astype(str).to_numpy() for key in columns if key in adata.obs]
+        values = np.array([digest_of_matrix(get_matrix(adata, self.layer))])
+        return digest(adata.obs_names.to_numpy(), *obs, values)
 
     def with_genes(self, data: AnnData | MuData) -> AnnData | MuData:
         """Return data with the model's genes in its order, copied unless they are so already."""

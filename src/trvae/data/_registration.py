@@ -11,11 +11,7 @@ from scvi import REGISTRY_KEYS
 
 from trvae._scvi import DEFAULT_LABELS_KEY
 from trvae._utils._arguments import join_names
-<<<<<<< HEAD
-from trvae.data._codes import check_known
-=======
 from trvae._utils._matrices import computed
->>>>>>> main
 from trvae.data._checks import (
     check_anndata,
     check_categories,
@@ -27,6 +23,7 @@ from trvae.data._checks import (
     get_matrix,
     name_of_matrix,
 )
+from trvae.data._codes import check_known
 from trvae.data._registered import RegisteredData
 
 if TYPE_CHECKING:

@@ -37,6 +37,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def atomic_update(folder: Path) -> Iterator[Path]:
     """Yield a folder to create and fill, whose files are moved to ``folder`` at the end.
 
+    It can have folders, too, but no files deeper than these.
+
     Parameters
     ----------
     folder
@@ -55,8 +57,10 @@ def atomic_update(folder: Path) -> Iterator[Path]:
     unfinished = folder / ".unfinished"
     with annotate_os_errors(folder), _removed_afterwards(unfinished):
         yield unfinished
-        for file in unfinished.iterdir():
-            file.replace(folder / file.name)
+        for file in filter(Path.is_file, list(unfinished.rglob("*"))):
+            place = folder / file.relative_to(unfinished)
+            place.parent.mkdir(exist_ok=True)
+            file.replace(place)
 
 
 @contextmanager

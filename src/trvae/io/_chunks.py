@@ -56,8 +56,6 @@ class Chunks:
     ----------
     out
         The ``.h5ad``, ``.h5mu`` or ``.zarr`` to write.
-    n_chunks
-        Number of chunks.
     task
         What the chunks depend on, as plain data.
 
@@ -69,19 +67,19 @@ class Chunks:
         If the folder can't be created.
     """
 
-    def __init__(self, out: Path, n_chunks: int, task: dict[str, Any]) -> None:
+    def __init__(self, out: Path, task: dict[str, Any]) -> None:
         self._out = out
         self._folder = out.with_name(out.name + ".parts")
-        self._files = [self._folder / f"{number:06d}.npz" for number in range(n_chunks)]
         _claim(self._folder, task)
 
-    def missing(self) -> list[int]:
-        """Numbers of the chunks that are not saved yet."""
-        return [number for number, file in enumerate(self._files) if not file.exists()]
+    def saved(self) -> dict[int, str]:
+        """Digests of the cells that the saved chunks were predicted from, by their number."""
+        names = (file.stem.split("-") for file in self._files())
+        return {int(number): cells for number, cells in names}
 
-    def save(self, number: int, matrix: np.ndarray | sparse.csr_matrix) -> None:
-        """Save a chunk, completely or not at all."""
-        with atomic_write(self._files[number]) as unfinished:
+    def save(self, number: int, cells: str, matrix: np.ndarray | sparse.csr_matrix) -> None:
+        """Save a chunk, completely or not at all, with a digest of its cells."""
+        with atomic_write(self._folder / f"{number:06d}-{cells}.npz") as unfinished:
             if sparse.issparse(matrix):
                 sparse.save_npz(unfinished, matrix, compressed=False)
             else:
@@ -107,7 +105,7 @@ class Chunks:
         with atomic_write(self._out) as unfinished, _opened(unfinished, skeleton) as (root, check):
             group = root if modality is None else root["mod"][modality]
             places = [(group, "X")] + ([] if layer is None else [(group["layers"], layer)])
-            for number, file in enumerate(self._files):
+            for number, file in enumerate(self._files()):
                 # HDF5 would crash on reading what could not be written.
                 check()
                 block = _load(file)
@@ -118,9 +116,12 @@ class Chunks:
                         _append(*place, block)
         shutil.rmtree(self._folder)
 
+    def _files(self) -> list[Path]:
+        return sorted(self._folder.glob("[0-9]*.npz"))
+
     def _dtype_of_offsets(self) -> str:
         """Type for the row offsets (``indptr``) of the whole matrix, if it is sparse."""
-        n_bytes = sum(file.stat().st_size for file in self._files)
+        n_bytes = sum(file.stat().st_size for file in self._files())
         # Of each value at least one byte and a column of four bytes are stored.
         return "int32" if n_bytes // 5 <= _MAX_INT32 else "int64"
 

@@ -23,6 +23,7 @@ from trvae._scvi import DEFAULT_LABELS_KEY, LOGGER_OF_FILES
 from trvae._utils._arguments import is_integer, join_names
 from trvae._utils._seeds import seeded
 from trvae.data._mudata import anndata_arguments
+from trvae.data._registered import RegisteredData
 from trvae.io._atomic import remove
 from trvae.io._reading import NotPlainDataError, read_torch
 
@@ -42,6 +43,8 @@ MODEL_FILE, ANNDATA_FILE, MUDATA_FILE = "model.pt", "adata.h5ad", "mdata.h5mu"
 _WEIGHTS, _GENES, _ATTRIBUTES, _PYRO = (
     "model_state_dict", "var_names", "attr_dict", "pyro_param_store",
 )  # fmt: skip
+# Attribute with the digest of the cells saved beside a model, ``None`` if there are none.
+_DIGEST = "cells_digest_"
 # What a model, its networks and pandas raise when they are made of forged values.
 _UNFIT = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
@@ -172,16 +175,21 @@ class SavedModel:
         # What HDF5 and anndata raise for a damaged file is not documented.
         except Exception as error:
             raise ValueError(f"{path} can't be read, so it may be damaged: {error}") from error
-        # A model that is saved without cells leaves cells there that were saved before.
-        field = self.registry["field_registries"][REGISTRY_KEYS.X_KEY]
-        n_cells = field["summary_stats"].get(LayerField.N_CELLS_KEY, cells.n_obs)
-        if cells.n_obs != n_cells:
+        if not self._has_saved(cells):
             raise ValueError(
-                f"{path} has {cells.n_obs} cells, but the model beside it has {n_cells}: they are "
-                "another model's. Give the model's cells, load(dir_path, adata), or adata=False to "
-                "load it without, and remove the file."
+                f"The cells in {path} are not those that the model beside it was saved with. Give "
+                "the model's cells, load(dir_path, adata), or adata=False to load it without, and "
+                "remove the file."
             )
         return cells
+
+    def _has_saved(self, cells: AnnData | MuData) -> bool:
+        attributes, known = self.content[_ATTRIBUTES], RegisteredData(self.registry)
+        if _DIGEST in attributes:
+            return attributes[_DIGEST] == known.digest(cells)
+        # Of models of version 0.1.0, only the number of cells is known.
+        statistics = self.registry["field_registries"][REGISTRY_KEYS.X_KEY]["summary_stats"]
+        return cells.n_obs == statistics.get(LayerField.N_CELLS_KEY, cells.n_obs)
 
     @contextmanager
     def in_private_folder(self) -> Iterator[str]:
@@ -306,10 +314,17 @@ def remove_saved(folder: Path, prefix: str | None) -> None:
     prefix
         Prefix of its files' names.
     """
-    for name in (MODEL_FILE, ANNDATA_FILE, MUDATA_FILE):
-        remove(folder / f"{prefix or ''}{name}")
+    remove(model_file(folder, prefix))
+    remove_cells(folder, prefix)
     if not any(folder.iterdir()):
         folder.rmdir()
+
+
+def remove_cells(folder: Path, prefix: str | None, *, but: str | None = None) -> None:
+    """Remove the cells saved beside a model, but not the file of this name."""
+    for is_mudata in (False, True):
+        if (name := file_of_cells(prefix, is_mudata)) != but:
+            remove(folder / name)
 
 
 def check_prefix(prefix: str | None) -> None:

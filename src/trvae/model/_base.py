@@ -133,6 +133,8 @@ class BaseTRVAE(
             raise ValueError("mmd_within_labels=True needs labels: setup_anndata(labels_key=...).")
         self.seed = seed
         self.mapping_: dict[str, Any] | None = None
+        self.cells_digest_: str | None = None
+        self.ensemble_: dict[str, Any] | None = None
         self.mean_profiles_: np.ndarray | None = None
         self.modelled_shares_: np.ndarray | None = None
         self.reference_cells_: dict[str, np.ndarray] | None = None

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mudata import MuData
 from tqdm import tqdm
 
 from trvae._utils._arguments import POSITIVE_INTEGER, SEED, check_arguments
-from trvae.io._saved import remove_saved
+from trvae._utils._matrices import digest
+from trvae.io._atomic import annotate_os_errors, atomic_update
+from trvae.io._saved import file_of_cells, remove_cells, remove_saved
 from trvae.model._confidence import ConfidenceMixin
 from trvae.model._ranking import RankingMixin
 from trvae.model._trvae import TRVAE
@@ -17,7 +20,6 @@ from trvae.train._interruption import end_if_interrupted
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from mudata import MuData
     from scvi.data import AnnDataManager
 
     from trvae.module import TRVAEModule
@@ -26,18 +28,18 @@ if TYPE_CHECKING:
 class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
     """Models that differ only in their seed, whose predictions are averaged.
 
-<<<<<<< HEAD
+    <<<<<<< HEAD
     What they disagree on is not determined by the training data. The decoded means under both
     conditions are averaged over the models, then a cell's counterfactual is made of these, so that
     :meth:`~TRVAE.transfer` draws around :meth:`~TRVAE.get_transferred_expression`. A counterfactual
     is not linear in the decoded means, so it is not the average of the models' counterfactuals.
     Posterior draws (``n_samples``) come from one model after another, so intervals and spreads
     include the variation between seeds.
-=======
+    =======
     Their disagreement shows what the data do not determine. Expectations are averaged over the
     models; posterior draws (``n_samples``) come from one model after another, so intervals and
     spreads include the variation between seeds.
->>>>>>> main
+    >>>>>>> main
 
     Parameters
     ----------
@@ -177,18 +179,32 @@ class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
         ------
         ValueError, OSError
             See :meth:`TRVAE.save`: a folder exists and ``overwrite`` is false, or a model can't be
-            written. Also if a larger ensemble is saved there and ``overwrite`` is false.
+            written, which leaves there what was saved before.
         """
-        superfluous = [f for f in _numbered(dir_path) if int(f.name) >= len(self.models)]
-        if superfluous and not overwrite:
+        if _numbered(dir_path) and not overwrite:
             raise ValueError(
                 f"{dir_path} holds an ensemble. Choose another folder, or pass overwrite=True."
             )
-        for i, model in enumerate(self.models):
-            model.save(str(Path(dir_path) / str(i)), overwrite=overwrite, **kwargs)
-        # They would be loaded as if they belonged to this ensemble.
-        for folder in superfluous:
-            remove_saved(folder, kwargs.get("prefix"))
+        folder = Path(dir_path).absolute()
+        weights = [w.cpu().numpy() for m in self.models for w in m.module.state_dict().values()]
+        ensemble = {"id": digest(*weights), "n_models": len(self.models)}
+        with annotate_os_errors(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_update(folder) as unfinished:
+            for i, model in enumerate(self.models):
+                model.ensemble_ = ensemble | {"number": i}
+                try:
+                    model.save(unfinished / str(i), **kwargs)
+                finally:
+                    model.ensemble_ = None
+        # What is left of an ensemble that was there before would be loaded with this one.
+        prefix, is_mudata = kwargs.get("prefix"), isinstance(self.adata, MuData)
+        cells = file_of_cells(prefix, is_mudata) if kwargs.get("save_anndata") else None
+        for of_model in _numbered(dir_path):
+            if int(of_model.name) < len(self.models):
+                remove_cells(of_model, prefix, but=cells)
+            else:
+                remove_saved(of_model, prefix)
 
     @classmethod
     def load(cls, dir_path: str | Path, *args: Any, **kwargs: Any) -> TRVAEEnsemble:
@@ -204,14 +220,23 @@ class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
         Raises
         ------
         ValueError
-            If no ensemble is saved there, a file is damaged, or the cells do not fit the models
-            (see :meth:`TRVAE.load`).
+            If no ensemble is saved there, its models are of different ensembles, a file is damaged,
+            or the cells do not fit the models (see :meth:`TRVAE.load`).
         """
         folders = _numbered(dir_path)
         if not folders:
             raise ValueError(f"no ensemble is saved in {str(dir_path)!r}.")
         ensemble = cls.__new__(cls)
         ensemble.models = [TRVAE.load(folder, *args, **kwargs) for folder in folders]
+        saved = [model.ensemble_ for model in ensemble.models]
+        # Models of version 0.1.0 don't say which ensemble they belong to.
+        if any(saved) and saved != [saved[0] | {"number": i} for i in range(len(saved))]:
+            raise ValueError(
+                f"{str(dir_path)!r} holds models of different ensembles, as a save was "
+                "interrupted. Save the ensemble again."
+            )
+        for model in ensemble.models:
+            model.ensemble_ = None
         return ensemble
 
 

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trvae._utils._matrices import digest, digest_of_rows
-from trvae.data._checks import get_matrix
+from trvae._utils._matrices import digest
 from trvae.io._saved import FORMAT_VERSION
 
 if TYPE_CHECKING:
@@ -21,8 +20,7 @@ def identity_of(
     known = model.registered_data
     if datamodule is None:
         n_cells = model.summary_stats.n_cells
-        matrix = get_matrix(known.cells_of(model.adata), known.layer)
-        values = digest_of_rows(matrix, np.arange(n_cells))
+        values = known.digest(model.adata)
     else:
         n_cells, values = getattr(datamodule, "n_obs", None), None
     settings = {

@@ -87,6 +87,7 @@ class Model(Protocol):
     # ------------------------------------------------------------------------ BaseTRVAE
     seed: int | None
     mapping_: dict[str, Any] | None
+    cells_digest_: str | None
     reference_cells_: dict[str, np.ndarray] | None
     expression_is_nonnegative_: bool
 

@@ -24,6 +24,7 @@ from trvae.io._saved import (
     file_of_cells,
     history_as_arrays,
     model_file,
+    remove_cells,
 )
 
 if TYPE_CHECKING:
@@ -89,9 +90,12 @@ class SavingMixin(Model):
             atomic_update(folder) as unfinished,
         ):
             unfinished.mkdir(exist_ok=True)
+            self.cells_digest_ = name_of_cells = None
             if save_anndata:
                 is_mudata = isinstance(self.adata, MuData)
-                path = unfinished / file_of_cells(prefix, is_mudata)
+                name_of_cells = file_of_cells(prefix, is_mudata)
+                path = unfinished / name_of_cells
+                self.cells_digest_ = self.registered_data.digest(self.adata)
                 if is_mudata or kwargs:
                     # scvi-tools writes these.
                     check_room(path, self.adata)
@@ -99,6 +103,8 @@ class SavingMixin(Model):
                     write_h5ad(path, self.adata)
                     save_anndata = False
             super().save(str(unfinished), prefix, True, save_anndata, *args, **kwargs)
+        # Those of a model that was there before.
+        remove_cells(folder, prefix, but=name_of_cells)
 
     @contextmanager
     def _with_plain_history(self) -> Iterator[None]:

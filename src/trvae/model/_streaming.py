@@ -13,7 +13,7 @@ from mudata import MuData
 from tqdm import tqdm
 
 from trvae._scvi import minify_type
-from trvae._utils._matrices import digest, digest_of_rows, read_rows
+from trvae._utils._matrices import digest, read_rows
 from trvae.counterfactual._draws import cell_keys
 from trvae.data._cells import with_matrix
 from trvae.data._checks import get_matrix, in_memory
@@ -71,18 +71,26 @@ def transfer_to_disk(
         "seed": seed,
         "chunk_size": chunk_size,
         "cells": digest(keys, conditions.astype(str)),
-        "values": digest_of_rows(matrix, positions),
         "genes": digest(np.asarray(probe.registered.var_names[probe.gene_order])),
         "model": digest(*(array for model in models for array in _state(model))),
     }
-    chunks = Chunks(out, len(slices), task)
-    missing = chunks.missing()
+    chunks = Chunks(out, task)
+    saved = chunks.saved()
+    for number, cells in saved.items():
+        if known.digest(read(slices[number][1])) != cells:
+            raise ValueError(
+                f"{out}.parts has parts of another transfer (they differ in values of cells). "
+                "Remove it or choose another name."
+            )
+    digests: dict[int, str] = {}
 
     def arguments(number: int) -> tuple:
         name, chunk = slices[number]
-        return number, read(chunk), keys[chunk], name, source, estimate, seed, batch_size
+        cells = read(chunk)
+        digests[number] = known.digest(cells)
+        return number, cells, keys[chunk], name, source, estimate, seed, batch_size
 
-    todo = map(arguments, missing)
+    todo = map(arguments, (number for number in range(len(slices)) if number not in saved))
     predicted = (
         (_predict_chunk(models, *given) for given in todo)
         if client is None
@@ -90,9 +98,9 @@ def transfer_to_disk(
     )
     for number, block in tqdm(
         predicted, f"transfer to {out.name}", len(slices),
-        initial=len(slices) - len(missing), disable=not progress_bar,
+        initial=len(saved), disable=not progress_bar,
     ):  # fmt: skip
-        chunks.save(number, block)
+        chunks.save(number, digests.pop(number), block)
     chunks.join(skeleton, known.modality if isinstance(data, MuData) else None, known.layer)
     return out
 

@@ -94,6 +94,7 @@ class BaseTRVAEModule(LossMixin, PosteriorMixin, BaseMinifiedModeModuleClass):
         self.mmd_within_labels = mmd_within_labels
         self.mmd_bandwidths = tuple(mmd_bandwidths)
         self._posterior_mean = False
+        self._known_rows: list[tuple[nn.Parameter, torch.Tensor]] = []
         self._latent_noise: np.random.Generator | None = None
 
     @property
@@ -164,6 +165,7 @@ class BaseTRVAEModule(LossMixin, PosteriorMixin, BaseMinifiedModeModuleClass):
             last rows.
         """
         self.requires_grad_(False)
+        self._known_rows = []
         for name, layer in self.named_modules():
             if isinstance(layer, nn.BatchNorm1d):
                 layer.momentum = 0.0
@@ -172,6 +174,16 @@ class BaseTRVAEModule(LossMixin, PosteriorMixin, BaseMinifiedModeModuleClass):
                 if len(table) > n_known:
                     table.requires_grad = True
                     table.register_hook(functools.partial(_without_rows, n_known))
+                    self._known_rows.append((table, table.detach()[:n_known].clone()))
+
+    @torch.no_grad()
+    def restore_known_rows(self) -> None:
+        """Undo what an optimizer did to the rows of known categories.
+
+        Weight decay moves them, although they have no gradient.
+        """
+        for table, rows in self._known_rows:
+            table[: len(rows)] = rows.to(table.device)
 
     # ------------------------------------------------------------------ inference
 

@@ -121,6 +121,10 @@ class TRVAETrainingPlan(TrainingPlan):
         """Add the terms of a minibatch to those of the epoch."""
         self._step(batch, "validation")
 
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Keep what a mapped model has of its reference, whatever the optimizer did."""
+        self.module.restore_known_rows()
+
     def on_train_epoch_end(self) -> None:
         """Log the KL weight and the training terms, averaged over cells."""
         self.log("kl_weight", float(self.loss_kwargs["kl_weight"]))
