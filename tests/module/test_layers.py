@@ -46,7 +46,7 @@ def test_sizes_of_the_paper_which_are_not_changed(normalization, covariates):
     decoder = ConditionalDecoder(20, 50, sizes[::-1], SIZES, normalization=normalization)
     assert sizes == [800, 800, 128]
     shapes = {name: tuple(weight.shape) for name, weight in encoder.named_parameters()}
-    assert shapes["hidden.layers.0.map.linear.weight"] == (800, 50)
+    assert shapes["hidden.layers.0.map.linear.weight"] == (50, 800)
     assert shapes["hidden.layers.2.map.weight"] == (128, 800)
     mean, scale = encoder(torch.rand(8, 50), covariates)
     assert mean.shape == scale.shape == (8, 20)

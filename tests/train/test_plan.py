@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scvi
 import torch
-from helpers import assert_same_weights, fit
+from helpers import At, assert_same_weights, fit
 from lightning.pytorch import Callback
 
 import trvae
@@ -64,6 +64,16 @@ def test_early_stopping_watches_the_mmd(adata):
     model = fit(adata, train=train | {"early_stopping_patience": 1})
     assert model.trainer.early_stopping_callback.monitor == "objective_validation"
     assert len(model.history["objective_validation"]) == 2
+
+
+@pytest.mark.parametrize("max_epochs", [50, 4], ids=["stops early", "runs to the end"])
+def test_early_stopping_keeps_the_best_weights(adata, max_epochs):
+    at = At(max_epochs, None, spoiled=3)
+    kwargs = {"early_stopping": True, "early_stopping_patience": 3}
+    model = fit(adata, train={"max_epochs": max_epochs, "callbacks": [at]} | kwargs)
+    best = np.argmin(model.history["objective_validation"].to_numpy(float))
+    assert best < len(at.weights) - 1
+    assert_same_weights(model.module, at.weights[best])
 
 
 def test_the_seed_decides_on_weights_and_leaves_the_global_generators_alone(adata):

@@ -10,7 +10,7 @@ import pandas as pd
 from trvae._utils._arguments import join_names
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
 
 def used_categories(column: pd.Series) -> np.ndarray:
@@ -18,13 +18,13 @@ def used_categories(column: pd.Series) -> np.ndarray:
     return np.asarray(column.astype("category").cat.remove_unused_categories().cat.categories)
 
 
-def codes_of(column: pd.Series, categories: Sequence[Any]) -> np.ndarray:
+def codes_of(column: pd.Series, categories: Iterable[Any]) -> np.ndarray:
     """Position of each value of a column among the categories, ``n_cells``; -1 if it is not one."""
-    return pd.Categorical(column, categories=pd.Index(categories)).codes
+    return pd.Categorical(column, categories=pd.Index(list(categories))).codes
 
 
 def check_known(
-    column: pd.Series, categories: Sequence[Any], where: str, *, extend: bool = False
+    column: pd.Series, categories: Iterable[Any], where: str, *, extend: bool = False
 ) -> None:
     """Check that the values of a column are among those that a model was set up with.
 
@@ -45,27 +45,30 @@ def check_known(
         If a value is unknown, or of another type than the known ones: the number 1 is not the
         string ``"1"``, nor ``True``.
     """
-    found = used_categories(column)
-    if (given := _kind(found)) != (known := _kind(categories)):
+    if (given := _kind(used_categories(column))) != (known := _kind(categories)):
         raise ValueError(
             f"{where} has values of type {given}, but the model was set up with those of type "
             f"{known}: {join_names(categories)}."
         )
-    unknown = [value for value in found if value not in set(categories)]
-    if unknown and not extend:
+    if (unknown := _new(column, categories)) and not extend:
         raise ValueError(
             f"{where} has values that the model was not trained on: {join_names(unknown)}. It "
             f"knows {join_names(categories)}."
         )
 
 
-def extended(categories: Sequence[Any], column: pd.Series) -> np.ndarray:
+def extended(categories: Iterable[Any], column: pd.Series) -> np.ndarray:
     """The categories, followed by those of a column that are new."""
-    new = [value for value in used_categories(column) if value not in set(categories)]
-    return np.concatenate([categories, new]) if new else np.asarray(categories)
+    known, new = np.asarray(categories), _new(column, categories)
+    return np.concatenate([known, np.asarray(new)]) if new else known
 
 
-def _kind(values: Sequence[Any]) -> str:
-    kind = pd.api.types.infer_dtype(np.asarray(values, object), skipna=False)
+def _new(column: pd.Series, categories: Iterable[Any]) -> list[Any]:
+    known = set(categories)
+    return [value for value in used_categories(column) if value not in known]
+
+
+def _kind(values: Iterable[Any]) -> str:
+    kind = pd.api.types.infer_dtype(np.array(list(values), object), skipna=False)
     # A column of integers is one of floats once values have been missing.
     return "number" if kind in ("integer", "floating", "mixed-integer-float") else kind

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 # Increment when files change such that an older or newer version can't read them as they are.
 FORMAT_VERSION = 2
-# Until format 1, the weight of the encoder's input layer was stored transposed.
-_INPUT_WEIGHT = "encoder.hidden.layers.0.map.linear.weight"
 
 # scvi-tools' file names and keys.
 MODEL_FILE, ANNDATA_FILE, MUDATA_FILE = "model.pt", "adata.h5ad", "mdata.h5mu"
@@ -222,8 +220,10 @@ def _check_content(path: Path, content: Any) -> None:
             f"{FORMAT_VERSION}. Upgrade it: pip install --upgrade trvae-tools"
         )
     weights = content[_WEIGHTS]
-    if version < 2 and torch.is_tensor(weight := weights.get(_INPUT_WEIGHT)):
-        weights[_INPUT_WEIGHT] = weight.transpose(0, -1).contiguous()
+    arguments = attributes.get("init_params_")
+    # In format 1, the MMD was always summed over pairs of conditions.
+    if version < 2 and has_kinds(arguments, {"non_kwargs": dict}):
+        arguments["non_kwargs"].setdefault("mmd_reduction", "sum")
     # scvi-tools saves the attributes that are named so, and sets all that it finds.
     names = map(str, attributes)
     if forged := [name for name in names if name.startswith("_") or not name.endswith("_")]:

@@ -55,6 +55,7 @@ from trvae.model._representation import RepresentationMixin
 from trvae.model._saving import SavingMixin
 from trvae.model._training import TrainingMixin
 from trvae.module._base import MMDLayer
+from trvae.module._mmd import MMDReduction
 from trvae.train._interruption import InterruptibleTrainRunner
 from trvae.train._plan import TRVAETrainingPlan
 from trvae.train._sampling import ConditionBalancedDataSplitter
@@ -73,6 +74,7 @@ ARGUMENTS = {
     "mmd_layer": choice_of(MMDLayer),
     "mmd_within_labels": choice(True, False, None),
     "mmd_bandwidths": list_of(POSITIVE_NUMBER),
+    "mmd_reduction": choice_of(MMDReduction),
     "seed": SEED | NONE,
 }
 
@@ -91,7 +93,8 @@ class BaseTRVAE(
 
     Parameters
     ----------
-    adata, registry, mmd_weight, mmd_layer, mmd_within_labels, mmd_bandwidths, seed
+    adata, registry, mmd_weight, mmd_layer, mmd_within_labels, mmd_bandwidths,
+    mmd_reduction, seed
         See :class:`~trvae.TRVAE`: the data, the settings of the MMD, and the seed.
     """
 
@@ -117,6 +120,7 @@ class BaseTRVAE(
         mmd_layer: MMDLayer,
         mmd_within_labels: bool | None,
         mmd_bandwidths: Sequence[float],
+        mmd_reduction: MMDReduction,
         seed: int | None,
     ):
         check_arguments(locals(), ARGUMENTS)
@@ -145,6 +149,7 @@ class BaseTRVAE(
             "mmd_layer": mmd_layer,
             "mmd_within_labels": has_labels if mmd_within_labels is None else mmd_within_labels,
             "mmd_bandwidths": tuple(mmd_bandwidths),
+            "mmd_reduction": mmd_reduction,
         }
 
     def _make_module(self, **kwargs) -> None:
@@ -166,7 +171,7 @@ class BaseTRVAE(
     def _summary(self, **settings) -> str:
         """Text that ``repr`` shows."""
         settings = {"conditions": join_names(self.conditions)} | settings | self._mmd_kwargs
-        del settings["mmd_bandwidths"]
+        del settings["mmd_bandwidths"], settings["mmd_reduction"]
         listed = ", ".join(f"{name}: {value}" for name, value in settings.items())
         return f"{type(self).__name__} model with the following parameters: \n{listed}."
 

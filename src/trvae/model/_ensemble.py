@@ -228,7 +228,7 @@ class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
             raise ValueError(f"no ensemble is saved in {str(dir_path)!r}.")
         ensemble = cls.__new__(cls)
         ensemble.models = [TRVAE.load(folder, *args, **kwargs) for folder in folders]
-        saved = [model.ensemble_ for model in ensemble.models]
+        saved = [model.ensemble_ or {} for model in ensemble.models]
         # Models of version 0.1.0 don't say which ensemble they belong to.
         if any(saved) and saved != [saved[0] | {"number": i} for i in range(len(saved))]:
             raise ValueError(

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from trvae.module._base import MMDLayer
+    from trvae.module._mmd import MMDReduction
 
 _N_FOR_MEAN_COLOUR = 1_000
 ARGUMENTS = {
@@ -66,7 +67,7 @@ class ImageTRVAE(BaseImageModel):
         * ``"bernoulli"`` - a grey value is the probability of a pixel to be white
         * ``"normal"`` - normal around the decoded value, with one standard deviation for all
           pixels; training starts at the images' mean colour
-    mmd_weight, mmd_within_labels, mmd_bandwidths
+    mmd_weight, mmd_within_labels, mmd_bandwidths, mmd_reduction
         See :class:`~trvae.TRVAE`: weight, grouping and bandwidths of the MMD.
     mmd_layer
         What the MMD matches, see :class:`~trvae.TRVAE`. The condition enters the decoder's first
@@ -119,6 +120,7 @@ class ImageTRVAE(BaseImageModel):
         mmd_layer: MMDLayer = "latent",
         mmd_within_labels: bool | None = None,
         mmd_bandwidths: Sequence[float] = BANDWIDTHS,
+        mmd_reduction: MMDReduction = "mean",
         seed: int | None = None,
     ):
         check_arguments(locals(), ARGUMENTS)
@@ -129,6 +131,7 @@ class ImageTRVAE(BaseImageModel):
             mmd_layer=mmd_layer,
             mmd_within_labels=mmd_within_labels,
             mmd_bandwidths=mmd_bandwidths,
+            mmd_reduction=mmd_reduction,
             seed=seed,
         )
         network = {

@@ -96,6 +96,7 @@ class ScarchesModel(NamedTuple):
             "dispersion": "gene" if is_normal else "gene-condition",
             "decoder": "conditional",
             "normalization": "batch" if settings["use_bn"] else without_batch_norm,
+            "mmd_reduction": "sum",
             # scArches' kernel is the sum over the bandwidths, ours the mean.
             "mmd_weight": settings["beta"] * len(BANDWIDTHS) if settings["use_mmd"] else 0.0,
             "mmd_layer": "latent" if settings["mmd_on"] == "z" else "decoder",
@@ -131,7 +132,8 @@ class ScarchesModel(NamedTuple):
                     state |= {f"{ours}.map.weight": weight, f"{ours}.map.bias": bias}
                 else:
                     state |= {
-                        f"{ours}.map.linear.weight": weight,
+                        # The encoder's input layer has it transposed.
+                        f"{ours}.map.linear.weight": weight.T if part == "encoder" else weight,
                         f"{ours}.map.linear.bias": bias,
                         f"{ours}.map.condition.weight": theirs[f"{block}.L{i}.cond_L.weight"].T,
                     }

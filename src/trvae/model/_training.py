@@ -142,7 +142,9 @@ class TrainingMixin(Model):
             Cells in a minibatch, in each process if there are several.
         early_stopping
             Whether to stop when ``objective_validation``, the loss with the final KL weight and
-            the MMD, has not fallen for a fifth of ``max_epochs``.
+            the MMD, has not fallen for a fifth of ``max_epochs``. The model then has the weights
+            of the epoch in which it was lowest, as after an interruption; otherwise those of the
+            last epoch.
         condition_balanced
             Whether every minibatch has cells of every condition. Cells of rare conditions are
             then repeated, also in the training terms of :attr:`history`. By default, if chance
@@ -258,7 +260,7 @@ class TrainingMixin(Model):
                     callbacks=[*(callbacks or []), tracker, *([checkpoint] if checkpoint else [])],
                     **trainer_kwargs,
                 )
-            self._take_best_weights(tracker)
+            self._take_best_weights(tracker, early_stopping)
             self._learn_from_cells(datamodule)
         if isinstance(self.trainer.stopped_by, Exception):
             raise self.trainer.stopped_by
@@ -346,10 +348,10 @@ class TrainingMixin(Model):
 
     # -------------------------------------------------------------- after training
 
-    def _take_best_weights(self, tracker: EpochTracker) -> None:
+    def _take_best_weights(self, tracker: EpochTracker, early_stopping: bool) -> None:
         """Go back to the best weights of a training that was stopped, or end if there are none."""
         stopped_by = self.trainer.stopped_by
-        if stopped_by is None:
+        if stopped_by is None and not early_stopping:
             return
         if tracker.best is None:
             tracker.log_outcome(self.trainer)

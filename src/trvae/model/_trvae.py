@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from trvae.module._base import MMDLayer
+    from trvae.module._mmd import MMDReduction
 
 ARGUMENTS = {
     "n_latent": POSITIVE_INTEGER,
@@ -114,6 +115,9 @@ class TRVAE(SetupMixin, RankingMixin, ExpressionMixin, BaseTRVAE):
         made alike. By default true if labels are registered.
     mmd_bandwidths
         Squared bandwidths of the kernel.
+    mmd_reduction
+        Whether the MMD is the ``"mean"`` over pairs of conditions, so that ``mmd_weight`` means the
+        same for any number of conditions, or their ``"sum"`` (the paper's).
     linear_weight
         Weight, from 0 to 1, of a linear model that is averaged with the decoder in
         counterfactuals: a ridge regression that predicts a label's mean change from its mean
@@ -187,6 +191,7 @@ class TRVAE(SetupMixin, RankingMixin, ExpressionMixin, BaseTRVAE):
         mmd_layer: MMDLayer = "decoder",
         mmd_within_labels: bool | None = None,
         mmd_bandwidths: Sequence[float] = BANDWIDTHS,
+        mmd_reduction: MMDReduction = "mean",
         linear_weight: float = 0.3,
         response_limit: float | None = 1.25,
         seed: int | None = None,
@@ -204,6 +209,7 @@ class TRVAE(SetupMixin, RankingMixin, ExpressionMixin, BaseTRVAE):
             mmd_layer=mmd_layer,
             mmd_within_labels=mmd_within_labels,
             mmd_bandwidths=mmd_bandwidths,
+            mmd_reduction=mmd_reduction,
             seed=seed,
         )
         uses_size_factors = self.registered_data.arguments.get("size_factor_key") is not None

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch.distributions import Distribution
 
     from trvae.module._decoders import DecoderOutput
+    from trvae.module._mmd import MMDReduction
 
 
 BASE_KEY = "base"
@@ -59,7 +60,7 @@ class BaseTRVAEModule(LossMixin, PosteriorMixin, BaseMinifiedModeModuleClass):
         Number of labels.
     n_latent
         Size of ``z``.
-    mmd_weight, mmd_layer, mmd_within_labels, mmd_bandwidths
+    mmd_weight, mmd_layer, mmd_within_labels, mmd_bandwidths, mmd_reduction
         See :class:`~trvae.TRVAE`: weight of the MMD, what it compares and how.
 
     References
@@ -81,6 +82,7 @@ class BaseTRVAEModule(LossMixin, PosteriorMixin, BaseMinifiedModeModuleClass):
         mmd_layer: MMDLayer,
         mmd_within_labels: bool,
         mmd_bandwidths: Sequence[float],
+        mmd_reduction: MMDReduction,
     ):
         super().__init__()
         self.n_input = n_input
@@ -93,8 +95,9 @@ class BaseTRVAEModule(LossMixin, PosteriorMixin, BaseMinifiedModeModuleClass):
         self.mmd_layer = mmd_layer
         self.mmd_within_labels = mmd_within_labels
         self.mmd_bandwidths = tuple(mmd_bandwidths)
+        self.mmd_reduction = mmd_reduction
         self._posterior_mean = False
-        self._known_rows: list[tuple[nn.Parameter, torch.Tensor]] = []
+        self._known_rows: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._latent_noise: np.random.Generator | None = None
 
     @property

@@ -19,7 +19,8 @@ from trvae.module._likelihood import (
     Poisson,
     ZeroInflatedNegativeBinomial,
 )
-from trvae.module._mmd import BANDWIDTHS
+from trvae.module._mmd import BANDWIDTHS, MMDReduction
+from trvae.module._sparse import sparse_where_faster
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,7 +75,7 @@ class TRVAEModule(BaseTRVAEModule):
         See :class:`~trvae.TRVAE`: the likelihood.
     decoder, effect_sizes
         See :class:`~trvae.TRVAE`: how the condition enters the decoder.
-    mmd_weight, mmd_layer, mmd_within_labels, mmd_bandwidths
+    mmd_weight, mmd_layer, mmd_within_labels, mmd_bandwidths, mmd_reduction
         See :class:`~trvae.TRVAE`: weight of the MMD, what it compares and how.
 
     References
@@ -104,6 +105,7 @@ class TRVAEModule(BaseTRVAEModule):
         mmd_layer: MMDLayer,
         mmd_within_labels: bool,
         mmd_bandwidths: Sequence[float] = BANDWIDTHS,
+        mmd_reduction: MMDReduction = "mean",
     ):
         super().__init__(
             n_input,
@@ -114,6 +116,7 @@ class TRVAEModule(BaseTRVAEModule):
             mmd_layer=mmd_layer,
             mmd_within_labels=mmd_within_labels,
             mmd_bandwidths=mmd_bandwidths,
+            mmd_reduction=mmd_reduction,
         )
         self.gene_likelihood = gene_likelihood
         self.dispersion = dispersion
@@ -153,7 +156,8 @@ class TRVAEModule(BaseTRVAEModule):
     def _encode(
         self, x: torch.Tensor, covariates: Covariates
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.encoder(torch.log1p(x) if self.is_count_model else x, covariates)
+        values = sparse_where_faster(x)
+        return self.encoder(values.log1p() if self.is_count_model else values, covariates)
 
     def _likelihood(
         self, decoded: DecoderOutput, log_size: torch.Tensor, condition: torch.Tensor

@@ -13,7 +13,7 @@ from trvae.module._base import BaseTRVAEModule, MMDLayer
 from trvae.module._covariates import Covariates, CovariateSizes
 from trvae.module._image_layers import ImageDecoder, ImageEncoder, grids
 from trvae.module._likelihood import Normal
-from trvae.module._mmd import BANDWIDTHS
+from trvae.module._mmd import BANDWIDTHS, MMDReduction
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,7 +90,7 @@ class ImageTRVAEModule(BaseTRVAEModule):
     n_latent, channels, pixel_likelihood
         See :class:`~trvae.ImageTRVAE`: channels of the latent map and of the convolutions, and
         the likelihood.
-    mmd_weight, mmd_layer, mmd_within_labels, mmd_bandwidths
+    mmd_weight, mmd_layer, mmd_within_labels, mmd_bandwidths, mmd_reduction
         See :class:`~trvae.ImageTRVAE`: weight of the MMD, what it compares and how.
 
     References
@@ -117,6 +117,7 @@ class ImageTRVAEModule(BaseTRVAEModule):
         mmd_layer: MMDLayer,
         mmd_within_labels: bool,
         mmd_bandwidths: Sequence[float] = BANDWIDTHS,
+        mmd_reduction: MMDReduction = "mean",
     ):
         height, width, n_channels = image_shape
         latent_height, latent_width = grids(height, width, len(channels))[-1]
@@ -129,6 +130,7 @@ class ImageTRVAEModule(BaseTRVAEModule):
             mmd_layer=mmd_layer,
             mmd_within_labels=mmd_within_labels,
             mmd_bandwidths=mmd_bandwidths,
+            mmd_reduction=mmd_reduction,
         )
         self.image_shape = image_shape
         # Saved with the weights, for models without images.

@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 from trvae.module._covariates import CovariateLinear
+from trvae.module._sparse import InputLinear
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from trvae.module._covariates import Covariates, CovariateSizes
+    from trvae.module._sparse import SparseMatrix
 
 
 Normalization = Literal["batch", "layer", "none"]
@@ -107,11 +109,13 @@ class Encoder(nn.Module):
     ):
         super().__init__()
         self.hidden = HiddenStack(n_input, hidden_sizes, sizes, normalization, dropout_rate)
+        first: Any = self.hidden.layers[0].map
+        first.linear = InputLinear(first.linear)
         self.mean = nn.Linear(hidden_sizes[-1], n_latent)
         self.log_variance = nn.Linear(hidden_sizes[-1], n_latent)
 
     def forward(
-        self, x: torch.Tensor, covariates: Covariates
+        self, x: torch.Tensor | SparseMatrix, covariates: Covariates
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Map ``n_cells x n_input`` to two tensors of ``n_cells x n_latent``."""
         _, hidden = self.hidden(x, covariates)

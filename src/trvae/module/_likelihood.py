@@ -8,6 +8,8 @@ import torch
 from scvi import distributions
 from torch.nn.functional import softplus
 
+from trvae.module._sparse import nonzero_positions
+
 
 class Poisson(distributions.Poisson):
     """Poisson distribution whose log-probability is made for counts that are mostly 0.
@@ -27,7 +29,7 @@ class Poisson(distributions.Poisson):
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         """Log-probability of counts, of the shape of ``log_mu``."""
         value = _contiguous(value, self._log_mu.shape)
-        positive = _nonzero(value)
+        positive = nonzero_positions(value)
         log_factorial = torch.lgamma(value.reshape(-1)[positive] + 1)
         log_prob = value * self._log_mu - self.rate
         return log_prob.view(-1).index_add(0, positive, log_factorial, alpha=-1).view_as(log_prob)
@@ -116,11 +118,6 @@ def _contiguous(counts: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     return counts.contiguous().expand(shape)
 
 
-def _nonzero(x: torch.Tensor) -> torch.Tensor:
-    """Positions of all values other than 0 in the flattened tensor, ascending."""
-    return (x != 0).reshape(-1).nonzero().squeeze(1)
-
-
 class _NegativeBinomialLogProb(torch.autograd.Function):
     r"""Log-probability of counts ``x``, with derivatives for ``log_mu`` and ``theta``.
 
@@ -133,7 +130,7 @@ class _NegativeBinomialLogProb(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, log_mu, mu, theta):
         x = _contiguous(x, log_mu.shape)
-        positive = _nonzero(x)
+        positive = nonzero_positions(x)
         log_ratio = (mu / theta).log1p_().neg_()
         log_prob = log_ratio * theta
 

@@ -10,7 +10,7 @@ from scvi.module.base import LossOutput
 from torch.distributions import kl_divergence
 
 from trvae.module._distributed import gather_cells
-from trvae.module._mmd import multi_scale_mmd
+from trvae.module._mmd import MMDReduction, multi_scale_mmd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,6 +37,7 @@ class LossMixin(_Module):
     mmd_layer: MMDLayer
     mmd_within_labels: bool
     mmd_bandwidths: Sequence[float]
+    mmd_reduction: MMDReduction
     _has_reference = False
 
     def loss(
@@ -112,7 +113,10 @@ class LossMixin(_Module):
         # With a weight of 0, the MMD is only monitored.
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.mmd_weight > 0):
             return torch.stack(
-                [multi_scale_mmd(y, *groups, self.mmd_bandwidths) for y in cells.values()]
+                [
+                    multi_scale_mmd(y, *groups, self.mmd_bandwidths, self.mmd_reduction)
+                    for y in cells.values()
+                ]
             ).sum()
 
     def _with_reference(self, cells: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

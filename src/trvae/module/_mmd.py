@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch.nn.functional import one_hot
@@ -11,6 +11,8 @@ from torch.nn.functional import one_hot
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+
+MMDReduction = Literal["mean", "sum"]
 
 BANDWIDTHS: tuple[float, ...] = (
     1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1, 5, 10, 15, 20, 25, 30, 35, 100, 1e3, 1e4, 1e5, 1e6,
@@ -23,12 +25,15 @@ def multi_scale_mmd(
     condition: torch.Tensor,
     label: torch.Tensor | None = None,
     bandwidths: Sequence[float] = BANDWIDTHS,
+    reduction: MMDReduction = "mean",
 ) -> torch.Tensor:
-    r"""Squared MMD summed over all pairs of conditions, with a multi-scale Gaussian kernel.
+    r"""Squared MMD of all pairs of conditions, with a multi-scale Gaussian kernel.
+
+    It is the mean over pairs :math:`i<j`, or their sum, of
 
     .. math::
 
-        \sum_{i<j} \overline{k(y_i, y_i)} + \overline{k(y_j, y_j)} - 2\,\overline{k(y_i, y_j)},
+        \overline{k(y_i, y_i)} + \overline{k(y_j, y_j)} - 2\,\overline{k(y_i, y_j)},
         \qquad k(a, b) = \frac{1}{S} \sum_s \exp\left(-\frac{\lVert a - b \rVert^2}{2 s}\right)
 
     with means over all pairs of cells, including each cell with itself (the V-statistic), so
@@ -45,6 +50,9 @@ def multi_scale_mmd(
         each label, and the result is the mean over labels, weighted by their numbers of cells.
     bandwidths
         The values :math:`s`, in units of squared distance.
+    reduction
+        Whether to take the ``"mean"`` over pairs of conditions, by which a cell is pulled as much
+        however many conditions there are, or the ``"sum"`` (the paper's).
 
     Returns
     -------
@@ -58,12 +66,15 @@ def multi_scale_mmd(
     """
     y = y if y.dtype == torch.float64 else y.float()
     with torch.no_grad(), torch.autocast(y.device.type, enabled=False):
-        coefficients = _pair_coefficients(condition, label, y.dtype)
+        coefficients = _pair_coefficients(condition, label, y.dtype, reduction)
     return _WeightedKernelSum.apply(y, coefficients, tuple(float(s) for s in bandwidths))
 
 
 def _pair_coefficients(
-    condition: torch.Tensor, label: torch.Tensor | None, dtype: torch.dtype
+    condition: torch.Tensor,
+    label: torch.Tensor | None,
+    dtype: torch.dtype,
+    reduction: MMDReduction,
 ) -> torch.Tensor:
     """Coefficients ``c`` (``n_cells x n_cells``) such that the MMD is ``sum(c * kernel)``.
 
@@ -89,6 +100,10 @@ def _pair_coefficients(
     compared = size * has_pair
     share = (same_label.to(dtype) @ compared) / compared.sum().clamp(min=1)
 
+    if reduction == "mean":
+        n_others = paired.sum(1)
+        n_pairs = n_others * (n_others + 1) / 2
+        share = share / n_pairs.clamp(min=1)
     weight = paired * share[:, None]
     quadratic = torch.diag(weight.sum(1)) - weight
     normalised = indicator / size
