@@ -1,4 +1,5 @@
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import torch
 from trvae.module._mmd import BANDWIDTHS, multi_scale_mmd
 
 
-def definition(y, condition, label=None, bandwidths=BANDWIDTHS):
+def definition(y, condition, label=None, bandwidths=BANDWIDTHS, reduction="mean"):
     """The MMD in double precision, by plain loops over labels, pairs of conditions and bandwidths."""
 
     def mean_kernel(a, b):
@@ -22,7 +23,10 @@ def definition(y, condition, label=None, bandwidths=BANDWIDTHS):
         if len(groups) >= 2:
             n_cells = sum(map(len, groups))
             n_compared += n_cells
-            for a, b in itertools.combinations(groups, 2):
+            pairs = list(itertools.combinations(groups, 2))
+            if reduction == "mean":
+                n_cells /= len(pairs)
+            for a, b in pairs:
                 mmd = mean_kernel(a, a) + mean_kernel(b, b) - 2 * mean_kernel(a, b)
                 total = total + n_cells * mmd
     return total / max(n_compared, 1)
@@ -51,12 +55,13 @@ def both(mmd, y, *groups):
 )
 @pytest.mark.parametrize("within_labels", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_equals_the_definition(spread, offset, within_labels, dtype):
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_equals_the_definition(spread, offset, within_labels, dtype, reduction):
     y, condition, label = sample(spread=spread, offset=offset, dtype=dtype)
     groups = (condition, label) if within_labels else (condition,)
-    value, grad = both(multi_scale_mmd, y, *groups)
+    value, grad = both(partial(multi_scale_mmd, reduction=reduction), y, *groups)
     # The definition is evaluated on the very numbers that the precision can hold.
-    expected, expected_grad = both(definition, y.double(), *groups)
+    expected, expected_grad = both(partial(definition, reduction=reduction), y.double(), *groups)
     is_usual = dtype != torch.bfloat16 and 1e-3 <= spread <= 30
     # Kernels of about 1 are subtracted from each other.
     torch.testing.assert_close(value, expected, rtol=1e-5, atol=0 if is_usual else 1e-6)
@@ -107,7 +112,21 @@ def test_counts_every_pair_of_conditions_and_not_only_neighbours():
     y, *_ = sample(n=10)
     pair = multi_scale_mmd(torch.cat([y, y + 3.0]), torch.arange(20) // 10)
     three = multi_scale_mmd(torch.cat([y, y, y + 3.0]), torch.arange(30) // 10)
-    torch.testing.assert_close(three, 2 * pair)
+    torch.testing.assert_close(three, 2 / 3 * pair)
+
+
+@pytest.mark.parametrize("m", [1, 4, 30])
+def test_the_mean_over_pairs_does_not_grow_with_the_number_of_conditions(m):
+    # Each of two different conditions m times: m^2 of the pairs differ.
+    y, *_ = sample(n=10)
+    cells = torch.cat([y, y + 3.0])
+    condition = torch.arange(20) // 10
+    pair = multi_scale_mmd(cells, condition)
+    copies = torch.cat([condition + 2 * i for i in range(m)])
+    n_pairs = m * (2 * m - 1)
+    for reduction, expected in (("mean", m**2 / n_pairs * pair), ("sum", m**2 * pair)):
+        value = multi_scale_mmd(cells.repeat(m, 1), copies, reduction=reduction)
+        torch.testing.assert_close(value, expected)
 
 
 def test_a_condition_with_a_single_cell_is_left_out():
