@@ -183,6 +183,28 @@ def test_the_target_is_written_where_conditions_are_read(adata, place):
     )
 
 
+@pytest.mark.parametrize("key", ["condition", "rna:condition"])
+def test_the_target_is_in_all_copies_of_the_conditions(adata, tmp_path, key):
+    mdata = as_mudata(adata)
+    mdata.pull_obs()
+    mdata.obs["condition"] = mdata["rna"].obs["condition"].array
+    # Of the same name, but not of the same meaning.
+    mdata["prot"].obs["condition"] = "frozen"
+    mdata.update()
+    mdata.pull_obs(mods=["rna"])
+    model = trained_on(mdata, {"labels_key": "rna"}, condition_key=key)
+    predicted = model.transfer(**ARGUMENTS)
+    predicted.write(tmp_path / "p.h5mu")
+    again = mudata.read_h5mu(tmp_path / "p.h5mu")
+    again.pull_obs(mods=["rna"])
+    for found in (predicted, again):
+        for column in (found.obs[key], found["rna"].obs["condition"], found.obs["rna:condition"]):
+            assert set(column) == {"treated"}
+        assert set(found["prot"].obs["condition"]) == {"frozen"}
+    axes = trvae.pl.umap(model, representation="latent", show=False)
+    assert axes[0].get_title().endswith(key)
+
+
 @pytest.mark.parametrize(("suffix", "layer"), [(".h5mu", None), (".zarr", "counts")])
 def test_on_disk_is_what_is_in_memory(adata, tmp_path, suffix, layer):
     mdata = as_mudata(adata)

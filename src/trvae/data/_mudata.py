@@ -93,32 +93,70 @@ def with_prediction(
     """Put a prediction in place of the expression of a MuData.
 
     The cells at ``positions`` were predicted. Other modalities keep their values, without what
-    scvi-tools registered; their column of conditions, if any, holds the target.
+    scvi-tools registered. The target is in the column of conditions and in its copies, see
+    :func:`_homes_of_conditions`.
     """
     modality, key = setup_args["modalities"][_LAYER], setup_args["condition_key"]
     place = setup_args["modalities"].get("condition_key")
+    homes = [(place, key), *_homes_of_conditions(mdata, setup_args)]
     names, measured = predicted.obs_names, mdata.obs_names[positions]
+    target = predicted.obs[key].array
     modalities = {}
     for name, other in mdata.mod.items():
+        columns = [column for home, column in homes if home == name]
         if name == modality:
-            own = [column for column in predicted.obs if column in other.obs or column == key]
-            predicted.obs = predicted.obs[own]
+            for column in columns:
+                predicted.obs[column] = target
+            # Its own columns, and the conditions even if they are elsewhere.
+            own = {*other.obs, *columns, _without_modality(mdata, key)}
+            predicted.obs = predicted.obs[[column for column in predicted.obs if column in own]]
             modalities[name] = predicted
             continue
         rows = other.obs_names.get_indexer(measured)
         modalities[name] = _rows(other, rows[rows >= 0], names[rows >= 0])
-        if name == place:
-            modalities[name].obs[key] = predicted.obs[key].array[rows >= 0]
+        for column in columns:
+            modalities[name].obs[column] = target[rows >= 0]
     with seeded(0):
         result = MuData(modalities)
     obs = mdata.obs.iloc[positions].set_axis(names)
     obs = obs.drop(columns=list(filter(is_registered, obs)))
-    # mdata.obs can repeat a modality's columns under a prefix.
-    columns = {key, f"{modality}:{key}", f"{place}:{key}"} & set(obs)
-    for column in columns | ({key} if place is None else set()):
-        obs[column] = predicted.obs[key].array
+    for home, column in homes:
+        if home is None:
+            obs[column] = target
     result.obs = obs
     return result
+
+
+def _homes_of_conditions(mdata: MuData, setup_args: dict) -> list[tuple[str | None, str]]:
+    """Where the conditions can be found: modality, ``None`` for ``mdata.obs``, and column.
+
+    ``mdata.obs`` can repeat a modality's column, with or without the modality's name before it, and
+    ``mdata.pull_obs()`` copies it anew. A column of that name is one of them if it has the same
+    values.
+    """
+    key = setup_args["condition_key"]
+    registered = cells_of(mdata, setup_args).obs.get(key)
+    if registered is None:
+        return []
+    name = _without_modality(mdata, key)
+    names = [name, *(f"{modality}:{name}" for modality in mdata.mod)]
+    frames = {None: mdata.obs} | {modality: cells.obs for modality, cells in mdata.mod.items()}
+    return [
+        (home, column)
+        for home, obs in frames.items()
+        for column in (names if home is None else [name])
+        if column in obs and _equal(obs[column], registered)
+    ]
+
+
+def _without_modality(mdata: MuData, key: str) -> str:
+    prefix, _, bare = key.partition(":")
+    return bare if prefix in mdata.mod else key
+
+
+def _equal(column: pd.Series, registered: pd.Series) -> bool:
+    """Whether a column, perhaps of fewer cells, has the registered values."""
+    return bool((column.astype(str) == registered[column.index].astype(str)).all())
 
 
 def registered_columns(setup_args: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from anndata import AnnData
+
 if TYPE_CHECKING:
-    from anndata import AnnData
+    from mudata import MuData
 
 
 def check_is_one_model(model: Any, what: str) -> None:
@@ -17,12 +19,13 @@ def check_is_one_model(model: Any, what: str) -> None:
         )
 
 
-def cells_to_plot(model: Any, adata: AnnData | None) -> AnnData:
+def cells_to_plot(model: Any, adata: AnnData | MuData | None) -> AnnData:
     """Return the given cells or the model's own, or raise a ``ValueError`` if it has none."""
     cells = model.adata if adata is None else adata
     if cells is None:
         raise ValueError("The model has no AnnData of its own. Pass the cells: adata=...")
-    return cells
+    # Columns of a MuData can be those of a modality.
+    return cells if isinstance(cells, AnnData) else model.registered_data.cells_of(cells)
 
 
 def condition_key(model: Any) -> str:
