@@ -224,6 +224,24 @@ def test_genes_are_in_the_order_of_the_cells(trained, control, genes):
     assert np.corrcoef(drawn[0].mean(0), drawn[1].mean(0)[::-1])[0, 1] > 0.99
 
 
+def test_listed_genes_and_overall_draws_of_other_cells(trained, control):
+    backwards, genes = control[:, ::-1].copy(), list(control.var_names[[2, 7]])
+    listed, all_genes = (
+        trained.posterior_predictive_sample(backwards, gene_list=chosen).todense()
+        for chosen in (genes, None)
+    )
+    assert listed.shape == (control.n_obs, 2)
+    # Of the second, then of the first, as in the cells.
+    expected = all_genes.mean(0)[backwards.var_names.get_indexer(genes[::-1])]
+    np.testing.assert_allclose(listed.mean(0), expected, rtol=0.2)
+    with pytest.raises(ValueError, match="genes unknown to the model: 'X'"):
+        trained.posterior_predictive_sample(backwards, gene_list=["X"])
+    for adata, order in ((control, genes), (backwards, genes[::-1])):
+        draws = trained.get_normalized_expression(adata, n_samples_overall=10, gene_list=genes)
+        assert draws.shape == (10, 2)
+        assert list(draws.columns) == order
+
+
 def test_overridden_methods_keep_both_docstrings():
     doc = trvae.TRVAE.get_normalized_expression.__doc__
     assert "posterior mean" in doc

@@ -28,8 +28,16 @@ class ExpressionMixin(RNASeqMixin, Model):
     @overriding(RNASeqMixin.posterior_predictive_sample)
     def posterior_predictive_sample(self, adata: AnnData | None = None, *args, **kwargs) -> Any:
         """Genes are in the order of ``adata``."""
-        drawn = super().posterior_predictive_sample(adata, *args, **kwargs)
-        return drawn if adata is None else drawn[:, self.registered_data.gene_order(adata)]
+        inherited = super().posterior_predictive_sample
+        gene_list = (
+            inspect.signature(inherited).bind(adata, *args, **kwargs).arguments.get("gene_list")
+        )
+        if gene_list is not None:
+            self.registered_data.gene_positions(gene_list)
+        drawn = inherited(adata, *args, **kwargs)
+        if adata is None:
+            return drawn
+        return drawn[:, self.registered_data.gene_order(adata, gene_list)]
 
     @overriding(RNASeqMixin.get_feature_correlation_matrix)
     def get_feature_correlation_matrix(self, *args, **kwargs) -> pd.DataFrame:
@@ -59,7 +67,8 @@ class ExpressionMixin(RNASeqMixin, Model):
         """Expression is at the posterior mean of ``z`` unless draws are asked for.
 
         Genes are in the order of ``adata``. Log-normalised values have no ``library_size``, and
-        importance weights are not supported.
+        importance weights are not supported. With ``n_samples_overall``, rows are draws of random
+        cells and have no names.
         """
         self._check_if_trained(warn=False)
         inherited = super().get_normalized_expression
@@ -79,9 +88,16 @@ class ExpressionMixin(RNASeqMixin, Model):
         adata, gene_list = arguments["adata"], arguments["gene_list"]
         if gene_list is not None:
             self.registered_data.gene_positions(gene_list)
-        draws = arguments["n_samples"] > 1 or arguments["n_samples_overall"] is not None
-        with self.module.posterior_mean(not draws):
-            expression = inherited(*args, **kwargs)
+        overall = arguments["n_samples_overall"] is not None
+        with self.module.posterior_mean(arguments["n_samples"] == 1 and not overall):
+            if overall and not arguments["return_numpy"]:
+                # scvi-tools would give the draws the names of all cells.
+                arguments["return_numpy"] = True
+                genes = self.registered_data.var_names
+                genes = genes if gene_list is None else genes[np.isin(genes, gene_list)]
+                expression = pd.DataFrame(inherited(*given.args, **given.kwargs), columns=genes)
+            else:
+                expression = inherited(*args, **kwargs)
         if adata is None:
             return expression
         order = self.registered_data.gene_order(adata, gene_list)
