@@ -93,9 +93,10 @@ class BaseTRVAE(
 
     Parameters
     ----------
-    adata, registry, mmd_weight, mmd_layer, mmd_within_labels, mmd_bandwidths,
-    mmd_reduction, seed
-        See :class:`~trvae.TRVAE`: the data, the settings of the MMD, and the seed.
+    adata, registry, seed
+        See :class:`~trvae.TRVAE`: the data and the seed.
+    mmd_weight, mmd_layer, mmd_within_labels, mmd_bandwidths, mmd_reduction
+        See :class:`~trvae.TRVAE`: the settings of the MMD.
     """
 
     is_trained_: bool

@@ -133,20 +133,10 @@ class TRVAE(SetupMixin, RankingMixin, ExpressionMixin, BaseTRVAE):
 
     Attributes
     ----------
-    adata
-        The data that the model was set up with, or ``None``.
-    conditions
-        The conditions, in the order of their codes.
-    history
-        Losses and metrics of the training, one DataFrame per metric; ``None`` before training.
-    is_trained
-        Whether the model was trained.
     linear_weight, response_limit
         As given. They take no part in training, so they can be changed afterwards.
     module
         The network, a :class:`~trvae.module.TRVAEModule`.
-    registered_data
-        Columns, genes and categories that the model was set up with.
     seed
         As given.
 
