@@ -67,8 +67,10 @@ class ImageTRVAE(BaseImageModel):
         * ``"bernoulli"`` - a grey value is the probability of a pixel to be white
         * ``"normal"`` - normal around the decoded value, with one standard deviation for all
           pixels; training starts at the images' mean colour
-    mmd_weight, mmd_within_labels, mmd_bandwidths, mmd_reduction
+    mmd_weight, mmd_within_labels, mmd_bandwidths
         See :class:`~trvae.TRVAE`: weight, grouping and bandwidths of the MMD.
+    mmd_reduction
+        ``"sum"`` by default, for which ``mmd_weight`` was chosen; see :class:`~trvae.TRVAE`.
     mmd_layer
         What the MMD matches, see :class:`~trvae.TRVAE`. The condition enters the decoder's first
         layer, as in the paper. By default the latent representation before it is matched: if the
@@ -120,7 +122,7 @@ class ImageTRVAE(BaseImageModel):
         mmd_layer: MMDLayer = "latent",
         mmd_within_labels: bool | None = None,
         mmd_bandwidths: Sequence[float] = BANDWIDTHS,
-        mmd_reduction: MMDReduction = "mean",
+        mmd_reduction: MMDReduction = "sum",
         seed: int | None = None,
     ):
         check_arguments(locals(), ARGUMENTS)
