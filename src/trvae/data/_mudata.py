@@ -135,7 +135,8 @@ def _homes_of_conditions(mdata: MuData, setup_args: dict) -> list[tuple[str | No
     values.
     """
     key = setup_args["condition_key"]
-    registered = cells_of(mdata, setup_args).obs.get(key)
+    place = setup_args["modalities"].get("condition_key")
+    registered = _column(mdata, "condition_key", key, place)
     if registered is None:
         return []
     name = _without_modality(mdata, key)

@@ -300,20 +300,17 @@ class BaseTRVAE(
 
     def _check_codes_unchanged(self) -> None:
         """Raise a ``ValueError`` if the registered codes are no longer those of the columns."""
-        obs = self.registered_data.cells_of(self.adata).obs
-        keys = REGISTRY_KEYS
-        columns = {
-            self.registered_data.state(key).get("original_key"): key
-            for key in (keys.BATCH_KEY, keys.LABELS_KEY)
+        known, get = self.registered_data, self.adata_manager.get_from_registry
+        obs, covariates = known.cells_of(self.adata).obs, REGISTRY_KEYS.CAT_COVS_KEY
+        registered = {
+            known.condition_key: get(REGISTRY_KEYS.BATCH_KEY),
+            known.arguments["labels_key"]: get(REGISTRY_KEYS.LABELS_KEY),
+            **(get(covariates) if known.state(covariates) else {}),
         }
-        for column, categories in self.registered_data.categories(with_labels=True).items():
-            if column in columns:
-                registered = self.adata_manager.get_from_registry(columns[column])
-            else:
-                registered = self.adata_manager.get_from_registry(keys.CAT_COVS_KEY)[column]
+        for column, categories in known.categories(with_labels=True).items():
             if column not in obs:
                 continue
-            if (np.ravel(registered) != codes_of(obs[column], categories)).any():
+            if (np.ravel(registered[column]) != codes_of(obs[column], categories)).any():
                 raise ValueError(
                     f"adata.obs[{column!r}] has changed since the model was made, or adata was set "
                     "up again. Make a new model, or use a copy: adata.copy()."

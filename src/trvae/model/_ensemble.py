@@ -9,11 +9,11 @@ from mudata import MuData
 from tqdm import tqdm
 
 from trvae._utils._arguments import POSITIVE_INTEGER, SEED, check_arguments
-from trvae._utils._matrices import digest
 from trvae.io._atomic import annotate_os_errors, atomic_update
 from trvae.io._saved import file_of_cells, remove_cells, remove_saved
 from trvae.model._confidence import ConfidenceMixin
 from trvae.model._ranking import RankingMixin
+from trvae.model._streaming import digest_of_models
 from trvae.model._trvae import TRVAE
 from trvae.train._checkpoint import has_checkpoint
 from trvae.train._interruption import end_if_interrupted
@@ -28,18 +28,12 @@ if TYPE_CHECKING:
 class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
     """Models that differ only in their seed, whose predictions are averaged.
 
-    <<<<<<< HEAD
-    What they disagree on is not determined by the training data. The decoded means under both
+    Their disagreement shows what the data do not determine. The decoded means under both
     conditions are averaged over the models, then a cell's counterfactual is made of these, so that
     :meth:`~TRVAE.transfer` draws around :meth:`~TRVAE.get_transferred_expression`. A counterfactual
     is not linear in the decoded means, so it is not the average of the models' counterfactuals.
     Posterior draws (``n_samples``) come from one model after another, so intervals and spreads
     include the variation between seeds.
-    =======
-    Their disagreement shows what the data do not determine. Expectations are averaged over the
-    models; posterior draws (``n_samples``) come from one model after another, so intervals and
-    spreads include the variation between seeds.
-    >>>>>>> main
 
     Parameters
     ----------
@@ -186,8 +180,7 @@ class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
                 f"{dir_path} holds an ensemble. Choose another folder, or pass overwrite=True."
             )
         folder = Path(dir_path).absolute()
-        weights = [w.cpu().numpy() for m in self.models for w in m.module.state_dict().values()]
-        ensemble = {"id": digest(*weights), "n_models": len(self.models)}
+        ensemble = {"id": digest_of_models(self.models), "n_models": len(self.models)}
         with annotate_os_errors(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
         with atomic_update(folder) as unfinished:

@@ -72,7 +72,7 @@ def transfer_to_disk(
         "chunk_size": chunk_size,
         "cells": digest(keys, conditions.astype(str)),
         "genes": digest(np.asarray(probe.registered.var_names[probe.gene_order])),
-        "model": digest(*(array for model in models for array in _state(model))),
+        "model": digest_of_models(models),
     }
     chunks = Chunks(out, task)
     saved = chunks.saved()
@@ -105,8 +105,12 @@ def transfer_to_disk(
     return out
 
 
+def digest_of_models(models: Sequence[BaseTRVAE]) -> str:
+    """Hash of all that the models' predictions depend on besides the cells."""
+    return digest(*(array for model in models for array in _state(model)))
+
+
 def _state(model: BaseTRVAE) -> Iterator[np.ndarray]:
-    """All that a prediction depends on besides the cells."""
     for weight in model.module.state_dict().values():
         yield weight.cpu().numpy()
     if model.mean_profiles_ is not None and model.modelled_shares_ is not None:
