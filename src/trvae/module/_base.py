@@ -185,8 +185,9 @@ class BaseTRVAEModule(LossMixin, PosteriorMixin, BaseMinifiedModeModuleClass):
 
         Weight decay moves them, although they have no gradient.
         """
+        self._known_rows = [(table, rows.to(table.device)) for table, rows in self._known_rows]
         for table, rows in self._known_rows:
-            table[: len(rows)] = rows.to(table.device)
+            table[: len(rows)] = rows
 
     # ------------------------------------------------------------------ inference
 

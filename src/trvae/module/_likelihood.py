@@ -29,10 +29,9 @@ class Poisson(distributions.Poisson):
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         """Log-probability of counts, of the shape of ``log_mu``."""
         value = _contiguous(value, self._log_mu.shape)
-        positive = nonzero_positions(value)
-        log_factorial = torch.lgamma(value.reshape(-1)[positive] + 1)
-        log_prob = value * self._log_mu - self.rate
-        return log_prob.view(-1).index_add(0, positive, log_factorial, alpha=-1).view_as(log_prob)
+        positive = _Positive(value)
+        log_factorial = torch.lgamma(positive.of(value) + 1)
+        return positive.added(value * self._log_mu - self.rate, -log_factorial)
 
 
 class NegativeBinomial(distributions.NegativeBinomial):
@@ -118,6 +117,27 @@ def _contiguous(counts: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     return counts.contiguous().expand(shape)
 
 
+class _Positive:
+    """The counts above 0, for terms that vanish at 0.
+
+    They are few, but only a CPU knows how many at once: a GPU takes all counts, also those of 0.
+    """
+
+    def __init__(self, counts: torch.Tensor):
+        self.positions = nonzero_positions(counts) if counts.device.type == "cpu" else None
+
+    def of(self, values: torch.Tensor) -> torch.Tensor:
+        """Values of these counts, given those of all."""
+        return values if self.positions is None else values.reshape(-1)[self.positions]
+
+    def added(self, values: torch.Tensor, of_positive: torch.Tensor) -> torch.Tensor:
+        """Values of all counts, in place, plus terms of these."""
+        if self.positions is None:
+            return values.add_(of_positive)
+        values.view(-1).index_add_(0, self.positions, of_positive)
+        return values
+
+
 class _NegativeBinomialLogProb(torch.autograd.Function):
     r"""Log-probability of counts ``x``, with derivatives for ``log_mu`` and ``theta``.
 
@@ -130,32 +150,26 @@ class _NegativeBinomialLogProb(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, log_mu, mu, theta):
         x = _contiguous(x, log_mu.shape)
-        positive = nonzero_positions(x)
+        positive = _Positive(x)
         log_ratio = (mu / theta).log1p_().neg_()
-        log_prob = log_ratio * theta
 
-        x_pos, log_mu_pos, mu_pos, theta_pos = (
-            values.reshape(-1)[positive] for values in (x, log_mu, mu, theta)
-        )
+        x_pos, log_mu_pos, mu_pos, theta_pos = map(positive.of, (x, log_mu, mu, theta))
         log_odds = log_mu_pos - (mu_pos + theta_pos).log()
-        log_prob.view(-1).index_add_(
-            0,
-            positive,
+        of_positive = (
             x_pos * log_odds
             + torch.lgamma(x_pos + theta_pos)
             - torch.lgamma(theta_pos)
-            - torch.lgamma(x_pos + 1),
+            - torch.lgamma(x_pos + 1)
         )
-        ctx.save_for_backward(x, mu, theta, log_ratio, positive, x_pos, theta_pos)
-        return log_prob
+        ctx.positive = positive
+        ctx.save_for_backward(x, mu, theta, log_ratio, x_pos, theta_pos)
+        return positive.added(log_ratio * theta, of_positive)
 
     @staticmethod
     def backward(ctx, grad):
-        x, mu, theta, log_ratio, positive, x_pos, theta_pos = ctx.saved_tensors
+        x, mu, theta, log_ratio, x_pos, theta_pos = ctx.saved_tensors
         # Both derivatives are made of (x - mu) / (theta + mu).
         residual = (x - mu).div_(mu + theta)
-        grad_theta = log_ratio - residual
-        grad_theta.view(-1).index_add_(
-            0, positive, torch.digamma(x_pos + theta_pos) - torch.digamma(theta_pos)
-        )
+        of_positive = torch.digamma(x_pos + theta_pos) - torch.digamma(theta_pos)
+        grad_theta = ctx.positive.added(log_ratio - residual, of_positive)
         return None, residual.mul_(theta).mul_(grad), None, grad_theta.mul_(grad)

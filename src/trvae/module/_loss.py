@@ -121,10 +121,11 @@ class LossMixin(_Module):
 
     def _with_reference(self, cells: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Append as many reference cells, drawn at random, as there are cells."""
-        chosen = torch.randint(len(self.reference_condition), cells["condition"].shape)
+        known = self.reference_condition
+        chosen = torch.randint(len(known), cells["condition"].shape, device=known.device)
 
         def with_reference(name: str, values: torch.Tensor) -> torch.Tensor:
             reference = getattr(self, f"reference_{name}")
-            return torch.cat([values, reference[chosen.to(reference.device)].to(values.dtype)])
+            return torch.cat([values, reference[chosen].to(values.dtype)])
 
         return {name: with_reference(name, values) for name, values in cells.items()}

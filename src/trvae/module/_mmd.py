@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch.nn.functional import one_hot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +18,9 @@ BANDWIDTHS: tuple[float, ...] = (
     1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1, 5, 10, 15, 20, 25, 30, 35, 100, 1e3, 1e4, 1e5, 1e6,
 )  # fmt: skip
 """Squared bandwidths of the multi-scale kernel in the trVAE paper's implementation."""
+
+# Pairs of cells for which a GPU takes all bandwidths at once, in up to 80 MB.
+_MAX_PAIRS_AT_ONCE = 2**20
 
 
 def multi_scale_mmd(
@@ -78,36 +81,31 @@ def _pair_coefficients(
 ) -> torch.Tensor:
     """Coefficients ``c`` (``n_cells x n_cells``) such that the MMD is ``sum(c * kernel)``.
 
-    With the normalised indicator ``a`` of the groups and symmetric weights ``w`` between groups,
-    the sum of ``w * MMD^2`` over pairs of groups is ``sum((a q a^T) * kernel)`` with
-    ``q = diag(w 1) - w``: a single product for any number of conditions.
+    A group ``g`` is what a label has of a condition. The sum of ``w_l * MMD^2`` over all pairs of
+    groups of each label ``l`` is the sum, over pairs of cells, of the kernel times ``w_l / n_g^2``
+    for each other group if both cells are of group ``g``, and ``-w_l / (n_g n_h)`` otherwise.
+
+    All shapes follow from the number of cells, so that a GPU need not be asked for any number.
     """
-    if label is None:
-        label = torch.zeros_like(condition)
-    n_conditions = int(condition.max()) + 1
-    # Absent groups are dropped to keep the cost independent of the number of conditions.
-    groups, group = torch.unique(label.long() * n_conditions + condition, return_inverse=True)
-    indicator = one_hot(group, len(groups)).to(dtype)
-    size = indicator.sum(0)
-
-    comparable = size >= 2
-    label_of_group = groups // n_conditions
-    same_label = label_of_group[:, None] == label_of_group[None, :]
-    paired = same_label & comparable[:, None] & comparable[None, :]
-    paired.fill_diagonal_(False)
-    has_pair = paired.any(1)
+    same_label = (
+        torch.ones(len(condition), len(condition), dtype=torch.bool, device=condition.device)
+        if label is None
+        else label[:, None] == label
+    )
+    same_group = same_label & (condition[:, None] == condition)
+    same_label = same_label.to(dtype)
+    size = same_group.sum(1).to(dtype)
+    # Each cell's part of its group, if that can be compared, so that groups are counted by cells.
+    part = torch.where(size >= 2, 1 / size, 0.0)
+    n_others = (same_label @ part).round() - 1
+    part = torch.where(n_others > 0, part, 0.0)
     # Each label's share of the cells that can be compared, 1 for a single label.
-    compared = size * has_pair
-    share = (same_label.to(dtype) @ compared) / compared.sum().clamp(min=1)
-
+    compared = (part > 0).to(dtype)
+    weight = (same_label @ compared) / compared.sum().clamp(min=1)
     if reduction == "mean":
-        n_others = paired.sum(1)
-        n_pairs = n_others * (n_others + 1) / 2
-        share = share / n_pairs.clamp(min=1)
-    weight = paired * share[:, None]
-    quadratic = torch.diag(weight.sum(1)) - weight
-    normalised = indicator / size
-    return normalised @ quadratic @ normalised.T
+        weight = weight / (n_others * (n_others + 1) / 2).clamp(min=1)
+    within = torch.where(same_group, n_others[:, None] + 1, 0.0) - same_label
+    return within * (weight * part)[:, None] * part
 
 
 class _WeightedKernelSum(torch.autograd.Function):
@@ -123,23 +121,7 @@ class _WeightedKernelSum(torch.autograd.Function):
         row, column = torch.triu_indices(len(y), len(y), offset=1, device=y.device)
         above = row * len(y) + column
         distance = _squared_distances(y).view(-1).index_select(0, above)
-        kernel = torch.zeros_like(distance)
-        derivative = torch.zeros_like(distance)
-        nearest, farthest = 0.0, math.inf
-        if y.device.type == "cpu" and len(distance):  # On a GPU, this would synchronise.
-            nearest, farthest = map(float, torch.aminmax(distance))
-        # Smaller exponentials are negligible beside 1, the kernel of a cell with itself, and their
-        # products would be subnormal numbers, which are many times slower.
-        lowest = 0.7 * math.log(torch.finfo(distance.dtype).tiny)
-        term = torch.empty_like(distance)
-        for s in bandwidths:
-            if -0.5 / s * nearest > lowest:
-                torch.mul(distance, -0.5 / s, out=term)
-                if -0.5 / s * farthest < lowest:
-                    term.clamp_(min=lowest)
-                term.exp_()
-                kernel += term
-                derivative.add_(term, alpha=-0.5 / s)
+        kernel, derivative = _kernel_and_derivative(distance, bandwidths)
         scale = 1.0 / len(bandwidths)
         weight = coefficients.reshape(-1).index_select(0, above)
         ctx.save_for_backward(y, derivative.mul_(weight).mul_(scale), above)
@@ -156,6 +138,45 @@ class _WeightedKernelSum(torch.autograd.Function):
         pull = pull + pull.T
         grad_y = pull.sum(1, keepdim=True) * precise - pull @ precise
         return grad * (4.0 * grad_y).to(y.dtype), None, None
+
+
+def _kernel_and_derivative(
+    distance: torch.Tensor, bandwidths: tuple[float, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum of ``exp(-distance / 2s)`` over bandwidths ``s``, and its derivative, per distance."""
+    if distance.device.type != "cpu" and distance.numel() <= _MAX_PAIRS_AT_ONCE:
+        rates = _rates(bandwidths, distance.dtype, distance.device)
+        terms = (rates * distance).exp_()
+        return terms.sum(0), terms.mul_(rates).sum(0)
+    kernel = torch.zeros_like(distance)
+    derivative = torch.zeros_like(distance)
+    nearest, farthest = 0.0, math.inf
+    if distance.device.type == "cpu" and len(distance):  # On a GPU, this would synchronise.
+        nearest, farthest = map(float, torch.aminmax(distance))
+    # Smaller exponentials are negligible beside 1, the kernel of a cell with itself, and their
+    # products would be subnormal numbers, which are many times slower.
+    lowest = 0.7 * math.log(torch.finfo(distance.dtype).tiny)
+    term = torch.empty_like(distance)
+    for s in bandwidths:
+        if -0.5 / s * nearest > lowest:
+            torch.mul(distance, -0.5 / s, out=term)
+            if -0.5 / s * farthest < lowest:
+                term.clamp_(min=lowest)
+            term.exp_()
+            kernel += term
+            derivative.add_(term, alpha=-0.5 / s)
+    return kernel, derivative
+
+
+@functools.cache
+def _rates(
+    bandwidths: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """Factors of squared distances in the exponents, ``n_bandwidths x 1``.
+
+    Kept, since a copy to the device can't be part of a CUDA graph.
+    """
+    return torch.tensor([[-0.5 / s] for s in bandwidths], dtype=dtype, device=device)
 
 
 def _precise(y: torch.Tensor) -> torch.Tensor:

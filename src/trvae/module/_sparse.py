@@ -29,13 +29,9 @@ class SparseMatrix(NamedTuple):
 
 
 def nonzero_positions(x: torch.Tensor) -> torch.Tensor:
-    """Positions of the non-zero entries in the flattened tensor, ascending."""
-    # Of a tensor of floats it takes several times as long.
-    flat = x.bool().reshape(-1)
-    if x.device.type == "cpu":
-        # NumPy's takes half the time.
-        return torch.from_numpy(np.flatnonzero(flat.numpy()))
-    return flat.nonzero().squeeze(1)
+    """Positions of the non-zero entries in the flattened tensor on the CPU, ascending."""
+    # Of a tensor of floats it takes several times as long; torch's takes twice as long.
+    return torch.from_numpy(np.flatnonzero(x.bool().reshape(-1).numpy()))
 
 
 def sparse_where_faster(x: torch.Tensor) -> torch.Tensor | SparseMatrix:
