@@ -103,6 +103,7 @@ class TrainingMixin(Model):
         batch_size: int = 128,
         early_stopping: bool = False,
         condition_balanced: bool | None = None,
+        data_on_device: bool | None = None,
         check_val_every_n_epoch: int | None = 1,
         datasplitter_kwargs: dict | None = None,
         plan_kwargs: dict | None = None,
@@ -150,6 +151,10 @@ class TrainingMixin(Model):
             then repeated, also in the training terms of :attr:`history`. By default, if chance
             would leave the rarest condition with fewer than 8 cells in a minibatch. Not used with
             a ``datamodule``.
+        data_on_device
+            Whether to keep the cells on the device during training, rather than to move minibatches
+            there. By default, if it is a GPU and they take at most half of its free memory. Not
+            used with a ``datamodule``, several processes or ``load_sparse_tensor``.
         check_val_every_n_epoch
             Number of epochs between validations.
         datasplitter_kwargs
@@ -253,6 +258,7 @@ class TrainingMixin(Model):
                     check_val_every_n_epoch=check_val_every_n_epoch,
                     datasplitter_kwargs={
                         "condition_balanced": condition_balanced,
+                        "data_on_device": data_on_device,
                         **(datasplitter_kwargs or {}),
                     },
                     plan_kwargs=plan_kwargs,

@@ -261,8 +261,9 @@ class EpochTracker(Callback):
 
 def is_finite(module: torch.nn.Module) -> bool:
     """Whether all weights are finite."""
-    # A sum is finite only if all of its terms are.
-    return all(isfinite(value.sum()) for value in module.state_dict().values())
+    # A sum is finite only if all of its terms are. A GPU is asked once.
+    sums = [value.detach().float().sum() for value in module.state_dict().values()]
+    return bool(torch.stack(sums).isfinite().all())
 
 
 class InterruptibleTrainer(Trainer):

@@ -17,9 +17,12 @@ from trvae._utils._arguments import (
     join_names,
 )
 from trvae.module._distributed import processes
+from trvae.train._graphs import CapturedSteps, can_be_captured, fixed_state, make_capturable
 
 if TYPE_CHECKING:
     from scvi.module.base import BaseModuleClass
+
+    from trvae.data._on_device import MinibatchOnDevice
 
 
 LRSchedule = Literal["constant", "cosine"]
@@ -105,25 +108,66 @@ class TRVAETrainingPlan(TrainingPlan):
         )
         self.lr_schedule = lr_schedule
         self.loss_kwargs["final_kl_weight"] = max_kl_weight
-        self._sums: dict[str, dict[str, torch.Tensor | int]] = {"train": {}, "validation": {}}
+        self.register_buffer("_kl_weight", torch.zeros(()), persistent=False)
+        self._kl_weight_at: tuple[int, int | None] | None = None
+        self._sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "validation": {}}
+        # Empty if steps are not captured.
+        self._captured: dict[str, CapturedSteps] = {}
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether steps run as CUDA graphs, which gather their minibatches themselves."""
+        return bool(self._captured)
 
     def on_train_start(self) -> None:
         """Let processes that share minibatches draw different noise for their cells."""
         super().on_train_start()
         if processes().number > 1:
             torch.manual_seed(torch.initial_seed() + processes().rank)
+        if can_be_captured(self):
+            make_capturable(self.optimizers(use_pl_optimizer=False), self.device)
+            self._captured = {
+                "train": CapturedSteps(self._optimized_step, lambda: fixed_state(self)),
+                "validation": CapturedSteps(self._validation_step, lambda: fixed_state(self)),
+            }
 
-    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """Return the loss of a minibatch and add its terms to those of the epoch."""
+        self._set_kl_weight()
+        if self._captured:
+            return self._captured["train"](batch)
         return self._step(batch, "train")
 
-    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Add the terms of a minibatch to those of the epoch."""
-        self._step(batch, "validation")
+        self._set_kl_weight()
+        if self._captured:
+            self._captured["validation"](batch)
+        else:
+            self._step(batch, "validation")
+
+    def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        """Differentiate the loss, unless the step has done so."""
+        if not self._captured:
+            super().backward(loss, *args, **kwargs)
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+    ) -> None:
+        """Do a step and let the optimizer change the weights, unless the step has done so."""
+        if self._captured:
+            optimizer_closure()
+        else:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Keep what a mapped model has of its reference, whatever the optimizer did."""
         self.module.restore_known_rows()
+
+    def on_train_epoch_start(self) -> None:
+        """Forget captured steps if what they have fixed has changed."""
+        for steps in self._captured.values():
+            steps.start_epoch()
 
     def on_train_epoch_end(self) -> None:
         """Log the KL weight and the training terms, averaged over cells."""
@@ -157,27 +201,55 @@ class TRVAETrainingPlan(TrainingPlan):
             params, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=fused
         )
 
+    def teardown(self, stage: str) -> None:
+        """Free the memory of captured steps."""
+        self._captured = {}
+
+    def _set_kl_weight(self) -> None:
+        by_step = self.n_epochs_kl_warmup is None
+        at = self.current_epoch, self.global_step if by_step else None
+        if at != self._kl_weight_at:
+            self._kl_weight_at = at
+            # In place, since captured steps read it there.
+            self.loss_kwargs["kl_weight"] = self._kl_weight.copy_(self.kl_weight)
+
+    def _optimized_step(self, batch: MinibatchOnDevice) -> torch.Tensor:
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        optimizer.zero_grad()
+        loss = self._step(batch.tensors(), "train")
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    def _validation_step(self, batch: MinibatchOnDevice) -> torch.Tensor:
+        return self._step(batch.tensors(), "validation")
+
     def _step(self, batch: dict[str, torch.Tensor], mode: str) -> torch.Tensor:
-        self.loss_kwargs["kl_weight"] = self.kl_weight
         _, _, output = self.forward(batch, loss_kwargs=self.loss_kwargs)
         n_cells = output.n_obs_minibatch
         loss_name = "train_loss" if mode == "train" else "validation_loss"
-        sums = {
+        terms = {
             loss_name: output.loss.detach() * n_cells,
             f"reconstruction_loss_{mode}": output.reconstruction_loss_sum.detach(),
             f"kl_local_{mode}": output.kl_local_sum.detach(),
             **{f"{k}_{mode}": v * n_cells for k, v in output.extra_metrics.items()},
-            "n_cells": n_cells,
+            "n_cells": torch.full((), float(n_cells), device=self.device),
         }
-        so_far = self._sums[mode]
-        for name, value in sums.items():
-            so_far[name] = so_far[name] + value if name in so_far else value
+        sums = self._sums[mode]
+        for name, value in terms.items():
+            if name not in sums:
+                with torch.inference_mode(False):
+                    sums[name] = torch.zeros_like(value)
+            # In place, since captured steps add to it there.
+            sums[name] += value
         return output.loss
 
     def _log_means(self, mode: str) -> None:
-        sums, self._sums[mode] = self._sums[mode], {}
-        n_cells = sums.pop("n_cells")
-        means = {name: value / n_cells for name, value in sums.items()}
+        sums = self._sums[mode]
+        means = {name: value / sums["n_cells"] for name, value in sums.items()}
+        del means["n_cells"]
         means[f"elbo_{mode}"] = means[f"reconstruction_loss_{mode}"] + means[f"kl_local_{mode}"]
         for name, value in means.items():
             self.log(name, value, prog_bar=name == "train_loss", sync_dist=self.use_sync_dist)
+        for value in sums.values():
+            value.zero_()

@@ -11,12 +11,15 @@ from scvi.dataloaders import DataSplitter
 from torch.utils.data import DataLoader, Sampler
 
 from trvae._utils._arguments import join_names
+from trvae.data._on_device import LoaderOnDevice, MinibatchOnDevice, cells_on_device
 from trvae.module._distributed import ALONE, Processes, processes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from scvi.data import AnnDataManager
+
+    from trvae.data._on_device import CellsOnDevice
 
 
 # Minibatches are balanced if the rarest condition would have fewer cells in them.
@@ -126,11 +129,14 @@ class ConditionBalancedDataSplitter(DataSplitter):
         adata_manager: AnnDataManager,
         *args,
         condition_balanced: bool | None = None,
+        data_on_device: bool | None = None,
         **kwargs,
     ):
         _check_split(kwargs.get("external_indexing"), adata_manager.adata.n_obs)
         super().__init__(adata_manager, *args, **kwargs)
         self.condition_balanced = condition_balanced
+        self.data_on_device = data_on_device
+        self._cells: CellsOnDevice | None = None
         self._sampler: ConditionBalancedSampler | None = None
         self._generator_state: torch.Tensor | None = None
 
@@ -153,7 +159,25 @@ class ConditionBalancedDataSplitter(DataSplitter):
             setattr(self, name, state_dict[name].numpy())
         self._generator_state = state_dict.get("generator")
 
-    def train_dataloader(self) -> DataLoader:
+    def setup(self, stage: str | None = None) -> None:
+        """Split the cells, and move them to the device if they should be there."""
+        super().setup(stage)
+        if self.trainer is not None and processes() == ALONE and not self.load_sparse_tensor:
+            device = self.trainer.strategy.root_device
+            self._cells = cells_on_device(self.adata_manager, device, self.data_on_device)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Gather a minibatch on the device, unless captured steps do so."""
+        if isinstance(batch, MinibatchOnDevice):
+            return batch if self.trainer.lightning_module.is_captured else batch.tensors()
+        return super().on_after_batch_transfer(batch, dataloader_idx)
+
+    def teardown(self, stage: str) -> None:
+        """Free the memory of the device."""
+        if self._cells is not None:
+            self._cells.release()
+
+    def train_dataloader(self) -> DataLoader | LoaderOnDevice:
         """Return the training minibatches."""
         loader_kwargs = dict(self.data_loader_kwargs)
         batch_size = loader_kwargs.pop("batch_size", settings.batch_size)
@@ -172,6 +196,8 @@ class ConditionBalancedDataSplitter(DataSplitter):
         if self._generator_state is not None:
             self._sampler.generator.set_state(self._generator_state)
             self._generator_state = None
+        if self._cells is not None:
+            return LoaderOnDevice(self._cells, self.train_idx, self._sampler)
         dataset = self.adata_manager.create_torch_dataset(
             indices=self.train_idx, load_sparse_tensor=self.load_sparse_tensor
         )
@@ -185,9 +211,14 @@ class ConditionBalancedDataSplitter(DataSplitter):
             **loader_kwargs,
         )
 
-    def val_dataloader(self) -> DataLoader | list:
+    def val_dataloader(self) -> DataLoader | LoaderOnDevice | list:
         """Return the validation minibatches, none if all cells are trained on."""
-        return super().val_dataloader() if len(self.val_idx) > 0 else []
+        if len(self.val_idx) == 0:
+            return []
+        if self._cells is None:
+            return super().val_dataloader()
+        batch_size = self.data_loader_kwargs.get("batch_size", settings.batch_size)
+        return LoaderOnDevice.in_order(self._cells, batch_size, self.val_idx)
 
 
 def minibatches_of(datamodule: Any) -> Iterator[dict[str, torch.Tensor]]:
