@@ -1,6 +1,6 @@
 """Turn the results of ``benchmarks/speed.py`` into ``benchmarks/speed.md``.
 
-Run from the root of the repository::
+The part about GPUs is of ``benchmarks/gpu.py``. Run from the root of the repository::
 
     python benchmarks/speed_report.py > benchmarks/speed.md
 """
@@ -11,7 +11,8 @@ import json
 from typing import TYPE_CHECKING
 
 import pandas as pd
-from accuracy import how
+from accuracy import RESULTS, how
+from gpu_record import markdown
 from speed import OUT
 
 if TYPE_CHECKING:
@@ -43,11 +44,22 @@ def report(folder: Path) -> None:
     print(f"### Commands and environments\n\n{how(folder)}\n")
 
 
+def report_gpu() -> None:
+    """Print the results of GPUs, or say that there are none."""
+    print("## On a GPU\n")
+    paths = sorted((RESULTS / "gpu").glob("*.json"))
+    if not paths:
+        print("Nothing was measured on a GPU yet.")
+    for path in paths:
+        print(f"### Run {path.stem}\n\n{markdown(json.loads(path.read_text()))}\n")
+
+
 def main() -> None:
     """Print the report."""
     print("# Speed and memory\n")
     for folder in sorted(OUT.iterdir()):
         report(folder)
+    report_gpu()
 
 
 if __name__ == "__main__":

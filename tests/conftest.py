@@ -2,14 +2,33 @@
 
 import os
 import signal
+from contextlib import nullcontext
+
+if os.environ.get("TRVAE_TEST_DEVICE", "cpu") == "cpu":
+    # Before anything looks for a GPU; processes that the tests start inherit it.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest
 import scvi
-from helpers import LONG, fit
+import torch
+from helpers import DEVICE, LONG, fit
 
 import trvae
 
 
+def pytest_configure():
+    """Refuse a device that is unknown or not there, and make the GPU's arithmetic repeatable."""
+    if DEVICE not in ("cpu", "cuda"):
+        raise pytest.UsageError(f"TRVAE_TEST_DEVICE must be 'cpu' or 'cuda', got {DEVICE!r}.")
+    if DEVICE == "cuda":
+        if not torch.cuda.is_available():
+            raise pytest.UsageError("TRVAE_TEST_DEVICE is 'cuda', but PyTorch finds no GPU.")
+        # Tests compare trainings bit by bit, and images to the last grey value.
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.allow_tf32 = False
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes():
     """Give each process that runs tests one core; set here, its libraries find it when they load."""
     os.environ.update(OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="1")
@@ -31,6 +50,13 @@ def _handlers_of_a_script():
 def _no_global_seed():
     """Seeds are given explicitly, so that none leaks from test to test."""
     scvi.settings.seed = None
+
+
+@pytest.fixture
+def tensors_on_device():
+    """Make the test's own tensors and layers on the device that the tests run on."""
+    with nullcontext() if DEVICE == "cpu" else torch.device(DEVICE):
+        yield
 
 
 @pytest.fixture

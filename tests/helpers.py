@@ -1,5 +1,6 @@
 """What many tests share: settings, a small fit, a disk that is full."""
 
+import os
 import resource
 import signal
 from contextlib import contextmanager
@@ -8,19 +9,34 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pandas as pd
+import pytest
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import Callback
 from mudata import MuData
 from scipy import sparse
 
 import trvae
 
+# The device that the tests run on: "cpu" or "cuda". conftest.py checks it.
+DEVICE = os.environ.get("TRVAE_TEST_DEVICE", "cpu")
+ACCELERATOR = {"cuda": "gpu"}.get(DEVICE, DEVICE)
 FIXTURES = Path(__file__).parent / "fixtures"
 # The loss sums over genes, and there are few of them: the default weight would be too much.
 SMALL = {"hidden_sizes": (32, 16), "n_latent": 4, "effect_sizes": (16,), "mmd_weight": 10.0}
 # Long enough to learn a simulated effect from a few hundred cells.
 LONG = {"max_epochs": 40, "plan_kwargs": {"lr": 1e-2}, "check_val_every_n_epoch": 10}
-QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
+QUIET = {"enable_progress_bar": False, "accelerator": ACCELERATOR}
+
+
+def cpu_only(reason):
+    """Mark a test of what is only there, or only true, on the CPU."""
+    return pytest.mark.skipif(DEVICE != "cpu", reason=f"CPU only: {reason}")
+
+
+def on_device(values):
+    """Move a tensor, or all tensors of a minibatch, to the device that the tests run on."""
+    return move_data_to_device(values, torch.device(DEVICE))
 
 
 def fit(adata, *, setup=None, train=None, **kwargs):
@@ -77,12 +93,15 @@ def assert_same_weights(module, weights):
     state = module.state_dict()
     assert state.keys() == weights.keys()
     for name, value in weights.items():
-        assert torch.equal(state[name], value), name
+        # A model that was not trained, or was just loaded, may be on another device.
+        assert torch.equal(state[name].cpu(), value.cpu()), name
 
 
 def untrained(adata, **kwargs):
     trvae.TRVAE.setup_anndata(adata, condition_key="condition", labels_key="cell_type")
-    return trvae.TRVAE(adata, **({"seed": 0} | SMALL | kwargs))
+    model = trvae.TRVAE(adata, **({"seed": 0} | SMALL | kwargs))
+    model.to_device(DEVICE)
+    return model
 
 
 def bars(n=20, size=10, n_channels=1, kind="integers", seed=0):

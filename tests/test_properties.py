@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
-from helpers import QUIET, assert_unchanged, content, dense
+from helpers import DEVICE, QUIET, assert_unchanged, content, dense
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
@@ -131,6 +131,7 @@ OF_COUNTS = {
 }
 
 
+@pytest.mark.usefixtures("tensors_on_device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", OF_COUNTS)
 @MANY
@@ -153,6 +154,7 @@ def test_log_probabilities_of_counts_and_gradients_are_finite(
     assert all(torch.isfinite(grad).all() for grad in grads if grad is not None)
 
 
+@pytest.mark.usefixtures("tensors_on_device")
 @MANY
 @given(value=arrays((4, 5), -20.0, 20.0), loc=arrays((4, 5), -20.0, 20.0),
        log_scale=arrays((1, 5), -7.0, 7.0))  # fmt: skip
@@ -163,6 +165,7 @@ def test_log_probabilities_of_values_and_gradients_are_finite(value, loc, log_sc
     assert all(torch.isfinite(g).all() for g in torch.autograd.grad(log_prob.sum(), leaves))
 
 
+@pytest.mark.usefixtures("tensors_on_device")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @MANY
 @given(
@@ -175,7 +178,7 @@ def test_log_probabilities_of_values_and_gradients_are_finite(value, loc, log_sc
 def test_mmd_is_finite_and_indifferent_to_order(
     dtype, n_cells, n_conditions, exponent, offset, seed
 ):
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(DEVICE).manual_seed(seed)
     y = 10**exponent * (torch.randn(n_cells, 3, generator=generator) + offset)
     y = y.to(dtype).requires_grad_()
     condition = torch.randint(n_conditions, (n_cells,), generator=generator)

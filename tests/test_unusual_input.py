@@ -8,7 +8,7 @@ import pytest
 import scvi
 from anndata import AnnData
 from anndata.experimental import read_lazy
-from helpers import assert_unchanged, content, dense, of_matrix
+from helpers import QUIET, assert_unchanged, content, dense, of_matrix
 from scipy import sparse
 from test_bad_input import as_mudata, cells, images, made, made_of_images, with_obs
 
@@ -160,7 +160,7 @@ def test_backed_files(make, tmp_path):
     # With so few cells of one condition that some come twice in a minibatch.
     trvae.TRVAE.setup_anndata(on_disk, condition_key="condition")
     model = trvae.TRVAE(on_disk, hidden_sizes=(8,), n_latent=2, effect_sizes=(4,), seed=0)
-    model.train(1, "cpu", batch_size=16, condition_balanced=True, enable_progress_bar=False)
+    model.train(1, batch_size=16, condition_balanced=True, **QUIET)
     chosen = [7, 3, 50]
     z = model.get_latent_representation(indices=chosen)
     np.testing.assert_allclose(z, model.get_latent_representation()[chosen], atol=1e-5)

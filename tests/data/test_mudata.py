@@ -5,7 +5,16 @@ import mudata
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import QUIET, SMALL, assert_unchanged, content, dense, fit, full_disk
+from helpers import (
+    QUIET,
+    SMALL,
+    assert_same_weights,
+    assert_unchanged,
+    content,
+    dense,
+    fit,
+    full_disk,
+)
 from mudata import MuData
 
 import trvae
@@ -73,8 +82,7 @@ def test_it_is_the_model_of_its_modality(adata, of_anndata, place, layer):
     model = trained_on(mdata, IN_RNA if place == "rna" else None, rna_layer=layer)
     assert model.adata is mdata
     assert model.conditions == of_anndata.conditions
-    for name, weight in of_anndata.module.state_dict().items():
-        np.testing.assert_array_equal(weight, model.module.state_dict()[name], err_msg=name)
+    assert_same_weights(model.module, of_anndata.module.state_dict())
     np.testing.assert_array_equal(model.mean_profiles_, of_anndata.mean_profiles_)
 
 

@@ -1,9 +1,10 @@
-import mlflow
 import pytest
 import scvi
 from helpers import QUIET, SMALL
 
 import trvae
+
+mlflow = pytest.importorskip("mlflow")
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from anndata.experimental import read_lazy
 from distributed import Client, LocalCluster
-from helpers import dense, fit, full_disk
+from helpers import DEVICE, dense, fit, full_disk
 from scipy import sparse
 
 import trvae
@@ -47,8 +47,9 @@ def assert_same(path, expected):
         *((result.layers[name], expected.layers[name]) for name in expected.layers),
     ):
         assert (type(matrix), matrix.dtype) == (type(other), other.dtype)
-        # A minibatch of one cell is multiplied in another order.
-        np.testing.assert_allclose(dense(matrix), dense(other), rtol=1e-5, atol=1e-6)
+        # Smaller minibatches are multiplied in another order, on a GPU in many more.
+        atol = 1e-6 if DEVICE == "cpu" else 1e-5
+        np.testing.assert_allclose(dense(matrix), dense(other), rtol=1e-5, atol=atol)
         assert not sparse.issparse(other) or matrix.indptr.dtype == other.indptr.dtype
     expected.strings_to_categoricals()
     assert result.obs.equals(expected.obs)

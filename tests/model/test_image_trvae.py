@@ -47,6 +47,7 @@ def source():
 
 
 @pytest.mark.parametrize("image_shape", [(28, 28, 1), (7, 5, 3), (9, 16, 2)])
+@pytest.mark.usefixtures("tensors_on_device")
 def test_images_of_any_size_come_back_in_it(image_shape):
     sizes = CovariateSizes(3, (2,), 1)
     height, width, n_channels = image_shape
@@ -67,6 +68,7 @@ def test_images_of_any_size_come_back_in_it(image_shape):
     torch.testing.assert_close(both.first_layer[1], decoder(mean + 1, covariates).first_layer)
 
 
+@pytest.mark.usefixtures("tensors_on_device")
 def test_pixels_keep_their_places():
     # Of the decoder's last layer, the bias differs between the channels.
     decoder = ImageDecoder((3, 4, 2), 1, (2,), CovariateSizes(1))
@@ -77,6 +79,7 @@ def test_pixels_keep_their_places():
     assert logits.tolist() == [[1.0, 2.0] * 12]
 
 
+@pytest.mark.usefixtures("tensors_on_device")
 def test_the_condition_enters_the_first_layer_of_the_decoder():
     decoder = ImageDecoder((8, 8, 1), 2, (4, 4), CovariateSizes(2))
     z = torch.randn(3, 2 * 2 * 2)
@@ -87,6 +90,7 @@ def test_the_condition_enters_the_first_layer_of_the_decoder():
     torch.testing.assert_close((other - first)[on], expected[on])
 
 
+@pytest.mark.usefixtures("tensors_on_device")
 def test_black_and_white_pixels_have_bernoullis_probability():
     logits = torch.randn(4, 6)
     pixels = one_hot(torch.arange(4), 6)
@@ -98,6 +102,7 @@ def test_black_and_white_pixels_have_bernoullis_probability():
         assert set(px.sample().unique().tolist()) <= {0.0, white}
 
 
+@pytest.mark.usefixtures("tensors_on_device")
 def test_the_likeliest_mean_is_the_grey_value():
     grey = torch.tensor([[0.2, 0.5, 0.9]])
     logits = torch.logit(grey).requires_grad_()

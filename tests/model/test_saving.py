@@ -78,7 +78,10 @@ def test_a_crash_loses_no_saved_model(models, tmp_path, monkeypatch):
     if process == 0:
         # Cells are written before the weights, and HDF5 crashes if the disk is full.
         monkeypatch.setattr(torch, "save", lambda *args, **kwargs: os._exit(1))
-        new.save(tmp_path / "model", overwrite=True, save_anndata=True)
+        try:
+            new.save(tmp_path / "model", overwrite=True, save_anndata=True)
+        finally:
+            os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 1
     loaded = trvae.TRVAE.load(tmp_path / "model")
     assert_same_weights(loaded.module, old.module.state_dict())

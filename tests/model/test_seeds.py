@@ -34,6 +34,9 @@ def state():
     """What all code of a process shares."""
     return {
         "torch's generator": torch.get_rng_state().numpy().tobytes(),
+        "CUDA's generators": [
+            generator.numpy().tobytes() for generator in torch.cuda.get_rng_state_all()
+        ],
         "numpy's generator": pickle.dumps(np.random.get_state()),
         "python's generator": random.getstate(),
         "default type": torch.get_default_dtype(),

@@ -16,7 +16,8 @@ def test_two_processes_train_as_one_without_draws(tmp_path):
     for n_processes in (1, 2):
         out = tmp_path / f"{n_processes}.pt"
         command = [sys.executable, SCRIPT, str(n_processes), out]
-        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        # On the CPU: it needs no GPU for each process.
+        env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         subprocess.run(command, check=True, timeout=300, env=env)
         weights.append(torch.load(out))
     torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-6)

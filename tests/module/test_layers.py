@@ -1,11 +1,13 @@
 import pytest
 import torch
+from helpers import DEVICE
 from torch.nn.functional import linear, one_hot
 
 from trvae.module._covariates import CovariateLinear, Covariates, CovariateSizes
 from trvae.module._decoders import AdditiveDecoder, ConditionalDecoder
 from trvae.module._layers import Encoder
 
+pytestmark = pytest.mark.usefixtures("tensors_on_device")
 SIZES = CovariateSizes(n_conditions=3, n_cats_per_cov=(4, 2), n_continuous_cov=2)
 DECODERS = {
     "conditional": lambda: ConditionalDecoder(4, 6, [5, 7], SIZES, normalization="layer"),
@@ -17,7 +19,7 @@ DECODERS = {
 
 @pytest.fixture
 def covariates():
-    g = torch.Generator().manual_seed(0)
+    g = torch.Generator(DEVICE).manual_seed(0)
     codes = [torch.randint(0, n, (8,), generator=g) for n in (3, 4, 2)]
     continuous = torch.randn(8, 2, generator=g)
     return Covariates(codes[0], torch.stack(codes[1:], dim=1), continuous)

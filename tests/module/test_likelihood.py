@@ -4,6 +4,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from helpers import DEVICE
 from scipy import stats
 from scvi import distributions
 
@@ -13,6 +14,8 @@ from trvae.module._likelihood import (
     Poisson,
     ZeroInflatedNegativeBinomial,
 )
+
+pytestmark = pytest.mark.usefixtures("tensors_on_device")
 
 # Of log_mu, log_theta and logits of zero inflation: our distribution and scvi-tools'.
 LIKELIHOODS = {
@@ -39,7 +42,7 @@ LIKELIHOODS = {
 
 def parameters(shape=(30, 40), theta_shape=(1, 40), dtype=torch.float64):
     """Counts, and leaves: log_mu, log_theta, logits of zero inflation."""
-    g = torch.Generator().manual_seed(0)
+    g = torch.Generator(DEVICE).manual_seed(0)
     log_mu = 2 * torch.randn(shape, generator=g, dtype=torch.float64)
     log_theta = torch.randn(theta_shape, generator=g, dtype=torch.float64)
     counts = torch.poisson(log_mu.exp() * torch.rand(shape, generator=g, dtype=torch.float64))
@@ -94,7 +97,7 @@ def test_gradient_is_numerically_right(name):
 def test_normal_agrees_with_torch_gradients_included(
     value_shape, loc_shape, scale_shape, is_log_known
 ):
-    g = torch.Generator().manual_seed(0)
+    g = torch.Generator(DEVICE).manual_seed(0)
     leaves = [
         torch.randn(shape, generator=g, dtype=torch.float64).requires_grad_()
         for shape in (value_shape, loc_shape, scale_shape)
@@ -150,8 +153,9 @@ def test_negative_binomial_is_exact_at_extremes():
     theta, mu = log_theta.exp(), log_mu.exp()
     value = NegativeBinomial(log_mu, theta, log_mu).log_prob(counts)
     expected = [float(p) for p in exact(counts, log_mu, log_theta)]
-    np.testing.assert_allclose(value.squeeze(1), expected, rtol=1e-6)
+    np.testing.assert_allclose(value.squeeze(1).cpu(), expected, rtol=1e-6)
     # SciPy takes the probability of success, which is 1 for a much smaller mean.
+    value, counts, theta, mu = (tensor.cpu() for tensor in (value, counts, theta, mu))
     known = mu > 1e-8 * theta
     expected = stats.nbinom.logpmf(counts[known], theta[known], (theta / (theta + mu))[known])
     np.testing.assert_allclose(value[known], expected, rtol=1e-6)
@@ -168,7 +172,7 @@ def test_zero_inflated_negative_binomial_is_exact_at_extremes(logit):
             float(mpmath.log((1 - inflated) * mpmath.exp(p) + (inflated if x == 0 else 0)))
             for x, p in zip(counts, exact(counts, log_mu, log_theta), strict=True)
         ]
-    np.testing.assert_allclose(value.squeeze(1), expected, rtol=1e-6, atol=1e-15)
+    np.testing.assert_allclose(value.squeeze(1).cpu(), expected, rtol=1e-6, atol=1e-15)
 
 
 def test_single_precision_is_as_exact_as_it_can_be_at_extremes():
@@ -184,7 +188,9 @@ def test_single_precision_is_as_exact_as_it_can_be_at_extremes():
         + sum(torch.lgamma(y).abs() for y in (x + theta, theta, x + 1))
         + (x - mu).abs() * theta / (mu + theta) * (1 + log_mu.abs())
     )
-    assert ((value - expected).abs() <= 4 * torch.finfo(torch.float32).eps * terms).all()
+    # CUDA's lgamma may be wrong by 6 units in the last place.
+    n_units = 4 if DEVICE == "cpu" else 8
+    assert ((value - expected).abs() <= n_units * torch.finfo(torch.float32).eps * terms).all()
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)

@@ -4,8 +4,11 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from helpers import DEVICE
 
 from trvae.module._mmd import BANDWIDTHS, multi_scale_mmd
+
+pytestmark = pytest.mark.usefixtures("tensors_on_device")
 
 
 def definition(y, condition, label=None, bandwidths=BANDWIDTHS, reduction="mean"):
@@ -34,7 +37,7 @@ def definition(y, condition, label=None, bandwidths=BANDWIDTHS, reduction="mean"
 
 def sample(n=24, spread=1.0, offset=0.0, dtype=torch.float64):
     """Representations, conditions (three) and labels (two)."""
-    g = torch.Generator().manual_seed(0)
+    g = torch.Generator(DEVICE).manual_seed(0)
     y = spread * torch.randn(n, 3, generator=g, dtype=torch.float64) + offset
     condition, label = (torch.randint(0, k, (n,), generator=g) for k in (3, 2))
     return y.to(dtype), condition, label
@@ -101,7 +104,7 @@ def test_grows_from_zero_with_the_difference_between_samples():
 def test_invariant_to_the_order_of_cells_and_the_codes_of_conditions():
     y, condition, label = sample()
     value = multi_scale_mmd(y, condition, label)
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(1))
+    order = torch.randperm(len(y), generator=torch.Generator(DEVICE).manual_seed(1))
     torch.testing.assert_close(multi_scale_mmd(y[order], condition[order], label[order]), value)
     renamed = torch.tensor([7, 2, 4])[condition]
     torch.testing.assert_close(multi_scale_mmd(y, renamed, 3 + label), value)
@@ -157,7 +160,7 @@ def test_labels_that_lie_apart_matter_only_without_matching_within_them():
 
 def test_stays_float32_under_mixed_precision():
     y, condition, _ = sample(dtype=torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         mixed = multi_scale_mmd(y, condition)
     assert mixed.dtype == torch.float32
     torch.testing.assert_close(mixed, multi_scale_mmd(y, condition), rtol=1e-6, atol=0)

@@ -3,13 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from helpers import DEVICE, cpu_only
 from torch import nn
 
 from trvae.module._sparse import InputLinear, nonzero_positions, sparse_where_faster
 
+pytestmark = pytest.mark.usefixtures("tensors_on_device")
+
 
 def mostly_zero(density, n_cells=20, n_in=300):
-    g = torch.Generator().manual_seed(0)
+    g = torch.Generator(DEVICE).manual_seed(0)
     kept = torch.rand(n_cells, n_in, generator=g) < density
     x = torch.randn(n_cells, n_in, generator=g, dtype=torch.float64) * kept
     # Rows and columns without an entry, also the last.
@@ -21,9 +24,10 @@ def mostly_zero(density, n_cells=20, n_in=300):
 def test_positions_are_those_of_numpy():
     x = mostly_zero(0.1)
     x[0, 5] = torch.nan
-    np.testing.assert_array_equal(nonzero_positions(x), np.flatnonzero(x))
+    np.testing.assert_array_equal(nonzero_positions(x).cpu(), np.flatnonzero(x.cpu()))
 
 
+@cpu_only("on a GPU, a dense product is always faster")
 def test_only_what_is_mostly_zero_is_sparse():
     x = mostly_zero(0.5)
     assert sparse_where_faster(x) is x

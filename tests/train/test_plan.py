@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scvi
 import torch
-from helpers import At, assert_same_weights, fit
+from helpers import DEVICE, At, assert_same_weights, fit, on_device
 from lightning.pytorch import Callback
 
 import trvae
@@ -133,8 +133,8 @@ def test_all_is_finite_for_tiny_and_huge_libraries(adata, gene_likelihood, preci
     assert np.isfinite(model.get_transferred_expression(adata, "treated")).all(axis=None)
     assert np.isfinite(model.transfer(adata, "treated").X).all()
     model.module.train()
-    tensors = next(iter(model._make_data_loader(model.adata)))
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+    tensors = on_device(next(iter(model._make_data_loader(model.adata))))
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=precision == "bf16-mixed"):
         loss = model.module(tensors)[2].loss
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in model.module.parameters())
