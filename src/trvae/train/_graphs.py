@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from trvae.data._on_device import LoaderOnDevice, MinibatchOnDevice
+from trvae.module._distributed import processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
+
+    from trvae.data._on_device import MinibatchOnDevice
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +29,18 @@ _HOOKS_OF_CALLBACKS = (
 _HOOKS_OF_PLANS = (*_HOOKS_OF_CALLBACKS, "training_step", "backward", "optimizer_step")
 
 
+class Graph(NamedTuple):
+    """A captured step."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: list[torch.Tensor]
+    """What it reads, to be overwritten before a replay."""
+    result: torch.Tensor
+    """What it returned, overwritten by a replay."""
+
+
 class CapturedSteps:
-    """A step that takes minibatches on a GPU, captured once for each number of cells.
+    """A step on minibatches, captured once for each shape of these.
 
     Parameters
     ----------
@@ -39,16 +51,12 @@ class CapturedSteps:
         Returns what a graph has fixed. If it changes, steps are captured anew.
     """
 
-    def __init__(
-        self,
-        step: Callable[[MinibatchOnDevice], torch.Tensor],
-        state: Callable[[], Hashable],
-    ):
+    def __init__(self, step: Callable[[Any], torch.Tensor], state: Callable[[], Hashable]):
         self._step = step
         self._state = state
         self._captured_state: Hashable = None
-        self._n_plain = 0
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]] = {}
+        self._n_plain, self._max_graphs = 0, _MAX_GRAPHS
+        self._graphs: dict[Hashable, Graph] = {}
 
     def start_epoch(self) -> None:
         """Forget all graphs if what they have fixed has changed."""
@@ -56,38 +64,53 @@ class CapturedSteps:
             self._captured_state, self._n_plain = state, 0
             self._graphs.clear()
 
-    def __call__(self, minibatch: MinibatchOnDevice) -> torch.Tensor:
+    def __call__(self, minibatch: MinibatchOnDevice | dict[str, Any]) -> torch.Tensor:
         """Do the step."""
-        n_cells = len(minibatch.positions)
-        if n_cells not in self._graphs:
-            is_ready = minibatch.positions.is_cuda and self._n_plain >= _N_PLAIN
-            if not is_ready or len(self._graphs) == _MAX_GRAPHS:
+        inputs = _tensors_in(minibatch)
+        shape = tuple((name, values.shape, values.dtype) for name, values in inputs.items())
+        if shape not in self._graphs:
+            is_ready = self._n_plain >= _N_PLAIN and all(x.is_cuda for x in inputs.values())
+            if not is_ready or len(self._graphs) == self._max_graphs:
                 self._n_plain += 1
                 return self._step(minibatch)
-            self._graphs[n_cells] = self._captured(minibatch)
-        graph, positions, result = self._graphs[n_cells]
-        positions.copy_(minibatch.positions)
+            try:
+                self._graphs[shape] = self._captured(minibatch)
+            except RuntimeError as error:
+                logger.warning(f"Steps are not captured in CUDA graphs: {error}")
+                self._max_graphs = len(self._graphs)
+                return self._step(minibatch)
+        graph, static, result = self._graphs[shape]
+        for kept, values in zip(static, inputs.values(), strict=True):
+            kept.copy_(values)
         graph.replay()
         return result
 
-    def _captured(
-        self, minibatch: MinibatchOnDevice
-    ) -> tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]:
-        positions = minibatch.positions.clone()
+    def _captured(self, minibatch: MinibatchOnDevice | dict[str, Any]) -> Graph:
+        inputs = {name: values.clone() for name, values in _tensors_in(minibatch).items()}
         graph = torch.cuda.CUDAGraph()
-        pool = next((graph.pool() for graph, *_ in self._graphs.values()), None)
+        pool = next((known.graph.pool() for known in self._graphs.values()), None)
         # Threads of the user may use the GPU meanwhile.
         with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
-            result = self._step(MinibatchOnDevice(minibatch.cells, positions))
-        return graph, positions, result
+            result = self._step(
+                minibatch | inputs
+                if isinstance(minibatch, dict)
+                else minibatch._replace(positions=inputs["positions"])
+            )
+        return Graph(graph, list(inputs.values()), result)
+
+
+def _tensors_in(minibatch: MinibatchOnDevice | dict[str, Any]) -> dict[str, torch.Tensor]:
+    named = minibatch if isinstance(minibatch, dict) else minibatch._asdict()
+    return {name: values for name, values in named.items() if isinstance(values, torch.Tensor)}
 
 
 def can_be_captured(plan: Any) -> bool:
     """Whether steps of a training plan may run as CUDA graphs; if not, the log says why."""
     trainer = plan.trainer
-    if plan.device.type != "cuda" or not isinstance(trainer.train_dataloader, LoaderOnDevice):
+    if plan.device.type != "cuda":
         return False
     reasons = {
+        "several processes train": processes().number > 1,
         "gradients are clipped": trainer.gradient_clip_val,
         "gradients are accumulated": trainer.accumulate_grad_batches != 1,
         "the precision needs scaled gradients": getattr(trainer.precision_plugin, "scaler", None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,13 +17,12 @@ from trvae._utils._arguments import (
     choice_of,
     join_names,
 )
+from trvae.data._on_device import MinibatchOnDevice
 from trvae.module._distributed import processes
 from trvae.train._graphs import CapturedSteps, can_be_captured, fixed_state, make_capturable
 
 if TYPE_CHECKING:
     from scvi.module.base import BaseModuleClass
-
-    from trvae.data._on_device import MinibatchOnDevice
 
 
 LRSchedule = Literal["constant", "cosine"]
@@ -126,10 +126,9 @@ class TRVAETrainingPlan(TrainingPlan):
             torch.manual_seed(torch.initial_seed() + processes().rank)
         if can_be_captured(self):
             make_capturable(self.optimizers(use_pl_optimizer=False), self.device)
-            self._captured = {
-                "train": CapturedSteps(self._optimized_step, lambda: fixed_state(self)),
-                "validation": CapturedSteps(self._validation_step, lambda: fixed_state(self)),
-            }
+            steps = {"train": self._optimized_step, "validation": self._validated_step}
+            state = functools.partial(fixed_state, self)
+            self._captured = {mode: CapturedSteps(step, state) for mode, step in steps.items()}
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """Return the loss of a minibatch and add its terms to those of the epoch."""
@@ -213,18 +212,20 @@ class TRVAETrainingPlan(TrainingPlan):
             # In place, since captured steps read it there.
             self.loss_kwargs["kl_weight"] = self._kl_weight.copy_(self.kl_weight)
 
-    def _optimized_step(self, batch: MinibatchOnDevice) -> torch.Tensor:
+    def _optimized_step(self, batch: Any) -> torch.Tensor:
         optimizer = self.optimizers(use_pl_optimizer=False)
         optimizer.zero_grad()
-        loss = self._step(batch.tensors(), "train")
+        loss = self._step(batch, "train")
         loss.backward()
         optimizer.step()
         return loss.detach()
 
-    def _validation_step(self, batch: MinibatchOnDevice) -> torch.Tensor:
-        return self._step(batch.tensors(), "validation")
+    def _validated_step(self, batch: Any) -> torch.Tensor:
+        return self._step(batch, "validation")
 
-    def _step(self, batch: dict[str, torch.Tensor], mode: str) -> torch.Tensor:
+    def _step(self, batch: MinibatchOnDevice | dict[str, torch.Tensor], mode: str) -> torch.Tensor:
+        if isinstance(batch, MinibatchOnDevice):
+            batch = batch.tensors()
         _, _, output = self.forward(batch, loss_kwargs=self.loss_kwargs)
         n_cells = output.n_obs_minibatch
         loss_name = "train_loss" if mode == "train" else "validation_loss"
