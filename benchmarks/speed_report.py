@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 from accuracy import RESULTS, how
+from gpu import FULL, rows
 from gpu_record import markdown
 from speed import OUT
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 def report(folder: Path) -> None:
     """Print the tables of one run."""
-    rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-    table = pd.DataFrame(rows)
+    results = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    table = pd.DataFrame(results)
     table[["what", "tool"]] = table.pop("name").str.split(" | ", regex=False, expand=True)
     threads = ", ".join(map(str, sorted(table["threads"].unique())))
     print(f"## Run {folder.name}\n\nThreads: {threads}.\n")
@@ -51,7 +52,12 @@ def report_gpu() -> None:
     if not paths:
         print("Nothing was measured on a GPU yet.")
     for path in paths:
-        print(f"### Run {path.stem}\n\n{markdown(json.loads(path.read_text()))}\n")
+        record = json.loads(path.read_text())
+        print(f"### Run {path.stem}\n\n{markdown(record)}\n")
+        measured = {(row["what"], row["tool"]) for row in record["rows"]}
+        missing = [row.what for row in rows(FULL) if (row.what, row.tool) not in measured]
+        if missing:
+            print(f"Not measured in this run: {'; '.join(dict.fromkeys(missing))}.\n")
 
 
 def main() -> None:

@@ -162,9 +162,14 @@ class ConditionBalancedDataSplitter(DataSplitter):
     def setup(self, stage: str | None = None) -> None:
         """Split the cells, and move them to the device if they should be there."""
         super().setup(stage)
-        if self.trainer is not None and processes() == ALONE and not self.load_sparse_tensor:
-            device = self.trainer.strategy.root_device
+        if self.trainer is None:
+            return
+        device = self.trainer.strategy.root_device
+        if processes() == ALONE and not self.load_sparse_tensor:
             self._cells = cells_on_device(self.adata_manager, device, self.data_on_device)
+        # Copies from pinned memory don't hold up the process.
+        if device.type == "cuda":
+            self.pin_memory = True
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Gather a minibatch on the device, unless captured steps do so."""
