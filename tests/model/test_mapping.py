@@ -133,8 +133,9 @@ def test_term_of_the_reference_is_the_mmd_with_it(reference_and_query):
     _, generated, loss = module(tensors)
     torch.manual_seed(0)
     module.inference(**module._get_inference_input(tensors))
-    chosen = torch.randint(len(kept["label"]), (180,))
-    kept = on_device({name: values[chosen] for name, values in kept.items()})
+    kept = on_device(kept)
+    chosen = torch.randint(len(kept["label"]), (180,), device=kept["label"].device)
+    kept = {name: values[chosen] for name, values in kept.items()}
     expected = multi_scale_mmd(
         torch.cat([generated["first_layer"], kept["first_layer"]]),
         torch.cat([tensors["batch"].flatten(), kept["condition"]]),
