@@ -34,7 +34,6 @@ from trvae._utils._arguments import (
     list_of,
 )
 from trvae._utils._seeds import seeded
-from trvae.counterfactual._draws import uniform_draws
 from trvae.data._cells import private_copy
 from trvae.data._checks import (
     cell_positions,
@@ -328,16 +327,12 @@ class BaseTRVAE(
 
     # ------------------------------------------------- how decoded cells become predictions
 
-    def _expected(self, minibatch: Minibatch, estimate: Estimate) -> np.ndarray:
+    def _expected(self, minibatch: Minibatch, estimate: Estimate) -> torch.Tensor:
         return expected_expression(minibatch, estimate, self.expression_is_nonnegative_)
 
-    def _drawn(self, minibatch: Minibatch, selection: Selection) -> np.ndarray:
-        keys = selection.keys[minibatch.cells]
-        uniform = uniform_draws(keys, selection.seed, minibatch.x.shape[1])
-        return drawn_expression(
-            minibatch, selection.estimate, uniform, self.expression_is_nonnegative_
-        )
+    def _drawn(self, minibatch: Minibatch, selection: Selection) -> torch.Tensor:
+        return drawn_expression(minibatch, selection, self.expression_is_nonnegative_)
 
-    def _as_registered(self, predicted: np.ndarray) -> np.ndarray:
+    def _as_registered(self, predicted: torch.Tensor) -> torch.Tensor:
         """Convert predicted values to the type that is returned."""
-        return predicted.astype(np.float32)
+        return predicted.float()
