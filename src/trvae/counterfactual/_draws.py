@@ -67,6 +67,12 @@ def tail_probability(tails: torch.Tensor, dtype: torch.dtype = torch.float64) ->
     return ((tails.to(dtype) + 0.5) * _UNIT).clamp(max=1 - torch.finfo(dtype).eps / 2)
 
 
+def is_below(tails: torch.Tensor, probability: torch.Tensor) -> torch.Tensor:
+    """Whether the :func:`tail_probability` can be below another one, as floating-point numbers."""
+    # In place, for a tensor of booleans takes several times as long on CPUs.
+    return tails.to(probability.dtype).lt_(probability / _UNIT)
+
+
 def normal_draws(
     keys: np.ndarray, seed: int, draw: int, n: int, device: torch.device | str = "cpu"
 ) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from trvae._utils._matrices import nonzero_positions
-from trvae.counterfactual._draws import tail_probability
+from trvae.counterfactual._draws import is_below, tail_probability
 from trvae.counterfactual._quantiles import binomial_quantile, count_quantile
 
 Estimate = Literal["counterfactual", "decoded"]
@@ -64,17 +64,14 @@ def draw_counts(
     Integer-valued, ``n_cells x n_genes``.
     """
     drawn = counts.clone(memory_format=torch.contiguous_format)
-    entries = drawn.view(-1)
-    positions, gains = _positive_draws(target_rate - source_rate, inverse_dispersion, tails)
+    entries, change = drawn.view(-1), target_rate - source_rate
+    positions, gains = _positive_draws(change, inverse_dispersion, tails)
     entries[positions] += gains.to(drawn.dtype)
     # Most counts are 0.
-    positions = nonzero_positions(counts)
-    before, after = (rate.reshape(-1)[positions] for rate in (source_rate, target_rate))
-    falls = nonzero_positions(after < before)
-    positions, share = positions[falls], after[falls].double() / before[falls]
-    tail = tail_probability(tails.reshape(-1)[positions])
-    kept = binomial_quantile(tail, entries[positions], share)
-    entries[positions] = kept.to(drawn.dtype)
+    falls = nonzero_positions(change.clamp_(max=0).mul_(counts))
+    before, after = (rate.reshape(-1)[falls].double() for rate in (source_rate, target_rate))
+    tail = tail_probability(tails.reshape(-1)[falls])
+    entries[falls] = binomial_quantile(tail, entries[falls], after / before).to(drawn.dtype)
     return drawn
 
 
@@ -113,7 +110,7 @@ def _positive_draws(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Positions in the flattened matrix where a count can be positive, and the drawn counts."""
     # The probability of a positive count is at most the mean.
-    positions = nonzero_positions(tail_probability(tails, mean.dtype) < mean)
+    positions = nonzero_positions(is_below(tails, mean))
 
     def at(values: torch.Tensor) -> torch.Tensor:
         return values.reshape(-1)[positions % values.numel()].double()

@@ -29,7 +29,7 @@ from trvae.data._checks import is_list_of_conditions
 from trvae.io._chunks import check_output
 from trvae.model._decoding import decode_both, predict, with_columns
 from trvae.model._prediction import as_anndata, in_place_of
-from trvae.model._selection import Selection, own_data, select
+from trvae.model._selection import Selection, own_data, select, with_target
 from trvae.model._streaming import transfer_to_disk
 
 if TYPE_CHECKING:
@@ -182,8 +182,8 @@ class TransferMixin:
         check_arguments(locals(), _RULES)
         models = self._models
         first = models[0]
-        data = own_data(first) if adata is None else adata
         if out is not None:
+            data = own_data(first) if adata is None else adata
             return transfer_to_disk(
                 models, check_output(out, isinstance(data, MuData)), data, target_condition,
                 source_condition, indices, estimate, seed, batch_size, chunk_size, progress_bar,
@@ -191,13 +191,14 @@ class TransferMixin:
             )  # fmt: skip
         if client is not None:
             raise ValueError("client needs out: it is only used for transfers to disk.")
-        selections = [
-            select(first, adata, target, source_condition, indices, estimate, seed)
-            for target in first.registered_data.targets(target_condition)
+        targets = first.registered_data.targets(target_condition)
+        selection = select(first, adata, targets[0], source_condition, indices, estimate, seed)
+        predictions = [
+            predict(models, with_target(first, selection, target), batch_size)
+            for target in targets
         ]
-        matrix = stacked([predict(models, selection, batch_size) for selection in selections])
-        predicted = as_anndata(first, matrix, selections[0], target_condition)
-        return in_place_of(first, data, selections[0], predicted)
+        predicted = as_anndata(first, stacked(predictions), selection, target_condition)
+        return in_place_of(first, first.adata if adata is None else adata, selection, predicted)
 
     @for_each_target
     def get_transferred_expression(
