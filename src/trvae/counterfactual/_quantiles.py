@@ -111,10 +111,9 @@ def _quantile(
     quantile = (more > tail).double()
     active = quantile.nonzero().squeeze(1)
     state = torch.stack([tail, log_zero.exp(), more, a, c])[:, active]
-    # SciPy's turn at once, rather than after all these steps.
+    # If the mean is large, SciPy's turn comes at once rather than after all these steps.
     is_near = state[4] <= _MOST * (1 - state[3])
-    far = [active[~is_near]]
-    active, state = active[is_near], state[:, is_near]
+    large, active, state = active[~is_near], active[is_near], state[:, is_near]
     for start in range(0, _MOST, _BLOCK):
         if len(active) == 0:
             break
@@ -127,7 +126,7 @@ def _quantile(
         state[1], state[2] = pmfs[-1], exceeded[-1]
         unfinished = is_larger[-1].nonzero().squeeze(1)
         active, state = active[unfinished], state[:, unfinished]
-    far = torch.cat([*far, active])
+    far = torch.cat([large, active])
     if len(far):
         given = [values[far].cpu().numpy() for values in (tail, *parameters)]
         quantile[far] = torch.as_tensor(law.isf(*given), device=tail.device)

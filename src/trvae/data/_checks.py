@@ -146,7 +146,7 @@ def _finite_range(values: np.ndarray, where: str) -> tuple[float, float]:
     low, high = float(values.min(initial=0)), float(values.max(initial=0))
     # Networks compute in float32.
     with np.errstate(over="ignore"):
-        if np.isfinite(np.float32([low, high])).all():
+        if np.isfinite(np.array([low, high], np.float32)).all():
             return low, high
         n_bad = int((~np.isfinite(values.astype(np.float32))).sum())
     raise ValueError(

@@ -20,7 +20,6 @@ from trvae.counterfactual._residual import (
     expected_values,
 )
 from trvae.data._codes import codes_of
-from trvae.module._base import BASE_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from trvae.model._selection import Selection
 
 # Values of a minibatch. A CPU is fastest if they fit its cache, a GPU if it has much to do at once.
-_VALUES_AT_ONCE_ON_CPU, _VALUES_AT_ONCE = 2**19, 2**23
+_VALUES_AT_ONCE_ON_CPU, _VALUES_AT_ONCE = 2**20, 2**23
 
 
 class Minibatch(NamedTuple):
@@ -160,32 +159,31 @@ def _decode_with(
             noise = normal_draws(keys, selection.seed, draw, qz.loc.shape[-1], qz.loc.device)
             inferred["z"] = qz.loc + qz.scale * noise.to(qz.loc.dtype)
         inputs = module._get_generative_input(tensors, inferred)
-        decoded = module.generative(**inputs)
-        source = decoded["px"]
-        target = module.generative(**inputs, transform_batch=target_code, base=decoded[BASE_KEY])[
-            "px"
-        ]
-        source_mean, target_mean = source.mean, target.mean
+        own = inputs["batch_index"]
+        other = torch.full_like(own, target_code)
+        source = module.expectation(**inputs)
+        target = module.expectation(**inputs | {"batch_index": other}, base=source.base)
         for code, response in selection.responses.items():
             rows = np.flatnonzero(source_codes[cells] == code)
             index = slice(None) if len(rows) == len(cells) else torch.from_numpy(rows).to(x.device)
             if len(rows):
-                target_mean[index] = response.to(source_mean)(
-                    source_mean[index], target_mean[index], deviations.get(code)
+                target.mean[index] = response.to(source.mean)(
+                    source.mean[index], target.mean[index], deviations.get(code)
                 )
         size_factor = inputs["size_factor"]
+        # All cells are under one condition.
+        spread = module.spread(other[0].long())
         is_counts = module.is_count_model
         yield Minibatch(
             cells,
             x,
             inputs["library"].exp() if size_factor is None else size_factor,
-            source_mean,
-            target_mean,
-            # All cells are under one condition.
-            target.theta[:1] if hasattr(target, "theta") else None,
-            target.zi_probs if hasattr(target, "zi_probs") else None,
-            None if is_counts else module.residual_sd(source),
-            None if is_counts else module.residual_sd(target)[:1],
+            source.mean,
+            target.mean,
+            spread if is_counts else None,
+            target.zero_inflation,
+            None if is_counts else module.spread(own.flatten().long()),
+            None if is_counts else spread,
         )
 
 
