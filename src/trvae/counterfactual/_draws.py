@@ -28,7 +28,8 @@ def cell_keys(names: pd.Index) -> np.ndarray:
     Unsigned integers, ``n_cells x 2``: a hash of the name, and how often the name occurred before.
     """
     names = names.astype(str)
-    name_hash = pd.util.hash_array(names.to_numpy(dtype=object))
+    # Names are mostly unique, so it doesn't help to hash equal ones once.
+    name_hash = pd.util.hash_array(names.to_numpy(dtype=object), categorize=False)
     occurrence = pd.Series(name_hash).groupby(name_hash).cumcount().to_numpy()
     return np.stack([name_hash, occurrence.astype(np.uint64)], axis=1)
 
@@ -73,15 +74,13 @@ def is_below(tails: torch.Tensor, probability: torch.Tensor) -> torch.Tensor:
     return tails.to(probability.dtype).lt_(probability / _UNIT)
 
 
-def normal_draws(
-    keys: np.ndarray, seed: int, draw: int, n: int, device: torch.device | str = "cpu"
-) -> torch.Tensor:
+def normal_draws(keys: np.ndarray, seed: int, draw: int, n: int) -> torch.Tensor:
     """Standard normal variates for the draws of ``z``.
 
     Parameters
     ----------
-    keys, seed, device
-        See :func:`random_tails`: cells, seed and device.
+    keys, seed
+        See :func:`random_tails`: cells and seed.
     draw
         Number of the draw, from 0.
     n
@@ -89,9 +88,9 @@ def normal_draws(
 
     Returns
     -------
-    ``n_cells x n``. A row depends on the cell's key, the seed and the draw only.
+    ``n_cells x n`` on the CPU. A row depends on the cell's key, the seed and the draw only.
     """
-    tails = _random_integers(_streams(keys, seed, _LATENT, draw), n, device)
+    tails = _random_integers(_streams(keys, seed, _LATENT, draw), n, "cpu")
     return -torch.special.ndtri(tail_probability(tails))
 
 

@@ -155,9 +155,9 @@ def _decode_with(
         x = tensors[REGISTRY_KEYS.X_KEY]
         cells = np.arange(start, start := start + len(x))
         if draw is not None:
-            qz, keys = inferred["qz"], selection.keys[cells]
-            noise = normal_draws(keys, selection.seed, draw, qz.loc.shape[-1], qz.loc.device)
-            inferred["z"] = qz.loc + qz.scale * noise.to(qz.loc.dtype)
+            qz = inferred["qz"]
+            noise = normal_draws(selection.keys[cells], selection.seed, draw, qz.loc.shape[-1])
+            inferred["z"] = qz.loc + qz.scale * noise.to(qz.loc)
         inputs = module._get_generative_input(tensors, inferred)
         own = inputs["batch_index"]
         other = torch.full_like(own, target_code)
@@ -174,8 +174,7 @@ def _decode_with(
         # All cells are under one condition.
         spread = module.spread(other[0].long())
         is_counts = module.is_count_model
-        yield Minibatch(
-            cells,
+        fields = (
             x,
             inputs["library"].exp() if size_factor is None else size_factor,
             source.mean,
@@ -185,6 +184,10 @@ def _decode_with(
             None if is_counts else module.spread(own.flatten().long()),
             None if is_counts else spread,
         )
+        # Apple's GPUs have no double precision, which draws need.
+        device = torch.device("cpu") if x.device.type == "mps" else x.device
+        moved: Any = (field if field is None else field.to(device) for field in fields)
+        yield Minibatch(cells, *moved)
 
 
 def _average(minibatches: tuple[Minibatch, ...]) -> Minibatch:
