@@ -77,6 +77,9 @@ ARGUMENTS = {
     "seed": SEED | NONE,
 }
 
+# Values of a minibatch. A CPU is fastest if they fit its cache, a GPU if it has much to do at once.
+_VALUES_AT_ONCE_ON_CPU, _VALUES_AT_ONCE = 2**20, 2**23
+
 
 class BaseTRVAE(
     ConfidenceMixin,
@@ -326,6 +329,12 @@ class BaseTRVAE(
         return loader
 
     # ------------------------------------------------- how decoded cells become predictions
+
+    def _default_batch_size(self) -> int | None:
+        """Cells to decode at once; ``None`` leaves it to scvi-tools."""
+        is_on_cpu = self.module.device.type == "cpu"
+        n_values = _VALUES_AT_ONCE_ON_CPU if is_on_cpu else _VALUES_AT_ONCE
+        return max(n_values // self.module.n_input, 1)
 
     def _expected(self, minibatch: Minibatch, estimate: Estimate) -> torch.Tensor:
         return expected_expression(minibatch, estimate, self.expression_is_nonnegative_)

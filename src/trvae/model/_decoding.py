@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from trvae.model._base import BaseTRVAE
     from trvae.model._selection import Selection
 
-# Values of a minibatch. A CPU is fastest if they fit its cache, a GPU if it has much to do at once.
-_VALUES_AT_ONCE_ON_CPU, _VALUES_AT_ONCE = 2**20, 2**23
-
 
 class Minibatch(NamedTuple):
     """Cells decoded under both conditions. Tensors are ``n_cells x n_genes`` unless stated."""
@@ -117,7 +114,7 @@ def encode(
     loader = model._make_data_loader(
         selection.registered,
         indices=selection.indices,
-        batch_size=_default_batch_size(model) if batch_size is None else batch_size,
+        batch_size=model._default_batch_size() if batch_size is None else batch_size,
     )
     module = model.module.eval()
     device = module.device
@@ -126,12 +123,6 @@ def encode(
         with module.posterior_mean():
             inferred = module.inference(**module._get_inference_input(tensors))
         yield tensors, inferred
-
-
-def _default_batch_size(model: BaseTRVAE) -> int:
-    is_on_cpu = model.module.device.type == "cpu"
-    n_values = _VALUES_AT_ONCE_ON_CPU if is_on_cpu else _VALUES_AT_ONCE
-    return max(n_values // model.module.n_input, 1)
 
 
 @torch.inference_mode()

@@ -189,6 +189,10 @@ class BaseImageModel(BaseTRVAE):
         images = np.concatenate(minibatches, axis=1)
         return images.reshape(*images.shape[:2], *self.image_shape)
 
+    def _default_batch_size(self) -> None:
+        # Hidden layers of images are many times as large as the images.
+        return None
+
     def _expected(self, minibatch: Minibatch, estimate: Estimate) -> torch.Tensor:
         white = self.module.white.item()
         if estimate == "counterfactual" and self.module.pixel_likelihood == "bernoulli":
