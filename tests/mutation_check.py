@@ -64,8 +64,8 @@ MUTATIONS = [
     Mutation(
         "cells are decoded under their own condition",
         "model/_decoding.py",
-        "**inputs, transform_batch=target_code, base=decoded[BASE_KEY]",
-        "**inputs, base=decoded[BASE_KEY]",
+        '**inputs | {"batch_index": other}, base=source.base',
+        "**inputs, base=source.base",
         "model/test_transfer.py",
     ),
     Mutation(
@@ -78,8 +78,8 @@ MUTATIONS = [
     Mutation(
         "the dispersion is that of the source condition",
         "model/_decoding.py",
-        "_to_numpy(target.theta[:1])",
-        "_to_numpy(source.theta[:1])",
+        "module.spread(other[0].long())",
+        "module.spread(own[0].long())",
         "model/test_transfer.py counterfactual/test_residual.py",
     ),
     Mutation(
@@ -127,29 +127,43 @@ MUTATIONS = [
     Mutation(
         "genes that fall keep what they should lose",
         "counterfactual/_residual.py",
-        "kept = stats.binom.ppf(uniform.ravel()[falls], counts.ravel()[falls], share)",
-        "kept = stats.binom.ppf(uniform.ravel()[falls], counts.ravel()[falls], 1 - share)",
+        "binomial_quantile(tail, entries[falls], after / before)",
+        "binomial_quantile(tail, entries[falls], 1 - after / before)",
         "counterfactual/test_residual.py",
+    ),
+    Mutation(
+        "frequent counts are drawn against the others",
+        "counterfactual/_quantiles.py",
+        "torch.where(is_rare, tail, 1 - tail)",
+        "tail",
+        "counterfactual/test_quantiles.py",
+    ),
+    Mutation(
+        "what is tried of a count is not carried over to the next steps",
+        "counterfactual/_quantiles.py",
+        "state[1], state[2] = pmfs[-1], exceeded[-1]",
+        "state[1] = pmfs[-1]",
+        "counterfactual/test_quantiles.py",
     ),
     Mutation(
         "the decoder's change has no limit",
         "counterfactual/_label_response.py",
-        "if self._range is None:",
-        "if True:",
+        "self._is_limited = bool(np.isfinite(limit))",
+        "self._is_limited = False",
         "counterfactual/test_label_response.py",
     ),
     Mutation(
         "draws do not depend on the seed",
         "counterfactual/_draws.py",
-        '"key": np.array([seed, name_hash], dtype=np.uint64)',
-        '"key": np.array([0, name_hash], dtype=np.uint64)',
+        "for word in (seed, purpose, draw, *keys.T):",
+        "for word in (0, purpose, draw, *keys.T):",
         "model/test_transfer.py",
     ),
     Mutation(
         "the network is given twice the weight of the labels",
         "counterfactual/_label_response.py",
-        "response = (1 - self._weight) * self._limited(source, target) + self._weight * linear",
-        "response = self._weight * self._limited(source, target) + (1 - self._weight) * linear",
+        "response = torch.lerp(target, linear, self._weight)",
+        "response = torch.lerp(linear, target, self._weight)",
         "counterfactual/test_label_response.py",
     ),
     Mutation(

@@ -2,6 +2,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from helpers import QUIET, fit
 from scipy import sparse
 
@@ -19,6 +20,10 @@ BETWEEN = {"target_condition": "treated", "source_condition": "control"}
 
 def shares(n, n_genes=6):
     return RNG.dirichlet(np.ones(n_genes), n)
+
+
+def tensor(values):
+    return torch.from_numpy(np.array(values))
 
 
 def response_of(before, after, weight, is_counts=True, ratio=None, **kwargs):
@@ -52,7 +57,8 @@ def test_the_regression_does_not_depend_on_units_or_order():
 
 @pytest.mark.parametrize("is_counts", [True, False])
 def test_weight_is_the_share_of_the_linear_response(is_counts):
-    before, after, source, target = shares(4), shares(4), 500 * shares(3), 500 * shares(3)
+    before, after = shares(4), shares(4)
+    source, target = tensor(500 * shares(3)), tensor(500 * shares(3))
     decoder, mixed, linear = (
         response_of(before, after, weight, is_counts)(source, target) for weight in (0, 0.25, 1)
     )
@@ -67,10 +73,11 @@ def test_weight_is_the_share_of_the_linear_response(is_counts):
 
 @pytest.mark.parametrize("is_counts", [True, False])
 def test_no_gene_changes_more_than_the_labels_do_times_the_limit(is_counts):
-    before, after, source, target = shares(4), shares(4), 500 * shares(50), 500 * shares(50)
+    before, after = shares(4), shares(4)
+    source, target = tensor(500 * shares(50)), tensor(500 * shares(50))
 
     def log(values, library):
-        return np.log1p(1e4 * values / library) if is_counts else values
+        return np.log1p(1e4 * np.asarray(values) / library) if is_counts else np.asarray(values)
 
     of_labels = log(after, 1) - log(before, 1)
     change = log(target, 500) - log(source, 500)
@@ -82,7 +89,7 @@ def test_no_gene_changes_more_than_the_labels_do_times_the_limit(is_counts):
 
 
 def test_a_growing_share_of_the_modelled_genes_raises_all_rates():
-    before, source, target = shares(4), 500 * shares(3), 500 * shares(3)
+    before, source, target = shares(4), tensor(500 * shares(3)), tensor(500 * shares(3))
     for ratio, expected in ([1.5, 1.5, 1.5, np.nan], 1.5), ([np.nan] * 4, 1.0):
         response = response_of(before, before, 0, ratio=np.array(ratio))
         np.testing.assert_allclose(response(source, target), expected * target)
@@ -108,13 +115,35 @@ def test_deviations_spread_like_the_left_out_errors():
 
 @pytest.mark.parametrize("is_counts", [True, False])
 def test_deviations_are_added_on_the_scale_of_the_profiles(is_counts):
-    response, source = response_of(shares(4), shares(4), 0.3, is_counts), 500 * shares(3)
+    response, source = response_of(shares(4), shares(4), 0.3, is_counts), tensor(500 * shares(3))
     plain = response(source, source)
-    np.testing.assert_allclose(response(source, source, np.zeros(6)), plain, rtol=1e-10)
-    shifted = response(source, source, np.full(6, 0.5))
+    np.testing.assert_allclose(response(source, source, tensor(np.zeros(6))), plain, rtol=1e-10)
+    shifted = response(source, source, tensor(np.full(6, 0.5)))
     if is_counts:
         plain, shifted = (np.log1p(1e4 * x / 500) for x in (plain, shifted))
     np.testing.assert_allclose(shifted, plain + 0.5)
+
+
+@pytest.mark.parametrize("is_counts", [True, False])
+def test_float32_is_precise_enough(is_counts):
+    n_genes = 3000
+
+    def profiles(n, library):
+        values = library * RNG.dirichlet(np.full(n_genes, 0.2), n)
+        return values if is_counts else np.log1p(values)
+
+    before, after = profiles(7, 1 if is_counts else 800), profiles(7, 1 if is_counts else 800)
+    source, target = tensor(profiles(20, 800)), tensor(profiles(20, 800))
+    deviation = tensor(RNG.normal(0, 0.2, n_genes))
+    response = response_of(before, after, 0.3, is_counts, limit=1.25)
+    exact = response(source, target, deviation)
+    single = response.float()(source.float(), target.float(), deviation.float())
+    assert single.dtype == torch.float32
+    error = (single - exact).abs()
+    # One in ten thousand counts, or one log unit: below that, precision hardly matters.
+    unit = exact.sum(1, keepdim=True) / 1e4 if is_counts else 1.0
+    assert (error / (exact.abs() + unit)).max() < 2e-5
+    assert (error.sum(1) / exact.sum(1)).max() < 2e-6
 
 
 @pytest.mark.parametrize("convert", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])

@@ -1,4 +1,4 @@
-"""Rows of matrices: dense, sparse, on disk, or dask arrays."""
+"""Rows of matrices: dense, sparse, on disk, or dask arrays; and non-zero entries of tensors."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from scipy import sparse
 
 if TYPE_CHECKING:
@@ -30,6 +31,27 @@ def stacked(blocks: list) -> np.ndarray | sparse.csr_matrix:
     if len(blocks) == 1:
         return blocks[0]
     return sparse.vstack(blocks, "csr") if sparse.issparse(blocks[0]) else np.concatenate(blocks)
+
+
+def nonzero_positions(values: torch.Tensor) -> torch.Tensor:
+    """Positions of the non-zero entries in the flattened tensor, ascending."""
+    # Of a tensor of floats it takes several times as long.
+    flat = values.bool().reshape(-1)
+    if values.device.type == "cpu":
+        # NumPy's takes a third of the time.
+        return torch.from_numpy(np.flatnonzero(flat.numpy()))
+    return flat.nonzero().squeeze(1)
+
+
+def nonzero_entries(matrix: torch.Tensor) -> sparse.csr_matrix:
+    """Non-zero entries of a dense tensor, which may be on any device, as a matrix in memory."""
+    n_rows, n_columns = matrix.shape
+    positions = nonzero_positions(matrix)
+    starts = torch.arange(n_rows + 1, device=matrix.device) * n_columns
+    data = matrix.reshape(-1)[positions], (positions % n_columns).int()
+    indptr = torch.searchsorted(positions, starts).int()
+    parts = (values.cpu().numpy() for values in (*data, indptr))
+    return sparse.csr_matrix(tuple(parts), matrix.shape)
 
 
 def row_blocks(matrix: Any, n_rows: int | None = None) -> Iterator[Any]:

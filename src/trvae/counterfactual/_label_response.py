@@ -6,8 +6,10 @@ import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 from scipy import sparse
 from sklearn.linear_model import RidgeCV
+from torch import nn
 
 from trvae._utils._matrices import dense, row_blocks
 
@@ -41,13 +43,16 @@ class LinearResponse:
     """
 
     def __init__(self, before: np.ndarray, after: np.ndarray):
-        self._center = before.mean(0)
-        self._scale = max(float(before.std()), 1e-12)
-        features = (before - self._center) / self._scale
+        center, scale = before.mean(0), max(float(before.std()), 1e-12)
+        features = (before - center) / scale
         unit = max(float(np.square(features).sum(1).mean()), 1e-12)
         # In the labels' span, to avoid n_genes x n_genes coefficients.
-        self._axes = np.linalg.svd(features, full_matrices=False)[2].T
-        self._ridge = RidgeCV(alphas=unit * _PENALTIES).fit(features @ self._axes, after - before)
+        axes = np.linalg.svd(features, full_matrices=False)[2].T
+        ridge = RidgeCV(alphas=unit * _PENALTIES).fit(features @ axes, after - before)
+        self.axes = axes / scale
+        self.origin = center @ self.axes
+        self.coefficients = ridge.coef_.T
+        self.intercept = ridge.intercept_
 
     def change(self, profiles: np.ndarray) -> np.ndarray:
         """Predict the change of profiles.
@@ -61,7 +66,7 @@ class LinearResponse:
         -------
         ``n x n_genes``.
         """
-        return self._ridge.predict((profiles - self._center) / self._scale @ self._axes)
+        return (profiles @ self.axes - self.origin) @ self.coefficients + self.intercept
 
 
 def left_out_errors(before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -84,11 +89,12 @@ def left_out_errors(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     return np.array(errors)
 
 
-class ResponseOfLabels:
+class ResponseOfLabels(nn.Module):
     """Keeps the decoder's prediction close to the measured response of the labels.
 
     The decoder's change of a gene is limited to ``limit`` times the range of the labels' changes.
-    The result is averaged with the labels' linear response, with ``weight`` for the latter.
+    The result is averaged with the labels' linear response, with ``weight`` for the latter. It is
+    computed in the type and on the device to which this module is moved, at first in float64.
 
     Parameters
     ----------
@@ -106,6 +112,13 @@ class ResponseOfLabels:
         label. A change of 0.5 is always allowed; infinity sets no limit.
     """
 
+    _lowest: torch.Tensor
+    _highest: torch.Tensor
+    _axes: torch.Tensor
+    _origin: torch.Tensor
+    _coefficients: torch.Tensor
+    _intercept: torch.Tensor
+
     def __init__(
         self,
         before: np.ndarray,
@@ -117,28 +130,32 @@ class ResponseOfLabels:
         is_counts: bool,
         limit: float = np.inf,
     ):
+        super().__init__()
         self._weight = weight
         self._is_counts = is_counts
         if is_counts:
             before, after = log_share(before), log_share(after)
         self._profiles = before, after
         change = after - before
-        self._range = None
-        if np.isfinite(limit):
+        self._is_limited = bool(np.isfinite(limit))
+        if self._is_limited:
             lowest = (limit * change.min(0)).clip(max=-_MIN_CHANGE_LIMIT)
             highest = (limit * change.max(0)).clip(min=_MIN_CHANGE_LIMIT)
             if is_counts:
                 # As factors, so that cells need no logarithm. A log share is at most 9.3.
                 lowest, highest = np.exp(lowest), np.exp(highest.clip(max=10))
-            self._range = lowest, highest
-        self._linear = LinearResponse(before, after)
+            self.register_buffer("_lowest", torch.from_numpy(lowest))
+            self.register_buffer("_highest", torch.from_numpy(highest))
+        linear = LinearResponse(before, after)
+        for name in ("axes", "origin", "coefficients", "intercept"):
+            self.register_buffer(f"_{name}", torch.as_tensor(getattr(linear, name)))
         log_ratio = np.log(share_after / share_before)
         known = np.isfinite(log_ratio)
         self._library_ratio = float(np.exp(log_ratio[known].mean())) if known.any() else 1.0
 
-    def __call__(
-        self, source: np.ndarray, target: np.ndarray, deviation: np.ndarray | None = None
-    ) -> np.ndarray:
+    def forward(
+        self, source: torch.Tensor, target: torch.Tensor, deviation: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Expectation under the target condition.
 
         Parameters
@@ -152,18 +169,29 @@ class ResponseOfLabels:
         -------
         ``n_cells x n_genes``.
         """
-        if self._is_counts:
-            library = source.sum(1, keepdims=True)
-            profiles = log_share(source / library)
-            linear = library * _share(profiles + self._linear.change(profiles))
-        else:
-            linear = source + self._linear.change(source)
-        response = (1 - self._weight) * self._limited(source, target) + self._weight * linear
-        if deviation is not None and self._is_counts:
-            response = library * _share(log_share(response / library) + deviation)
-        elif deviation is not None:
-            response = response + deviation
-        return self._library_ratio * response
+        if not self._is_counts:
+            if self._is_limited:
+                target = target.clamp(source + self._lowest, source + self._highest)
+            response = torch.lerp(target, source + self._linear_change(source), self._weight)
+            return response if deviation is None else response + deviation
+        # log_share(x / library) = log((pseudocount + x) / pseudocount)
+        pseudocount = source.sum(1, keepdim=True) / _TARGET_SUM
+        shifted = pseudocount + source
+        if self._is_limited:
+            target = target.clamp(
+                shifted * self._lowest - pseudocount, shifted * self._highest - pseudocount
+            )
+        factor = self._linear_change((shifted / pseudocount).log_()).exp_()
+        linear = factor.mul_(shifted).sub_(pseudocount).clamp_(min=0)
+        response = torch.lerp(target, linear, self._weight)
+        if deviation is not None:
+            response = ((pseudocount + response) * deviation.exp() - pseudocount).clamp(min=0)
+        return response.mul_(self._library_ratio)
+
+    def _linear_change(self, profiles: torch.Tensor) -> torch.Tensor:
+        """Like :meth:`LinearResponse.change`."""
+        features = torch.addmm(self._origin, profiles, self._axes, beta=-1)
+        return torch.addmm(self._intercept, features, self._coefficients)
 
     def draw_deviation(self, rng: np.random.Generator) -> np.ndarray:
         """Draw a deviation of a label's response from its prediction.
@@ -189,30 +217,11 @@ class ResponseOfLabels:
     def _errors(self) -> np.ndarray:
         return left_out_errors(*self._profiles)
 
-    def _limited(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """The decoder's expectation, its change clipped to the range."""
-        if self._range is None:
-            return target
-        lowest, highest = self._range
-        if not self._is_counts:
-            return target.clip(source + lowest, source + highest)
-        # log_share(x / library) = log((pseudocount + x) / pseudocount)
-        pseudocount = source.sum(1, keepdims=True) / _TARGET_SUM
-        return target.clip(
-            (pseudocount + source) * lowest - pseudocount,
-            (pseudocount + source) * highest - pseudocount,
-        )
-
 
 def log_share(share: np.ndarray) -> np.ndarray:
     """``log(1 + 10,000 share)`` for shares of the library."""
     # Several times faster than log1p; precision close to 0 does not matter here.
     return np.log(1 + _TARGET_SUM * share)
-
-
-def _share(log_share: np.ndarray) -> np.ndarray:
-    """Inverse of :func:`log_share`, at least 0."""
-    return np.maximum(np.exp(log_share) - 1, 0) / _TARGET_SUM
 
 
 class GroupMeans(NamedTuple):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
-import numpy as np
-from scipy import special, stats
+import torch
+
+from trvae._utils._matrices import nonzero_positions
+from trvae.counterfactual._draws import is_below, tail_probability
+from trvae.counterfactual._quantiles import binomial_quantile, count_quantile
 
 Estimate = Literal["counterfactual", "decoded"]
 
 
 def expected_counts(
-    counts: np.ndarray, source_rate: np.ndarray, target_rate: np.ndarray
-) -> np.ndarray:
+    counts: torch.Tensor, source_rate: torch.Tensor, target_rate: torch.Tensor
+) -> torch.Tensor:
     r"""Expectation of :func:`draw_counts`.
 
     .. math:: x \min(r_1 / r_0, 1) + \max(r_1 - r_0, 0)
@@ -32,12 +36,12 @@ def expected_counts(
 
 
 def draw_counts(
-    counts: np.ndarray,
-    source_rate: np.ndarray,
-    target_rate: np.ndarray,
-    inverse_dispersion: np.ndarray | None,
-    uniform: np.ndarray,
-) -> np.ndarray:
+    counts: torch.Tensor,
+    source_rate: torch.Tensor,
+    target_rate: torch.Tensor,
+    inverse_dispersion: torch.Tensor | None,
+    tails: torch.Tensor,
+) -> torch.Tensor:
     r"""Thin the counts of genes that go down, and add counts to genes that go up.
 
     .. math::
@@ -51,75 +55,83 @@ def draw_counts(
         See :func:`expected_counts`: counts and decoded rates, ``n_cells x n_genes``.
     inverse_dispersion
         The likelihood's :math:`\theta`, broadcastable to ``counts``; ``None`` for Poisson.
-    uniform
-        Uniform variates in ``[0, 1)``, of the shape of ``counts``, which determine the draws.
+    tails
+        Random integers from :func:`random_tails`, of the shape of ``counts``, at whose
+        :func:`tail_probability` the draws are the quantiles.
 
     Returns
     -------
     Integer-valued, ``n_cells x n_genes``.
     """
-    drawn = np.array(counts, dtype=np.float64, order="C")
-    # Most counts are 0, and flat indexing is faster.
-    positive = np.flatnonzero(counts > 0)
-    share = _kept_share(source_rate.ravel()[positive], target_rate.ravel()[positive])
-    falls, share = positive[share < 1], share[share < 1]
-    # SciPy's quantile at a probability of 0 is -1.
-    kept = stats.binom.ppf(uniform.ravel()[falls], counts.ravel()[falls], share)
-    drawn.ravel()[falls] = np.maximum(kept, 0)
-    drawn += count_quantile(uniform, _gain(source_rate, target_rate), inverse_dispersion)
+    drawn = counts.clone(memory_format=torch.contiguous_format)
+    entries, change = drawn.view(-1), target_rate - source_rate
+    positions, gains = _positive_draws(change, inverse_dispersion, tails)
+    entries[positions] += gains.to(drawn.dtype)
+    # Most counts are 0.
+    falls = nonzero_positions(change.clamp_(max=0).mul_(counts))
+    before, after = (rate.reshape(-1)[falls].double() for rate in (source_rate, target_rate))
+    tail = tail_probability(tails.reshape(-1)[falls])
+    entries[falls] = binomial_quantile(tail, entries[falls], after / before).to(drawn.dtype)
     return drawn
 
 
-def count_quantile(
-    uniform: np.ndarray, mean: np.ndarray, inverse_dispersion: np.ndarray | None
-) -> np.ndarray:
-    """Quantile function of the negative binomial, or of Poisson without ``inverse_dispersion``.
+def draw_decoded_counts(
+    mean: torch.Tensor,
+    inverse_dispersion: torch.Tensor | None,
+    zero_inflation: torch.Tensor | None,
+    tails: torch.Tensor,
+) -> torch.Tensor:
+    """Draw counts from the likelihood.
 
     Parameters
     ----------
-    uniform
-        Probabilities in ``[0, 1)``.
     mean
-        Means, of the shape of ``uniform``.
-    inverse_dispersion
-        Broadcastable to ``mean``.
+        Expected counts, including inflated zeros, ``n_cells x n_genes``.
+    inverse_dispersion, tails
+        See :func:`draw_counts`: parameter of the likelihood, and random integers.
+    zero_inflation
+        Probability of an inflated zero, of the shape of ``mean``, if there are such zeros.
 
     Returns
     -------
-    Integer-valued, of the shape of ``uniform``.
+    Integer-valued, ``n_cells x n_genes``.
     """
-    # Most quantiles are 0, and SciPy's quantile function is slow. The probability of 0 is at
-    # least exp(-mean), which is at least 1 - mean.
-    candidates = np.flatnonzero(uniform > 1 - mean)
-    theta = None
-    if inverse_dispersion is None:
-        probability_of_zero = np.exp(-mean.ravel()[candidates])
-    else:
-        theta = np.broadcast_to(inverse_dispersion, mean.shape)
-        theta = theta[np.unravel_index(candidates, mean.shape)].astype(np.float64)
-        probability_of_zero = np.exp(-theta * np.log1p(mean.ravel()[candidates] / theta))
-    positive = uniform.ravel()[candidates] > probability_of_zero
-    candidates = candidates[positive]
-    uniform_positive, mean_positive = uniform.ravel()[candidates], mean.ravel()[candidates]
-    quantile = np.zeros(mean.shape)
-    if theta is None:
-        quantile.ravel()[candidates] = stats.poisson.ppf(uniform_positive, mean_positive)
-    else:
-        theta = theta[positive]
-        quantile.ravel()[candidates] = stats.nbinom.ppf(
-            uniform_positive, theta, theta / (theta + mean_positive)
-        )
-    return quantile
+    drawn = torch.zeros_like(mean, memory_format=torch.contiguous_format)
+    positions, counts = _positive_draws(mean, inverse_dispersion, tails, zero_inflation)
+    drawn.view(-1)[positions] = counts.to(drawn.dtype)
+    return drawn
+
+
+def _positive_draws(
+    mean: torch.Tensor,
+    inverse_dispersion: torch.Tensor | None,
+    tails: torch.Tensor,
+    zero_inflation: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions in the flattened matrix where a count can be positive, and the drawn counts."""
+    # The probability of a positive count is at most the mean.
+    positions = nonzero_positions(is_below(tails, mean))
+
+    def at(values: torch.Tensor) -> torch.Tensor:
+        return values.reshape(-1)[positions % values.numel()].double()
+
+    tail, mean = tail_probability(tails.reshape(-1)[positions]), at(mean)
+    if zero_inflation is not None:
+        # The lowest quantiles are the inflated zeros, the others those of the NB.
+        share = (1 - at(zero_inflation)).clamp(min=1e-12)
+        tail, mean = (tail / share).clamp(max=1), mean / share
+    theta = None if inverse_dispersion is None else at(inverse_dispersion)
+    return positions, count_quantile(tail, mean, theta)
 
 
 def expected_values(
-    values: np.ndarray,
-    source_mean: np.ndarray,
-    target_mean: np.ndarray,
-    source_sd: np.ndarray,
-    target_sd: np.ndarray,
+    values: torch.Tensor,
+    source_mean: torch.Tensor,
+    target_mean: torch.Tensor,
+    source_sd: torch.Tensor,
+    target_sd: torch.Tensor,
     nonnegative: bool = False,
-) -> np.ndarray:
+) -> torch.Tensor:
     r"""Expectation of :func:`draw_values`.
 
     .. math:: d_1 + \min(\sigma_1 / \sigma_0, 1)\,(x - d_0)
@@ -144,20 +156,21 @@ def expected_values(
     if not nonnegative:
         return mean
     # The mean of a normal distribution that is clipped at 0.
-    units = mean / np.maximum(added_sd, 1e-12)
-    clipped = mean * stats.norm.cdf(units) + added_sd * stats.norm.pdf(units)
-    return np.where(added_sd > 0, clipped, np.maximum(mean, 0.0))
+    units = mean / added_sd.clamp(min=1e-12)
+    density = (-units.square() / 2).exp() / math.sqrt(2 * math.pi)
+    clipped = mean * torch.special.ndtr(units) + added_sd * density
+    return torch.where(added_sd > 0, clipped, mean.clamp(min=0))
 
 
 def draw_values(
-    values: np.ndarray,
-    source_mean: np.ndarray,
-    target_mean: np.ndarray,
-    source_sd: np.ndarray,
-    target_sd: np.ndarray,
-    uniform: np.ndarray,
+    values: torch.Tensor,
+    source_mean: torch.Tensor,
+    target_mean: torch.Tensor,
+    source_sd: torch.Tensor,
+    target_sd: torch.Tensor,
+    tails: torch.Tensor,
     nonnegative: bool = False,
-) -> np.ndarray:
+) -> torch.Tensor:
     r"""Move values from one normal distribution to another.
 
     The residual :math:`x - d_0` shrinks to a smaller standard deviation; to reach a larger one,
@@ -172,22 +185,20 @@ def draw_values(
     ----------
     values, source_mean, target_mean, source_sd, target_sd, nonnegative
         See :func:`expected_values`: values, and the decoded distributions.
-    uniform
-        Uniform variates in ``[0, 1)``, of the shape of ``values``, which determine the draws.
+    tails
+        Random integers, see :func:`draw_counts`.
 
     Returns
     -------
     ``n_cells x n_genes``.
     """
     mean, added_sd = _moments(values, source_mean, target_mean, source_sd, target_sd)
-    noisy = np.flatnonzero(added_sd > 0)
-    noise = special.ndtri(np.maximum(uniform.ravel()[noisy], 1e-16))
-    drawn = np.ascontiguousarray(mean)
-    drawn.ravel()[noisy] += added_sd.ravel()[noisy] * noise
-    return np.maximum(drawn, 0.0) if nonnegative else drawn
+    noise = -torch.special.ndtri(tail_probability(tails, mean.dtype))
+    drawn = mean + added_sd * noise
+    return drawn.clamp(min=0) if nonnegative else drawn
 
 
-def expected_grey(grey: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+def expected_grey(grey: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     r"""Expected grey values of pixels that are black or white, each with a probability.
 
     If a pixel is less likely to be white under the target, a white pixel stays white with
@@ -213,24 +224,20 @@ def expected_grey(grey: np.ndarray, source: np.ndarray, target: np.ndarray) -> n
 
 
 def _moments(
-    values: np.ndarray,
-    source_mean: np.ndarray,
-    target_mean: np.ndarray,
-    source_sd: np.ndarray,
-    target_sd: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
+    values: torch.Tensor,
+    source_mean: torch.Tensor,
+    target_mean: torch.Tensor,
+    source_sd: torch.Tensor,
+    target_sd: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean of :func:`draw_values` before clipping, and standard deviation of the added noise."""
-    mean = target_mean + np.minimum(target_sd / source_sd, 1.0) * (values - source_mean)
-    added_sd = np.sqrt(np.maximum(target_sd**2 - source_sd**2, 0.0))
-    return mean, np.broadcast_to(added_sd, mean.shape)
+    mean = target_mean + (target_sd / source_sd).clamp(max=1) * (values - source_mean)
+    return mean, (target_sd.square() - source_sd.square()).clamp(min=0).sqrt()
 
 
-def _kept_share(source_rate: np.ndarray, target_rate: np.ndarray) -> np.ndarray:
-    ratio = np.divide(
-        target_rate, source_rate, out=np.ones_like(target_rate), where=source_rate > 0
-    )
-    return np.minimum(ratio, 1.0)
+def _kept_share(source_rate: torch.Tensor, target_rate: torch.Tensor) -> torch.Tensor:
+    return torch.where(source_rate > 0, target_rate / source_rate, 1).clamp(max=1)
 
 
-def _gain(source_rate: np.ndarray, target_rate: np.ndarray) -> np.ndarray:
-    return np.maximum(target_rate - source_rate, 0.0)
+def _gain(source_rate: torch.Tensor, target_rate: torch.Tensor) -> torch.Tensor:
+    return (target_rate - source_rate).clamp(min=0)

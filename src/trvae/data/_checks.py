@@ -103,18 +103,19 @@ def check_expression(matrix: Any, gene_likelihood: str, where: str) -> None:
     """
     is_normal, only_integers, largest = gene_likelihood == "normal", True, 0.0
     for values in _blocks_of_values(matrix):
-        _check_finite(values, where)
-        fractional = values[values % 1 != 0]
-        only_integers = only_integers and fractional.size == 0
-        largest = max(largest, float(values.max(initial=0)))
-        if not is_normal and values.min(initial=0) < 0:
+        low, high = _finite_range(values, where)
+        is_integer = values.dtype.kind in "biu" or bool((values == np.rint(values)).all())
+        only_integers = only_integers and is_integer
+        largest = max(largest, high)
+        if not is_normal and low < 0:
             raise ValueError(
-                f"{where} has negative values (down to {values.min():g}), but "
+                f"{where} has negative values (down to {low:g}), but "
                 f"gene_likelihood={gene_likelihood!r} is for raw counts."
             )
-        if not is_normal and fractional.size:
+        if not is_normal and not is_integer:
+            fraction = values[values != np.rint(values)].flat[0]
             raise ValueError(
-                f"{where} has values that are not integers (such as {fractional.flat[0]:g}), but "
+                f"{where} has values that are not integers (such as {fraction:g}), but "
                 f"gene_likelihood={gene_likelihood!r} is for raw counts. Register the layer with "
                 "the counts, or use gene_likelihood='normal' for log-normalised values."
             )
@@ -135,20 +136,22 @@ def value_range(matrix: Any, where: str) -> tuple[float, float]:
     """Smallest and largest value, 0 included; a ``ValueError`` if any is not finite."""
     low = high = 0.0
     for values in _blocks_of_values(matrix):
-        _check_finite(values, where)
-        low = min(low, float(values.min(initial=0)))
-        high = max(high, float(values.max(initial=0)))
+        low_of_block, high_of_block = _finite_range(values, where)
+        low, high = min(low, low_of_block), max(high, high_of_block)
     return low, high
 
 
-def _check_finite(values: np.ndarray, where: str) -> None:
+def _finite_range(values: np.ndarray, where: str) -> tuple[float, float]:
+    """Smallest and largest value, 0 included, which tell whether all are finite in float32."""
+    low, high = float(values.min(initial=0)), float(values.max(initial=0))
     # Networks compute in float32.
     with np.errstate(over="ignore"):
+        if np.isfinite(np.array([low, high], np.float32)).all():
+            return low, high
         n_bad = int((~np.isfinite(values.astype(np.float32))).sum())
-    if n_bad:
-        raise ValueError(
-            f"{where} has {n_bad} values that are NaN, infinite or too large for float32."
-        )
+    raise ValueError(
+        f"{where} has {n_bad} values that are NaN, infinite or too large for float32."
+    )
 
 
 def _blocks_of_values(matrix: Any) -> Iterator[np.ndarray]:
@@ -200,7 +203,7 @@ def check_numbers(adata: AnnData, argument: str, key: str, *, positive: bool = F
     column = _column_to_register(adata, argument, key)
     if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_complex_dtype(column):
         raise ValueError(f"{argument} {key!r} must be of real numbers, got {column.dtype}.")
-    _check_finite(column.to_numpy(dtype=float), f"{argument} {key!r}")
+    _finite_range(column.to_numpy(dtype=float), f"{argument} {key!r}")
     if positive and not (column > 0).all():
         raise ValueError(
             f"{argument} {key!r} must be positive, but has values down to {column.min()}."

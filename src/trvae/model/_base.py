@@ -34,7 +34,6 @@ from trvae._utils._arguments import (
     list_of,
 )
 from trvae._utils._seeds import seeded
-from trvae.counterfactual._draws import uniform_draws
 from trvae.data._cells import private_copy
 from trvae.data._checks import (
     cell_positions,
@@ -78,6 +77,9 @@ ARGUMENTS = {
     "mmd_reduction": choice_of(MMDReduction),
     "seed": SEED | NONE,
 }
+
+# Values of a minibatch. A CPU is fastest if they fit its cache, a GPU if it has much to do at once.
+_VALUES_AT_ONCE_ON_CPU, _VALUES_AT_ONCE = 2**20, 2**23
 
 
 class BaseTRVAE(
@@ -337,16 +339,18 @@ class BaseTRVAE(
 
     # ------------------------------------------------- how decoded cells become predictions
 
-    def _expected(self, minibatch: Minibatch, estimate: Estimate) -> np.ndarray:
+    def _default_batch_size(self) -> int | None:
+        """Cells to decode at once; ``None`` leaves it to scvi-tools."""
+        is_on_cpu = self.module.device.type == "cpu"
+        n_values = _VALUES_AT_ONCE_ON_CPU if is_on_cpu else _VALUES_AT_ONCE
+        return max(n_values // self.module.n_input, 1)
+
+    def _expected(self, minibatch: Minibatch, estimate: Estimate) -> torch.Tensor:
         return expected_expression(minibatch, estimate, self.expression_is_nonnegative_)
 
-    def _drawn(self, minibatch: Minibatch, selection: Selection) -> np.ndarray:
-        keys = selection.keys[minibatch.cells]
-        uniform = uniform_draws(keys, selection.seed, minibatch.x.shape[1])
-        return drawn_expression(
-            minibatch, selection.estimate, uniform, self.expression_is_nonnegative_
-        )
+    def _drawn(self, minibatch: Minibatch, selection: Selection) -> torch.Tensor:
+        return drawn_expression(minibatch, selection, self.expression_is_nonnegative_)
 
-    def _as_registered(self, predicted: np.ndarray) -> np.ndarray:
+    def _as_registered(self, predicted: torch.Tensor) -> torch.Tensor:
         """Convert predicted values to the type that is returned."""
-        return predicted.astype(np.float32)
+        return predicted.float()

@@ -171,8 +171,10 @@ class ConfidenceMixin(TransferMixin):
             sums = np.maximum(expression.sum(1, keepdims=True), 1e-12)
             return log_share(indicator @ (expression / sums))
 
+        every = np.arange(first.module.n_input)
+
         def means_of_draws(n: int) -> np.ndarray:
-            draws = self._expectations(selection, slice(None), "observed", batch_size, n)
+            draws = self._expectations(selection, every, "observed", batch_size, n)
             return np.stack([group_means(expression) for expression in draws])
 
         (after,), spread = means_of_draws(1), means_of_draws(n_samples).std(0)

@@ -10,16 +10,16 @@ import torch
 from scipy import sparse
 from scvi import REGISTRY_KEYS
 
-from trvae._utils._matrices import stacked
-from trvae.counterfactual._draws import normal_draws
+from trvae._utils._matrices import nonzero_entries, stacked
+from trvae.counterfactual._draws import normal_draws, random_tails
 from trvae.counterfactual._residual import (
-    count_quantile,
     draw_counts,
+    draw_decoded_counts,
     draw_values,
     expected_counts,
     expected_values,
 )
-from trvae.module._base import BASE_KEY
+from trvae.data._codes import codes_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
 
 
 class Minibatch(NamedTuple):
-    """Cells decoded under both conditions. Arrays are ``n_cells x n_genes`` unless stated."""
+    """Cells decoded under both conditions. Tensors are ``n_cells x n_genes`` unless stated."""
 
     cells: np.ndarray
     """Positions among the selected cells, ``n_cells``."""
-    x: np.ndarray
+    x: torch.Tensor
     """The cells' own counts or values."""
-    size: np.ndarray
+    size: torch.Tensor
     """Library size or registered size factor, which scales the rates, ``n_cells x 1``."""
-    source: np.ndarray
+    source: torch.Tensor
     """Expected counts or values under the source condition."""
-    target: np.ndarray
+    target: torch.Tensor
     """Expected counts or values under the target condition."""
-    inverse_dispersion: np.ndarray | None
+    inverse_dispersion: torch.Tensor | None
     """Under the target condition, ``1 x n_genes``; ``None`` if the likelihood has none."""
-    zero_inflation: np.ndarray | None
+    zero_inflation: torch.Tensor | None
     """Probability under the target condition; ``None`` if the likelihood has none."""
     source_sd: Any
     """Standard deviation of log-normalised values; ``None`` for counts."""
@@ -52,6 +52,7 @@ class Minibatch(NamedTuple):
     """The same under the target condition, ``1 x n_genes``."""
 
 
+@torch.inference_mode()
 def predict(
     models: Sequence[BaseTRVAE], selection: Selection, batch_size: int | None
 ) -> np.ndarray | sparse.csr_matrix:
@@ -62,10 +63,19 @@ def predict(
     first = models[0]
     blocks = []
     for minibatch in decode_both(models, selection, batch_size):
-        predicted = first._drawn(minibatch, selection)
-        predicted = first._as_registered(predicted.take(selection.gene_order, axis=1))
-        blocks.append(sparse.csr_matrix(predicted) if first.data_is_sparse_ else predicted)
+        predicted = first._as_registered(first._drawn(minibatch, selection))
+        predicted = with_columns(predicted, selection.gene_order)
+        blocks.append(
+            nonzero_entries(predicted) if first.data_is_sparse_ else predicted.cpu().numpy()
+        )
     return stacked(blocks)
+
+
+def with_columns(values: torch.Tensor, columns: np.ndarray) -> torch.Tensor:
+    """Return the columns at these positions."""
+    if np.array_equal(columns, np.arange(values.shape[1])):
+        return values
+    return values[:, torch.as_tensor(columns, device=values.device)]
 
 
 def decode_both(
@@ -100,14 +110,18 @@ def check_trained(models: Sequence[BaseTRVAE]) -> None:
 def encode(
     model: BaseTRVAE, selection: Selection, batch_size: int | None
 ) -> Iterator[tuple[dict[str, torch.Tensor], dict[str, Any]]]:
-    """Yield minibatches of the selected cells and what is inferred at the posterior mean."""
+    """Yield minibatches of the selected cells, on the model's device, and their posterior mean."""
     loader = model._make_data_loader(
-        selection.registered, indices=selection.indices, batch_size=batch_size
+        selection.registered,
+        indices=selection.indices,
+        batch_size=model._default_batch_size() if batch_size is None else batch_size,
     )
-    model.module.eval()
-    for tensors in loader:
-        with model.module.posterior_mean():
-            inferred = model.module.inference(**model.module._get_inference_input(tensors))
+    module = model.module.eval()
+    device = module.device
+    for minibatch in loader:
+        tensors = {name: values.to(device) for name, values in minibatch.items()}
+        with module.posterior_mean():
+            inferred = module.inference(**module._get_inference_input(tensors))
         yield tensors, inferred
 
 
@@ -117,48 +131,54 @@ def _decode_with(
 ) -> Iterator[Minibatch]:
     module = model.module
     target_code = model.conditions.index(selection.target)
+    source_codes = codes_of(selection.source, model.conditions)
     deviations = {
-        code: response.draw_deviation(np.random.default_rng((selection.seed, draw)))
+        code: torch.as_tensor(
+            response.draw_deviation(np.random.default_rng((selection.seed, draw))),
+            dtype=torch.float32,
+            device=module.device,
+        )
         for code, response in selection.responses.items()
         if draw is not None
     }
     start = 0
     for tensors, inferred in encode(model, selection, batch_size):
-        cells = np.arange(start, start + len(tensors[REGISTRY_KEYS.X_KEY]))
-        start += len(cells)
+        x = tensors[REGISTRY_KEYS.X_KEY]
+        cells = np.arange(start, start := start + len(x))
         if draw is not None:
             qz = inferred["qz"]
             noise = normal_draws(selection.keys[cells], selection.seed, draw, qz.loc.shape[-1])
-            inferred["z"] = qz.loc + qz.scale * torch.as_tensor(
-                noise, dtype=qz.loc.dtype, device=qz.loc.device
-            )
+            inferred["z"] = qz.loc + qz.scale * noise.to(qz.loc)
         inputs = module._get_generative_input(tensors, inferred)
-        decoded = module.generative(**inputs)
-        source = decoded["px"]
-        target = module.generative(**inputs, transform_batch=target_code, base=decoded[BASE_KEY])[
-            "px"
-        ]
-        source_mean, target_mean = _to_numpy(source.mean), _to_numpy(target.mean)
-        source_code = tensors[REGISTRY_KEYS.BATCH_KEY].numpy().ravel()
+        own = inputs["batch_index"]
+        other = torch.full_like(own, target_code)
+        source = module.expectation(**inputs)
+        target = module.expectation(**inputs | {"batch_index": other}, base=source.base)
         for code, response in selection.responses.items():
-            if (rows := source_code == code).any():
-                target_mean[rows] = response(
-                    source_mean[rows], target_mean[rows], deviations.get(code)
+            rows = np.flatnonzero(source_codes[cells] == code)
+            index = slice(None) if len(rows) == len(cells) else torch.from_numpy(rows).to(x.device)
+            if len(rows):
+                target.mean[index] = response.to(source.mean)(
+                    source.mean[index], target.mean[index], deviations.get(code)
                 )
         size_factor = inputs["size_factor"]
+        # All cells are under one condition.
+        spread = module.spread(other[0].long())
         is_counts = module.is_count_model
-        yield Minibatch(
-            cells,
-            tensors[REGISTRY_KEYS.X_KEY].numpy(),
-            _to_numpy(inputs["library"].exp() if size_factor is None else size_factor),
-            source_mean,
-            target_mean,
-            # All cells are under one condition.
-            _to_numpy(target.theta[:1]) if hasattr(target, "theta") else None,
-            _to_numpy(target.zi_probs) if hasattr(target, "zi_probs") else None,
-            None if is_counts else _to_numpy(module.residual_sd(source)),
-            None if is_counts else _to_numpy(module.residual_sd(target)[:1]),
+        fields = (
+            x,
+            inputs["library"].exp() if size_factor is None else size_factor,
+            source.mean,
+            target.mean,
+            spread if is_counts else None,
+            target.zero_inflation,
+            None if is_counts else module.spread(own.flatten().long()),
+            None if is_counts else spread,
         )
+        # Apple's GPUs have no double precision, which draws need.
+        device = torch.device("cpu") if x.device.type == "mps" else x.device
+        moved: Any = (field if field is None else field.to(device) for field in fields)
+        yield Minibatch(cells, *moved)
 
 
 def _average(minibatches: tuple[Minibatch, ...]) -> Minibatch:
@@ -167,23 +187,26 @@ def _average(minibatches: tuple[Minibatch, ...]) -> Minibatch:
     if not others:
         return first
 
-    def mean(name: str) -> Any:
-        values: list[Any] = [getattr(minibatch, name) for minibatch in minibatches]
-        return None if values[0] is None else np.mean(values, axis=0)
+    def mean(values: list[Any]) -> Any:
+        if values[0] is None:
+            return None
+        return sum(other.to(values[0]) for other in values[1:]).add_(values[0]).div_(len(values))
+
+    def mean_of(name: str) -> Any:
+        return mean([getattr(minibatch, name) for minibatch in minibatches])
 
     differing = ("source", "target", "zero_inflation", "source_sd", "target_sd")
-    averaged = first._replace(**{name: mean(name) for name in differing})
+    averaged = first._replace(**{name: mean_of(name) for name in differing})
     if first.inverse_dispersion is None:
         return averaged
     # The variance is linear in the dispersion, not in its inverse.
     inverses: list[Any] = [minibatch.inverse_dispersion for minibatch in minibatches]
-    dispersion = np.mean([1 / inverse for inverse in inverses], axis=0)
-    return averaged._replace(inverse_dispersion=1 / dispersion)
+    return averaged._replace(inverse_dispersion=1 / mean([1 / inverse for inverse in inverses]))
 
 
 def expected_expression(
     minibatch: Minibatch, estimate: Estimate, nonnegative: bool = False
-) -> np.ndarray:
+) -> torch.Tensor:
     """Expectation of :func:`drawn_expression`, ``n_cells x n_genes``."""
     m = minibatch
     if estimate == "decoded":
@@ -194,28 +217,18 @@ def expected_expression(
 
 
 def drawn_expression(
-    minibatch: Minibatch, estimate: Estimate, uniform: np.ndarray, nonnegative: bool = False
-) -> np.ndarray:
+    minibatch: Minibatch, selection: Selection, nonnegative: bool = False
+) -> torch.Tensor:
     """Draw counts or log-normalised values under the target condition, ``n_cells x n_genes``.
 
-    ``uniform`` are variates in ``[0, 1)`` of that shape. Decoded log-normalised values are the
-    mean, without noise.
+    Decoded log-normalised values are the mean, without noise.
     """
-    m = minibatch
+    m, is_decoded = minibatch, selection.estimate == "decoded"
+    if m.source_sd is not None and is_decoded:
+        return m.target
+    tails = random_tails(selection.keys[m.cells], selection.seed, m.x.shape[1], m.x.device)
     if m.source_sd is not None:
-        if estimate == "decoded":
-            return m.target
-        return draw_values(m.x, m.source, m.target, m.source_sd, m.target_sd, uniform, nonnegative)
-    if estimate == "counterfactual":
-        return draw_counts(m.x, m.source, m.target, m.inverse_dispersion, uniform)
-    mean = m.target
-    if m.zero_inflation is not None:
-        # The lowest quantiles are the inflated zeros, the others those of the NB.
-        share = np.maximum(1 - m.zero_inflation, 1e-12)
-        mean = mean / share
-        uniform = np.maximum(1 - (1 - uniform) / share, 0)
-    return count_quantile(uniform, mean, m.inverse_dispersion)
-
-
-def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.cpu().numpy().astype(np.float64)
+        return draw_values(m.x, m.source, m.target, m.source_sd, m.target_sd, tails, nonnegative)
+    if is_decoded:
+        return draw_decoded_counts(m.target, m.inverse_dispersion, m.zero_inflation, tails)
+    return draw_counts(m.x, m.source, m.target, m.inverse_dispersion, tails)

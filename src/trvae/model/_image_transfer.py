@@ -184,23 +184,27 @@ class BaseImageModel(BaseTRVAE):
         for tensors, inferred in encode(self, selection, batch_size):
             inputs = self.module._get_generative_input(tensors, inferred)
             px = self.module.interpolate(**inputs, transform_batch=code, shares=shares)
-            decoded = px.mean.cpu().numpy().clip(0, self.module.white.item())
-            minibatches.append(self._as_registered(decoded))
+            decoded = px.mean.clamp(0, self.module.white.item())
+            minibatches.append(self._as_registered(decoded).cpu().numpy())
         images = np.concatenate(minibatches, axis=1)
         return images.reshape(*images.shape[:2], *self.image_shape)
 
-    def _expected(self, minibatch: Minibatch, estimate: Estimate) -> np.ndarray:
+    def _default_batch_size(self) -> None:
+        # Hidden layers of images are many times as large as the images.
+        return None
+
+    def _expected(self, minibatch: Minibatch, estimate: Estimate) -> torch.Tensor:
         white = self.module.white.item()
         if estimate == "counterfactual" and self.module.pixel_likelihood == "bernoulli":
             decoded = minibatch.source / white, minibatch.target / white
             return white * expected_grey(minibatch.x / white, *decoded)
-        return super()._expected(minibatch, estimate).clip(0, white)
+        return super()._expected(minibatch, estimate).clamp(0, white)
 
-    def _drawn(self, minibatch: Minibatch, selection: Selection) -> np.ndarray:
+    def _drawn(self, minibatch: Minibatch, selection: Selection) -> torch.Tensor:
         # All pixels have the same spread, so there is no noise to add.
         return self._expected(minibatch, selection.estimate)
 
-    def _as_registered(self, predicted: np.ndarray) -> np.ndarray:
+    def _as_registered(self, predicted: torch.Tensor) -> torch.Tensor:
         if self.module.white.item() == WHITE_OF_INTEGERS:
-            return predicted.round().astype(np.uint8)
+            return predicted.round().to(torch.uint8)
         return super()._as_registered(predicted)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from scvi import REGISTRY_KEYS
 
 from trvae.counterfactual._draws import cell_keys
@@ -13,7 +14,6 @@ from trvae.counterfactual._label_response import MIN_LABELS, ResponseOfLabels
 from trvae.data._checks import cell_positions, check_not_lazy
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
     from mudata import MuData
 
@@ -63,7 +63,7 @@ def select(
     """Validate arguments and select cells; see :meth:`trvae.TRVAE.transfer`."""
     model._check_if_trained(warn=False)
     known = model.registered_data
-    target_code = known.condition_code(target, "target_condition")
+    known.condition_code(target, "target_condition")
     if source is not None:
         known.condition_code(source, "source_condition")
     adata, registered = _read(model, data, source)
@@ -73,13 +73,7 @@ def select(
             "AnnData does not have. Use estimate='decoded', or pass the full AnnData."
         )
     positions, conditions = chosen_cells(known, registered.obs, source, indices)
-    sources = {known.conditions.index(name) for name in dict.fromkeys(conditions)} - {target_code}
-    responses = {
-        code: response
-        for code in (sources if estimate == "counterfactual" else ())
-        if (response := _response_of_labels(model, code, target_code)) is not None
-    }
-    return Selection(
+    selection = Selection(
         adata,
         registered,
         positions,
@@ -89,8 +83,23 @@ def select(
         target,
         estimate,
         seed,
-        responses,
+        {},
     )
+    return with_target(model, selection, target)
+
+
+def with_target(model: BaseTRVAE, selection: Selection, target: Any) -> Selection:
+    """Select the same cells for another target condition, which the model knows."""
+    if selection.estimate == "decoded":
+        return replace(selection, target=target)
+    target_code = model.conditions.index(target)
+    sources = {model.conditions.index(name) for name in pd.unique(selection.source)}
+    responses = {
+        code: response
+        for code in sources - {target_code}
+        if (response := _response_of_labels(model, code, target_code)) is not None
+    }
+    return replace(selection, target=target, responses=responses)
 
 
 def own_data(model: BaseTRVAE) -> AnnData | MuData:

@@ -27,9 +27,9 @@ from trvae.counterfactual._label_response import MIN_LABELS
 from trvae.counterfactual._residual import Estimate
 from trvae.data._checks import is_list_of_conditions
 from trvae.io._chunks import check_output
-from trvae.model._decoding import decode_both, predict
+from trvae.model._decoding import decode_both, predict, with_columns
 from trvae.model._prediction import as_anndata, in_place_of
-from trvae.model._selection import Selection, own_data, select
+from trvae.model._selection import Selection, own_data, select, with_target
 from trvae.model._streaming import transfer_to_disk
 
 if TYPE_CHECKING:
@@ -135,7 +135,8 @@ class TransferMixin:
         seed
             Seed of the draws. A cell's draws depend only on the seed and the cell's name.
         batch_size
-            Cells decoded at once, by default ``scvi.settings.batch_size``.
+            Cells decoded at once, by default as many as suit the device. The result does not depend
+            on it.
         out
             Write the result to this ``.h5ad`` (for a MuData ``.h5mu``) or ``.zarr`` instead of
             returning it. Chunks are kept beside it until all are done: after an interruption, the
@@ -181,8 +182,8 @@ class TransferMixin:
         check_arguments(locals(), _RULES)
         models = self._models
         first = models[0]
-        data = own_data(first) if adata is None else adata
         if out is not None:
+            data = own_data(first) if adata is None else adata
             return transfer_to_disk(
                 models, check_output(out, isinstance(data, MuData)), data, target_condition,
                 source_condition, indices, estimate, seed, batch_size, chunk_size, progress_bar,
@@ -190,16 +191,16 @@ class TransferMixin:
             )  # fmt: skip
         if client is not None:
             raise ValueError("client needs out: it is only used for transfers to disk.")
-        selections = [
-            select(first, adata, target, source_condition, indices, estimate, seed)
-            for target in first.registered_data.targets(target_condition)
+        targets = first.registered_data.targets(target_condition)
+        selection = select(first, adata, targets[0], source_condition, indices, estimate, seed)
+        predictions = [
+            predict(models, with_target(first, selection, target), batch_size)
+            for target in targets
         ]
-        matrix = stacked([predict(models, selection, batch_size) for selection in selections])
-        predicted = as_anndata(first, matrix, selections[0], target_condition)
-        return in_place_of(first, data, selections[0], predicted)
+        predicted = as_anndata(first, stacked(predictions), selection, target_condition)
+        return in_place_of(first, first.adata if adata is None else adata, selection, predicted)
 
     @for_each_target
-    @torch.inference_mode()
     def get_transferred_expression(
         self,
         adata: AnnData | MuData | None = None,
@@ -279,7 +280,6 @@ class TransferMixin:
         return pd.DataFrame(expression, index=selection.names, columns=genes)
 
     @for_each_target
-    @torch.inference_mode()
     def get_transferred_means(
         self,
         adata: AnnData | MuData | None = None,
@@ -358,10 +358,11 @@ class TransferMixin:
             return selection.gene_order
         return self._models[0].registered_data.gene_positions(gene_list)
 
+    @torch.inference_mode()
     def _expectations(
         self,
         selection: Selection,
-        columns: np.ndarray | slice,
+        columns: np.ndarray,
         library_size: float | Literal["observed"],
         batch_size: int | None,
         n_samples: int,
@@ -377,7 +378,7 @@ class TransferMixin:
                 if library_size != "observed" and first.module.is_count_model:
                     # A size factor is in other units than the cell's own counts.
                     is_rate = selection.estimate == "decoded"
-                    size = minibatch.size if is_rate else minibatch.x.sum(1, keepdims=True)
+                    size = minibatch.size if is_rate else minibatch.x.sum(1, keepdim=True)
                     expected = expected * (library_size / size)
-                blocks.append(expected[:, columns].astype(np.float32))
+                blocks.append(with_columns(expected, columns).float().cpu().numpy())
             yield np.concatenate(blocks)

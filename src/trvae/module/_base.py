@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -26,10 +26,19 @@ if TYPE_CHECKING:
     from trvae.module._mmd import MMDReduction
 
 
-BASE_KEY = "base"
-
 # The log library size of a cell without counts would be minus infinity.
 _SMALLEST_LIBRARY = 1e-6
+
+
+class Expectation(NamedTuple):
+    """What the decoder expects of cells."""
+
+    mean: torch.Tensor
+    """Mean of the likelihood, ``n_cells x n_input``."""
+    zero_inflation: torch.Tensor | None
+    """Probability of an inflated zero, of the same shape; ``None`` if there are no such zeros."""
+    base: DecoderOutput | None
+    """Output of the additive decoder without the condition's effect."""
 
 
 class BaseTRVAEModule(LossMixin, PosteriorMixin, BaseMinifiedModeModuleClass):
@@ -122,12 +131,26 @@ class BaseTRVAEModule(LossMixin, PosteriorMixin, BaseMinifiedModeModuleClass):
         """Likelihood of the registered values, ``... x n_cells x n_input``."""
         raise NotImplementedError
 
-    def residual_sd(self, px: Distribution) -> torch.Tensor:
-        """Standard deviation by which a counterfactual scales a cell's residual.
+    def _mean(
+        self, decoded: DecoderOutput, size: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Mean of :meth:`_likelihood`, and the probability of an inflated zero if it has one."""
+        raise NotImplementedError
 
-        It has a single row if all cells share it.
+    def spread(self, condition: torch.Tensor) -> torch.Tensor | None:
+        """Inverse dispersion of counts, or standard deviation by which residuals are scaled.
+
+        Parameters
+        ----------
+        condition
+            Codes of conditions, ``n_cells``.
+
+        Returns
+        -------
+        ``n_cells x n_input``, or a single row that all cells share; ``None`` if the likelihood has
+        no such parameter.
         """
-        return px.stddev
+        raise NotImplementedError
 
     @contextmanager
     def posterior_mean(self, active: bool = True) -> Iterator[None]:
@@ -271,8 +294,7 @@ class BaseTRVAEModule(LossMixin, PosteriorMixin, BaseMinifiedModeModuleClass):
         cat_covs: torch.Tensor | None = None,
         size_factor: torch.Tensor | None = None,
         transform_batch: int | None = None,
-        base: DecoderOutput | None = None,
-    ) -> dict[str, torch.Tensor | Distribution | DecoderOutput | None]:
+    ) -> dict[str, torch.Tensor | Distribution]:
         """Decode ``z``.
 
         Parameters
@@ -289,27 +311,46 @@ class BaseTRVAEModule(LossMixin, PosteriorMixin, BaseMinifiedModeModuleClass):
             Registered size factor, ``n_cells x 1``, in place of the library size.
         transform_batch
             Code of a condition to decode all cells under, in place of ``batch_index``.
-        base
-            The output ``"base"`` for the same ``z`` and covariates, so that what does not depend
-            on the condition is not decoded again.
 
         Returns
         -------
-        The likelihood ``"px"``, the prior ``"pz"``, the activations ``"first_layer"`` of the
-        first decoder layer, and the output ``"base"`` of the additive decoder without the
-        condition's effect.
+        The likelihood ``"px"``, the prior ``"pz"``, and the activations ``"first_layer"`` of the
+        first decoder layer.
         """
         if transform_batch is not None:
             batch_index = torch.full_like(batch_index, int(transform_batch))
         covariates = Covariates.from_columns(batch_index, cat_covs, cont_covs)
-        decoded = self.decoder(z, covariates, base)
+        decoded = self.decoder(z, covariates)
         log_size = library if size_factor is None else size_factor.log()
         return {
             "px": self._likelihood(decoded, log_size, covariates.condition),
             "pz": Normal(torch.zeros_like(z), torch.ones_like(z), validate_args=False),
             FIRST_LAYER_KEY: decoded.first_layer,
-            BASE_KEY: decoded.base,
         }
+
+    def expectation(
+        self,
+        z: torch.Tensor,
+        library: torch.Tensor,
+        batch_index: torch.Tensor,
+        cont_covs: torch.Tensor | None = None,
+        cat_covs: torch.Tensor | None = None,
+        size_factor: torch.Tensor | None = None,
+        base: DecoderOutput | None = None,
+    ) -> Expectation:
+        """Decode ``z`` faster than :meth:`generative`, without making a distribution.
+
+        Parameters
+        ----------
+        z, library, batch_index, cont_covs, cat_covs, size_factor
+            See :meth:`generative`: cells, and conditions to decode under, on the module's device.
+        base
+            :attr:`Expectation.base` of the same cells, so that what does not depend on the
+            condition is not decoded again.
+        """
+        decoded = self.decoder(z, Covariates.from_columns(batch_index, cat_covs, cont_covs), base)
+        size = library.exp() if size_factor is None else size_factor
+        return Expectation(*self._mean(decoded, size), decoded.base)
 
 
 def _covariate_columns(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor | None]:

@@ -163,17 +163,10 @@ class TRVAEModule(BaseTRVAEModule):
         self, decoded: DecoderOutput, log_size: torch.Tensor, condition: torch.Tensor
     ) -> Distribution:
         logits = decoded.logits
-
-        def of_cells(table: torch.Tensor) -> torch.Tensor:
-            # Unlike indexing, embedding adds up gradients in the same order in every run.
-            return embedding(condition, table) if self.dispersion == "gene-condition" else table
-
-        if self.gene_likelihood != "poisson":
-            log_dispersion = self.log_dispersion.weight
-            dispersion = of_cells(log_dispersion.exp())
         if self.gene_likelihood == "normal":
-            mean = torch.relu(logits) if self.nonnegative_mean else logits
-            return Normal(mean, dispersion, of_cells(log_dispersion))
+            log_sd = self.log_dispersion.weight
+            sds = (self._of_cells(table, condition) for table in (log_sd.exp(), log_sd))
+            return Normal(self._mean(decoded, log_size)[0], *sds)
 
         if self.use_size_factor_key:
             # For very negative logits softplus is 0 in float32, but its log is the logit.
@@ -183,8 +176,31 @@ class TRVAEModule(BaseTRVAEModule):
         log_rate = log_size + log_scale
         if self.gene_likelihood == "poisson":
             return Poisson(log_rate, log_scale)
+        dispersion = self._of_cells(self.log_dispersion.weight.exp(), condition)
         if decoded.dropout_logits is None:
             return NegativeBinomial(log_rate, dispersion, log_scale)
         return ZeroInflatedNegativeBinomial(
             log_rate, dispersion, log_scale, decoded.dropout_logits
         )
+
+    def _mean(
+        self, decoded: DecoderOutput, size: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        logits = decoded.logits
+        if self.gene_likelihood == "normal":
+            return torch.relu(logits) if self.nonnegative_mean else logits, None
+        mean = size * (softplus(logits) if self.use_size_factor_key else logits.softmax(-1))
+        if decoded.dropout_logits is None:
+            return mean, None
+        zero_inflation = decoded.dropout_logits.sigmoid()
+        return mean * (1 - zero_inflation), zero_inflation
+
+    def spread(self, condition: torch.Tensor) -> torch.Tensor | None:
+        """Inverse dispersion of counts, or standard deviation of values."""
+        if self.gene_likelihood == "poisson":
+            return None
+        return self._of_cells(self.log_dispersion.weight.exp(), condition)
+
+    def _of_cells(self, table: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        # Unlike indexing, embedding adds up gradients in the same order in every run.
+        return embedding(condition, table) if self.dispersion == "gene-condition" else table

@@ -194,6 +194,10 @@ class ImageTRVAEModule(BaseTRVAEModule):
         decoded = self.decoder.between(z, source, target, shares)
         return self._likelihood(decoded, library, source.condition)
 
-    def residual_sd(self, px: Distribution) -> torch.Tensor:
+    def _mean(self, decoded: DecoderOutput, size: torch.Tensor) -> tuple[torch.Tensor, None]:
+        # Neither the size nor the condition matters to pixels.
+        return self._likelihood(decoded, size, size).mean, None
+
+    def spread(self, condition: torch.Tensor) -> torch.Tensor:
         """One for all pixels: a counterfactual carries over the residual unscaled."""
-        return px.mean.new_ones(1, 1)
+        return self.white.new_ones(1, 1)
