@@ -43,8 +43,8 @@ MUTATIONS = [
     Mutation(
         "the MMD compares cells of all labels",
         "module/_mmd.py",
-        "paired = same_label & comparable",
-        "paired = comparable",
+        "else label[:, None] == label",
+        "else torch.ones_like(label[:, None] == label)",
         "module/test_mmd.py",
     ),
     Mutation(

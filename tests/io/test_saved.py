@@ -260,8 +260,10 @@ def test_models_of_every_release_predict_as_then(path):
     assert set(found) == set(expected.files)
     for name, values in found.items():
         if name == "transferred":
-            # A draw can fall on the other side of a rounded number.
-            assert np.mean(values != expected[name]) < 0.01
+            # Releases may draw other numbers, with the same expectation.
+            error = np.sqrt(2 * (values - found["expected"]).var(0) / len(values))
+            difference = values.mean(0) - expected[name].mean(0)
+            assert (np.abs(difference) <= 4 * error + 1e-5).all()
         else:
             np.testing.assert_allclose(values, expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
     assert list(model.history["train_loss"].index.to_numpy()) == list(range(10))

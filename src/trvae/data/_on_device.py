@@ -20,9 +20,6 @@ logger = logging.getLogger(__name__)
 # The rest is for weights, gradients, minibatches and whoever else uses the GPU.
 _MAX_SHARE_OF_FREE_MEMORY = 0.5
 
-# Cells that a GPU infers at once by default; fewer would leave it idle.
-_INFERRED_AT_ONCE = 2048
-
 
 class CellsOnDevice:
     """What is registered of the cells of an AnnData, as tensors on one device.
@@ -116,11 +113,8 @@ class LoaderOnDevice:
     def in_order(
         cls, cells: CellsOnDevice, batch_size: int | None, dataset: np.ndarray | None = None
     ) -> LoaderOnDevice:
-        """Take cells, by default all, one after the other; a GPU takes 2,048 at once by default."""
-        if batch_size is None:
-            batch_size = settings.batch_size
-            if cells.device.type != "cpu":
-                batch_size = max(batch_size, _INFERRED_AT_ONCE)
+        """Take cells, by default all, one after the other."""
+        batch_size = settings.batch_size if batch_size is None else batch_size
         dataset = np.arange(len(cells)) if dataset is None else dataset
         bounds = range(batch_size, len(dataset), batch_size)
         return cls(cells, dataset, np.split(np.arange(len(dataset)), bounds))

@@ -331,7 +331,8 @@ class BaseTRVAE(
         if set(kwargs) <= {"batch_size"}:
             manager = self.get_anndata_manager(adata, required=True)
             if cells := cells_on_device(manager, self.device, positions=positions):
-                return GatheringLoader.in_order(cells, kwargs.get("batch_size"))
+                batch_size = kwargs.get("batch_size") or self._default_batch_size()
+                return GatheringLoader.in_order(cells, batch_size)
         loader = super()._make_data_loader(adata, positions, **kwargs)
         # Without it, each iteration would advance PyTorch's global generator.
         loader.generator = torch.Generator()

@@ -154,11 +154,15 @@ def _decode_with(
         other = torch.full_like(own, target_code)
         source = module.expectation(**inputs)
         target = module.expectation(**inputs | {"batch_index": other}, base=source.base)
-        for code, response in selection.responses.items():
+        for code in np.unique(source_codes[cells]):
             rows = np.flatnonzero(source_codes[cells] == code)
             index = slice(None) if len(rows) == len(cells) else torch.from_numpy(rows).to(x.device)
-            if len(rows):
-                target.mean[index] = response.to(source.mean)(
+            if code == target_code:
+                # Exactly, although sums may be rounded in another order.
+                target.mean[index] = source.mean[index]
+            elif code in selection.responses:
+                response = selection.responses[code].to(source.mean)
+                target.mean[index] = response(
                     source.mean[index], target.mean[index], deviations.get(code)
                 )
         size_factor = inputs["size_factor"]

@@ -30,6 +30,7 @@ from trvae.model._cell_summaries import (
 )
 from trvae.model._identity import identity_of
 from trvae.train._checkpoint import TrainingCheckpoint, checkpoint_file, read_checkpoint
+from trvae.train._initial_means import InitialMeans
 from trvae.train._interruption import EpochTracker, end_by, stop_requests, weights_of
 from trvae.train._sampling import minibatches_of
 
@@ -240,6 +241,8 @@ class TrainingMixin(Model):
             stop_requests(listen=not is_distributed) as request,
         ):
             tracker = EpochTracker(request)
+            # To these or a reference's cells.
+            is_fitted = self.is_trained_ or self.mapping_ is not None
             if checkpoint is not None:
                 self.is_trained_, self.history_ = checkpoint.before
             # A trained model is in evaluation mode, which Lightning would leave it in.
@@ -263,7 +266,12 @@ class TrainingMixin(Model):
                     },
                     plan_kwargs=plan_kwargs,
                     datamodule=datamodule,
-                    callbacks=[*(callbacks or []), tracker, *([checkpoint] if checkpoint else [])],
+                    callbacks=[
+                        *(callbacks or []),
+                        tracker,
+                        *([checkpoint] if checkpoint else []),
+                        *([] if is_fitted else [InitialMeans()]),
+                    ],
                     **trainer_kwargs,
                 )
             self._take_best_weights(tracker, early_stopping)

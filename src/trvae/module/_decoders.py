@@ -66,6 +66,11 @@ class ConditionalDecoder(nn.Module):
         self.logits = nn.Linear(hidden_sizes[-1], n_genes)
         self.dropout_logits = nn.Linear(hidden_sizes[-1], n_genes) if zero_inflated else None
 
+    @property
+    def bias(self) -> torch.Tensor:
+        """What is added to all logits, ``n_genes``."""
+        return self.logits.bias
+
     def forward(
         self, z: torch.Tensor, covariates: Covariates, base: DecoderOutput | None = None
     ) -> DecoderOutput:
@@ -123,6 +128,11 @@ class AdditiveDecoder(nn.Module):
             n_latent, effect_sizes, CovariateSizes(sizes.n_conditions), normalization, dropout_rate
         )
         self.effect_logits = nn.Linear(effect_sizes[-1], n_genes)
+
+    @property
+    def bias(self) -> torch.Tensor:
+        """What is added to all logits, ``n_genes``."""
+        return self.base.bias
 
     def forward(
         self, z: torch.Tensor, covariates: Covariates, base: DecoderOutput | None = None

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from scvi import REGISTRY_KEYS
 from torch import nn
 from torch.nn.functional import embedding, log_softmax, softplus
 
 from trvae.module._base import BaseTRVAEModule, MMDLayer
 from trvae.module._covariates import Covariates, CovariateSizes
 from trvae.module._decoders import AdditiveDecoder, ConditionalDecoder
+from trvae.module._distributed import gather_cells
 from trvae.module._layers import Encoder, Normalization
 from trvae.module._likelihood import (
     NegativeBinomial,
@@ -142,6 +144,36 @@ class TRVAEModule(BaseTRVAEModule):
             n_rows = n_batch if dispersion == "gene-condition" else 1
             self.log_dispersion = nn.Embedding(n_rows, n_input)
             nn.init.zeros_(self.log_dispersion.weight)
+
+    @torch.no_grad()
+    def match_means(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Set the decoder's bias so that it starts from the mean of these cells.
+
+        It would take the optimizer many steps to find the logarithms of means that differ by
+        orders of magnitude.
+
+        Parameters
+        ----------
+        tensors
+            A minibatch. Processes that train together need theirs at the same time.
+
+        References
+        ----------
+        Salimans & Kingma, *NeurIPS* (2016), section 3: initialization by the first minibatch.
+        """
+        x = gather_cells(tensors[REGISTRY_KEYS.X_KEY])
+        # A gene without counts here may have some elsewhere.
+        total = x.sum(0) + 1
+        if self.gene_likelihood == "normal":
+            logits = x.mean(0)
+        elif self.use_size_factor_key:
+            rate = total / gather_cells(tensors[REGISTRY_KEYS.SIZE_FACTOR_KEY]).sum()
+            # The inverse of softplus.
+            logits = rate + (-(-rate).expm1()).log()
+        else:
+            logits = (total / total.sum()).log()
+        decoder: Any = self.decoder
+        decoder.bias.copy_(logits)
 
     @property
     def is_count_model(self) -> bool:
