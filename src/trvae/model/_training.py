@@ -17,6 +17,7 @@ from trvae._utils._arguments import (
     POSITIVE_INTEGER,
     Rule,
     check_arguments,
+    choice,
     instance_of,
     number,
 )
@@ -59,6 +60,7 @@ _RULES = {
     "train_size": number("a number above 0 and up to 1", lambda value: 0 < value <= 1) | NONE,
     "validation_size": NONNEGATIVE_NUMBER | NONE,
     "batch_size": POSITIVE_INTEGER,
+    "data_on_device": choice(True, False, None),
     "datasplitter_kwargs": _DICTIONARY | NONE,
     "plan_kwargs": _DICTIONARY | NONE,
     "datamodule": instance_of(LightningDataModule) | NONE,
