@@ -127,8 +127,8 @@ class TrainingMixin(Model):
         Parameters
         ----------
         max_epochs
-            Passes over the data. By default, between 10 and 400, so that there are about 4,500
-            minibatches of all cells.
+            Passes over the data. By default, between 10 and 400, so that there are about 2,250
+            minibatches of counts, or 4,500 of log-normalised values or images.
         accelerator
             Hardware to train on, such as ``"cpu"`` or ``"gpu"``; see
             :class:`~lightning.pytorch.trainer.trainer.Trainer`.
@@ -163,8 +163,9 @@ class TrainingMixin(Model):
         datasplitter_kwargs
             Passed to :class:`~scvi.dataloaders.DataSplitter`.
         plan_kwargs
-            Passed to :class:`~scvi.train.TrainingPlan`. The default learning rate ``lr`` is 1e-3
-            (for images, 4e-3 falling to 0: ``lr_schedule="cosine"``). The KL weight rises over
+            Passed to :class:`~scvi.train.TrainingPlan`. The default learning rate ``lr`` is 2e-3 for
+            counts, 1e-3 for log-normalised values, and for images 4e-3 falling to 0
+            (``lr_schedule="cosine"``). The KL weight rises over
             the first quarter of the epochs unless ``n_epochs_kl_warmup`` or ``n_steps_kl_warmup``
             is given.
         datamodule

@@ -222,6 +222,9 @@ class TRVAE(SetupMixin, RankingMixin, ExpressionMixin, BaseTRVAE):
             effect_sizes=tuple(effect_sizes),
             normalization=normalization,
         )
+        if self.module.is_count_model:
+            # Counts start from their mean, so half of the steps, twice as large, lead as far.
+            self._default_steps, self._default_plan_kwargs = 2_250, {"lr": 2e-3}
         self._model_summary_string = self._summary(
             gene_likelihood=gene_likelihood,
             decoder=decoder,

@@ -182,7 +182,7 @@ class BaseTRVAEModule(LossMixin, PosteriorMixin, BaseMinifiedModeModuleClass):
             self._latent_noise = None
 
     def match_means(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Let an untrained network start from the mean of a minibatch, if it can."""
+        """Let an untrained network start from the mean of a minibatch, where that helps."""
 
     def train_new_categories_only(self, n_rows: Mapping[str, int]) -> None:
         """Freeze all weights except the rows of new categories.

@@ -147,10 +147,10 @@ class TRVAEModule(BaseTRVAEModule):
 
     @torch.no_grad()
     def match_means(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Set the decoder's bias so that it starts from the mean of these cells.
+        """Set the decoder's bias so that it starts from the mean counts of these cells.
 
         It would take the optimizer many steps to find the logarithms of means that differ by
-        orders of magnitude.
+        orders of magnitude. Log-normalised values don't, and leave the bias as it is.
 
         Parameters
         ----------
@@ -161,12 +161,11 @@ class TRVAEModule(BaseTRVAEModule):
         ----------
         Salimans & Kingma, *NeurIPS* (2016), section 3: initialization by the first minibatch.
         """
-        x = gather_cells(tensors[REGISTRY_KEYS.X_KEY])
+        if not self.is_count_model:
+            return
         # A gene without counts here may have some elsewhere.
-        total = x.sum(0) + 1
-        if self.gene_likelihood == "normal":
-            logits = x.mean(0)
-        elif self.use_size_factor_key:
+        total = gather_cells(tensors[REGISTRY_KEYS.X_KEY]).sum(0) + 1
+        if self.use_size_factor_key:
             rate = total / gather_cells(tensors[REGISTRY_KEYS.SIZE_FACTOR_KEY]).sum()
             # The inverse of softplus.
             logits = rate + (-(-rate).expm1()).log()
