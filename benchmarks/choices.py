@@ -59,7 +59,6 @@ SETTINGS = [
     "trVAE train.plan_kwargs={'max_kl_weight':0.3}",
     "trVAE train.plan_kwargs={'max_kl_weight':3.0}",
     "trVAE train.plan_kwargs={'n_epochs_kl_warmup':1}",
-    "trVAE train.plan_kwargs={'lr':1e-3}",
     "trVAE train.plan_kwargs={'lr':3e-3}",
     "trVAE train.condition_balanced=True",
     "trVAE train.batch_size=512",
@@ -71,9 +70,7 @@ SETTINGS = [
     "trVAE effect_sizes=[64,64]",
     "trVAE gene_likelihood='poisson'",
     "trVAE linear_weight=0.5",
-    "trVAE train.max_epochs=12",
-    "trVAE train.max_epochs=46",
-    "trVAE train.max_epochs=46 train.plan_kwargs={'lr':1e-3}",
+    "trVAE train.max_epochs=20",
     "trVAE train.max_epochs=90",
     "trVAE train.max_epochs=90 train.early_stopping=True",
 ]
