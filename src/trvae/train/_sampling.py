@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from scvi import REGISTRY_KEYS, settings
 from scvi.dataloaders import DataSplitter
 from torch.utils.data import DataLoader, Sampler
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 # Minibatches are balanced if the rarest condition would have fewer cells in them.
 MIN_CELLS_PER_CONDITION = 8
+_DEFAULT_TRAIN_SIZE = 0.9
 
 
 # Attributes of scvi-tools' splitter: positions of the cells of each set.
@@ -232,11 +234,43 @@ def minibatches_of(datamodule: Any) -> Iterator[dict[str, torch.Tensor]]:
     Parameters
     ----------
     datamodule
-        A :class:`~lightning.pytorch.core.LightningDataModule`.
+        A :class:`~lightning.pytorch.core.LightningDataModule`. Like Lightning, this asks for no
+        validation minibatches if it does not define them.
     """
-    for loader in (datamodule.train_dataloader(), datamodule.val_dataloader()):
+    loaders = [datamodule.train_dataloader()]
+    if is_overridden("val_dataloader", datamodule):
+        loaders.append(datamodule.val_dataloader())
+    for loader in loaders:
         for minibatch in loader or []:
             yield datamodule.on_before_batch_transfer(minibatch, 0)
+
+
+def first_minibatch(datamodule: Any) -> dict[str, torch.Tensor]:
+    """Return the first minibatch; a ``ValueError`` if there is none or it lacks a tensor.
+
+    Parameters
+    ----------
+    datamodule
+        A :class:`~lightning.pytorch.core.LightningDataModule`.
+    """
+    minibatch = next(minibatches_of(datamodule), None)
+    needed = (REGISTRY_KEYS.X_KEY, REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.LABELS_KEY)
+    if not isinstance(minibatch, dict) or not set(needed) <= set(minibatch):
+        given = join_names(minibatch) if isinstance(minibatch, dict) else type(minibatch).__name__
+        raise ValueError(
+            "minibatches of the datamodule must be dictionaries with the tensors "
+            f"{join_names(needed)}, got {given}."
+        )
+    return minibatch
+
+
+def check_split_sizes(train_size: float | None, validation_size: float | None) -> None:
+    """Raise a ``ValueError`` if the shares of the cells sum to more than 1."""
+    train_size = _DEFAULT_TRAIN_SIZE if train_size is None else train_size
+    if validation_size is not None and train_size + validation_size > 1:
+        raise ValueError(
+            f"train_size={train_size} and validation_size={validation_size} sum to more than 1."
+        )
 
 
 def _check_split(split: Any, n_cells: int) -> None:
