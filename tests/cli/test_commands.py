@@ -106,7 +106,7 @@ def test_map(cells, model, tmp_path):
     query = cells[cells.obs["condition"] == "treated"].copy()
     query.obs["condition"] = "new"
     given = write(query, tmp_path / "query.h5ad")
-    mapped, latent = tmp_path / "mapped", tmp_path / "latent.csv"
+    mapped, latent = tmp_path / "mapped", tmp_path / "new" / "latent.csv"
     arguments = ("--out", mapped, "--latent", latent, "--match-reference", *ONE_EPOCH)
     assert "control, treated, new" in run("map", model, given, *arguments).output
     loaded = trvae.TRVAE.load(str(mapped), adata=False)
@@ -218,6 +218,33 @@ def test_errors_come_before_training_on_one_line(
     command = command.format(data=data, folder=model.parent, out=tmp_path / "out.h5ad")
     result = run(*command.split(), exit_code=1)
     assert re.fullmatch(f"Error: .*{re.escape(message)}.*", result.stderr.strip())
+
+
+BAD_CELLS = {
+    "conditions of another type": (
+        lambda a: a.obs.__setitem__("condition", np.arange(a.n_obs) % 2),
+        "has values of type number, but",
+    ),
+    "no conditions": (lambda a: a.obs.pop("condition"), "condition_key 'condition' is not in"),
+    "duplicate genes": (
+        lambda a: setattr(a, "var_names", ["gene_1", *a.var_names[1:]]),
+        "not unique: 'gene_1'",
+    ),
+    "no matrix": (lambda a: setattr(a, "X", None), "adata.X is None"),
+}
+
+
+@pytest.mark.parametrize("command", ["map", "transfer"])
+@pytest.mark.parametrize("kind", BAD_CELLS)
+def test_bad_cells_are_refused_on_one_line(cells, model, tmp_path, kind, command):
+    change, message = BAD_CELLS[kind]
+    bad = cells.copy()
+    change(bad)
+    given = write(bad, tmp_path / "cells.h5ad")
+    to = ("--to", "treated") if command == "transfer" else ONE_EPOCH
+    result = run(command, model, given, *to, "--out", tmp_path / "out.h5ad", exit_code=1)
+    assert re.fullmatch(f"Error: .*{re.escape(message)}.*", result.stderr.strip())
+    assert [path.name for path in tmp_path.iterdir()] == ["cells.h5ad"]
 
 
 def test_json_has_neither_nan_nor_numbers_of_numpy():

@@ -158,6 +158,8 @@ def map_query(
     Example: trvae map model new_study.h5ad --out mapped --latent latent.csv
     """
     check_new(out, overwrite)
+    if latent is not None:
+        latent.parent.mkdir(parents=True, exist_ok=True)
     reference = TRVAE.load(str(model), adata=False)
     query = read_for(reference, data, modality)
     mapped = TRVAE.load_query_data(query, reference, match_reference=match_reference)

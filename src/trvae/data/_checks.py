@@ -78,8 +78,11 @@ def name_of_matrix(layer: str | None) -> str:
 def get_matrix(adata: AnnData, layer: str | None) -> Any:
     """Return ``adata.X`` or the layer; raise a ``ValueError`` unless it is a matrix of numbers."""
     if layer is None:
-        # An AnnCollection has no X at all.
-        matrix = getattr(adata, "X", None)
+        try:
+            matrix = adata.X
+        except (AttributeError, KeyError):
+            # An AnnCollection, or a file without X.
+            matrix = None
         if matrix is None:
             raise ValueError("adata.X is None. Name the layer with the data: layer=...")
     else:
