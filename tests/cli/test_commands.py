@@ -102,6 +102,37 @@ def test_transfer(cells, model, tmp_path, monkeypatch, suffix, targets, n_assess
     assert all(group["summary"] in " ".join(result.stderr.split()) for group in groups)
 
 
+@pytest.mark.parametrize("labels", ["absent", "missing", "of another type"])
+def test_transfer_without_labels(cells, model, tmp_path, labels):
+    cells = cells.copy()
+    if labels == "absent":
+        del cells.obs["cell_type"]
+        groups = ["all cells"]
+    elif labels == "missing":
+        cells.obs["cell_type"] = ["type_0", *[None] * (cells.n_obs - 1)]
+        groups = ["type_0", "unlabelled"]
+    else:
+        cells.obs["cell_type"] = 7
+        groups = ["7"]
+    given, out = write(cells, tmp_path / "cells.h5ad"), tmp_path / "predicted.h5ad"
+    result = run("transfer", model, given, *BETWEEN, "--out", out, "--json")
+    assert [next(iter(g.values())) for g in json.loads(result.stdout)["groups"]] == groups
+    assert read(out).n_obs == 120
+
+
+def test_a_transfer_that_can_not_be_assessed_is_written(cells, data, tmp_path, monkeypatch):
+    trvae.TRVAE.setup_anndata(cells := cells.copy(), condition_key="condition")
+    trained = trvae.TRVAE(cells, seed=0)
+    trained.train(1)
+    trained.reference_cells_ = None
+    trained.save(tmp_path / "model")
+    out = tmp_path / "predicted.h5ad"
+    result = run("transfer", tmp_path / "model", data, *BETWEEN, "--out", out, "--json")
+    assert "can't be assessed: No training cells are kept" in result.stderr.replace("\n", " ")
+    assert json.loads(result.stdout)["groups"] == []
+    assert out.exists()
+
+
 def test_map(cells, model, tmp_path):
     query = cells[cells.obs["condition"] == "treated"].copy()
     query.obs["condition"] = "new"
