@@ -126,13 +126,27 @@ def test_a_data_module_needs_minibatches_only(adata, monkeypatch):
     assert other.transfer(adata, "treated").shape == adata.shape
 
 
+@pytest.mark.parametrize("labels", [0, torch.empty(0), None])
+def test_a_data_module_may_lack_labels(adata, labels):
+    trvae.TRVAE.setup_anndata(adata, condition_key="condition")
+    model = trvae.TRVAE(adata, seed=0, **SMALL)
+    minibatches = [
+        {**tensors, "labels": labels} for tensors in model._make_data_loader(adata, batch_size=40)
+    ]
+    other = trvae.TRVAE(registry=model.registry, seed=0, **SMALL)
+    other.train(max_epochs=1, datamodule=Bare(minibatches), **QUIET)
+    assert (other.reference_cells_["label"] == np.zeros(adata.n_obs)).all()
+
+
+X, BATCH = {"X": torch.zeros(2, 60)}, {"batch": torch.zeros(2, 1)}
+
+
 @pytest.mark.parametrize(
-    ("minibatches", "given"),
-    [([], "NoneType"), ([{"X": torch.zeros(2, 60)}], "'X'"), ([torch.zeros(2, 60)], "Tensor")],
+    "minibatches", [[], [torch.zeros(2, 60)], [X], [X | BATCH], [X | BATCH | {"labels": 0}]]
 )
-def test_minibatches_of_a_data_module_are_checked_before_training(adata, minibatches, given):
+def test_minibatches_of_a_data_module_are_checked_before_training(adata, minibatches):
     model = trvae.TRVAE(registry=untrained(adata).registry, **SMALL)
-    with pytest.raises(ValueError, match=f"with the tensors 'X', 'batch', 'labels', got {given}"):
+    with pytest.raises(ValueError, match="with the tensors 'X', 'batch', 'labels'"):
         model.train(max_epochs=1, datamodule=Bare(minibatches), **QUIET)
 
 

@@ -150,9 +150,9 @@ def chosen_cells(
 
 
 def with_condition(known: RegisteredData, obs: pd.DataFrame, source: Any) -> pd.DataFrame:
-    """Copy ``obs``, with the source condition if it has no conditions."""
+    """Return ``obs``, with the source condition if it has no conditions."""
     key = known.condition_key
-    return obs.copy() if key in obs else obs.assign(**{key: source})
+    return obs if key in obs else obs.assign(**{key: source})
 
 
 def _has_expression(model: BaseTRVAE, registered: AnnData) -> bool:

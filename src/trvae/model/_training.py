@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from lightning.pytorch import Callback, LightningDataModule
-from scvi import REGISTRY_KEYS
 
 from trvae._utils._arguments import (
     NONE,
@@ -33,7 +32,7 @@ from trvae.module._distributed import uses_processes
 from trvae.train._checkpoint import TrainingCheckpoint, checkpoint_file, read_checkpoint
 from trvae.train._initial_means import InitialMeans
 from trvae.train._interruption import EpochTracker, end_by, stop_requests, weights_of
-from trvae.train._sampling import check_split_sizes, first_minibatch
+from trvae.train._sampling import check_split_sizes, first_values_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -315,7 +314,8 @@ class TrainingMixin(Model):
         """Check the first minibatch, since all of them would take an epoch."""
         datamodule.prepare_data()
         datamodule.setup("fit")
-        values = first_minibatch(datamodule)[REGISTRY_KEYS.X_KEY].numpy()
+        has_labels = self.registered_data.arguments.get("labels_key") is not None
+        values = first_values_of(datamodule, has_labels=has_labels).numpy()
         self._check_values(values, "The data module's X")
         self.expression_is_nonnegative_ = is_nonnegative(values)
 

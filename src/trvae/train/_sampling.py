@@ -242,26 +242,43 @@ def minibatches_of(datamodule: Any) -> Iterator[dict[str, torch.Tensor]]:
         loaders.append(datamodule.val_dataloader())
     for loader in loaders:
         for minibatch in loader or []:
-            yield datamodule.on_before_batch_transfer(minibatch, 0)
+            tensors = datamodule.on_before_batch_transfer(minibatch, 0)
+            if _lacks(tensors, REGISTRY_KEYS.LABELS_KEY):
+                # Without labels, scvi-tools' data modules put something else there.
+                labels = torch.zeros(len(tensors[REGISTRY_KEYS.X_KEY]), 1)
+                tensors = {**tensors, REGISTRY_KEYS.LABELS_KEY: labels}
+            yield tensors
 
 
-def first_minibatch(datamodule: Any) -> dict[str, torch.Tensor]:
-    """Return the first minibatch; a ``ValueError`` if there is none or it lacks a tensor.
+def first_values_of(datamodule: Any, *, has_labels: bool) -> torch.Tensor:
+    """Return the first minibatch's expression; a ``ValueError`` if there is none or it lacks a tensor.
 
     Parameters
     ----------
     datamodule
         A :class:`~lightning.pytorch.core.LightningDataModule`.
+    has_labels
+        Whether there must be labels, too.
     """
-    minibatch = next(minibatches_of(datamodule), None)
-    needed = (REGISTRY_KEYS.X_KEY, REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.LABELS_KEY)
-    if not isinstance(minibatch, dict) or not set(needed) <= set(minibatch):
-        given = join_names(minibatch) if isinstance(minibatch, dict) else type(minibatch).__name__
-        raise ValueError(
-            "minibatches of the datamodule must be dictionaries with the tensors "
-            f"{join_names(needed)}, got {given}."
-        )
-    return minibatch
+    needed = [REGISTRY_KEYS.X_KEY, REGISTRY_KEYS.BATCH_KEY]
+    needed += [REGISTRY_KEYS.LABELS_KEY] if has_labels else []
+    for minibatch in datamodule.train_dataloader():
+        tensors = datamodule.on_before_batch_transfer(minibatch, 0)
+        if isinstance(tensors, dict) and not any(_lacks(tensors, key) for key in needed):
+            return tensors[REGISTRY_KEYS.X_KEY]
+        break
+    raise ValueError(
+        f"The datamodule must give dictionaries with the tensors {join_names(needed)}, each with a "
+        "row per cell, as minibatches to train on."
+    )
+
+
+def _lacks(tensors: dict[str, Any], key: str) -> bool:
+    """Whether there is no tensor with a row per cell."""
+    x, values = tensors.get(REGISTRY_KEYS.X_KEY), tensors.get(key)
+    if not isinstance(x, torch.Tensor) or not isinstance(values, torch.Tensor):
+        return True
+    return len(x) != len(values)
 
 
 def check_split_sizes(train_size: float | None, validation_size: float | None) -> None:
