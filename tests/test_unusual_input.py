@@ -10,7 +10,7 @@ from anndata import AnnData
 from anndata.experimental import read_lazy
 from helpers import QUIET, assert_unchanged, content, dense, of_matrix
 from scipy import sparse
-from test_bad_input import as_mudata, cells, images, made, made_of_images, with_obs
+from test_bad_input import as_mudata, cells, images, made, made_of_images, with_first, with_obs
 
 import trvae
 
@@ -192,6 +192,8 @@ USUAL = {
     "dask arrays of sparse blocks": lambda a: as_dask(a, lambda x: x),
     "no labels": lambda a: AnnData(a.X, a.obs[["condition"]], a.var),
     "other labels": with_obs(cell_type="unheard of"),
+    "labels of another type": with_obs(cell_type=1),
+    "a missing label": with_first("cell_type", None),
     "genes in another order": lambda a: a[:, ::-1].copy(),
     "more genes": lambda a: anndata.concat(
         [a, AnnData(np.ones((72, 1)), a.obs, pd.DataFrame(index=["extra"]))],
@@ -216,6 +218,18 @@ def test_cells_to_predict(model, kind):
     np.testing.assert_allclose(dense(predicted.X), dense(expected.X), rtol=1e-5)
     if before is not None:
         assert_unchanged(data, before)
+
+
+@pytest.mark.parametrize("condition", ["new", None, pd.NA])
+@pytest.mark.parametrize("chosen", [{"indices": [1, 50]}, {"source_condition": "treated"}])
+def test_conditions_of_other_cells(model, chosen, condition, tmp_path):
+    data = with_first("condition", condition)(cells())
+    before = content(data)
+    expected = dense(model.transfer(cells(), "control", **chosen).X)
+    np.testing.assert_array_equal(dense(model.transfer(data, "control", **chosen).X), expected)
+    out = model.transfer(data[:, ::-1].copy(), "control", **chosen, out=tmp_path / "p.zarr")
+    np.testing.assert_array_equal(dense(anndata.read_zarr(out).X)[:, ::-1], expected)
+    assert_unchanged(data, before)
 
 
 def test_one_cell_repeated_cells_and_repeated_names(model):

@@ -9,13 +9,13 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from anndata import AnnData
+from mudata import MuData
 from scvi import settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from anndata import AnnData
-    from mudata import MuData
     from scvi.data import AnnDataManager
 
 MINIFY_TYPE_KEY = "_scvi_adata_minify_type"
@@ -47,6 +47,47 @@ def settings_seed(seed: int) -> Iterator[None]:
         yield
     finally:
         settings._seed = before
+
+
+@contextmanager
+def undone_on_error(model_class: Any, data: Any) -> Iterator[None]:
+    """Undo on an error what is registered of an AnnData or a MuData, and a subset of its genes.
+
+    Parameters
+    ----------
+    model_class
+        Class that the data are registered with.
+    data
+        The user's data; anything else is left alone.
+    """
+    parts = [data, *data.mod.values()] if isinstance(data, MuData) else [data]
+    before = [
+        (part, dict(vars(part)), [_registered(values) for values in _annotations(part)])
+        for part in parts
+        if isinstance(part, AnnData | MuData)
+    ]
+    managers = dict(model_class._setup_adata_manager_store)
+    try:
+        yield
+    except BaseException:
+        for part, attributes, registered in before:
+            vars(part).update(attributes)
+            for values, former in zip(_annotations(part), registered, strict=True):
+                for key in _registered(values).keys() - former.keys():
+                    del values[key]
+                for key, value in former.items():
+                    values[key] = value
+        model_class._setup_adata_manager_store.clear()
+        model_class._setup_adata_manager_store.update(managers)
+        raise
+
+
+def _annotations(data: AnnData | MuData) -> tuple[Any, Any, Any]:
+    return data.obs, data.obsm, data.uns
+
+
+def _registered(values: Any) -> dict[Any, Any]:
+    return {key: values[key] for key in values if is_registered(key)}
 
 
 def latest_manager(model_class: Any, data: AnnData | MuData) -> AnnDataManager:

@@ -102,11 +102,42 @@ def test_transfer(cells, model, tmp_path, monkeypatch, suffix, targets, n_assess
     assert all(group["summary"] in " ".join(result.stderr.split()) for group in groups)
 
 
+@pytest.mark.parametrize("labels", ["absent", "missing", "of another type"])
+def test_transfer_without_labels(cells, model, tmp_path, labels):
+    cells = cells.copy()
+    if labels == "absent":
+        del cells.obs["cell_type"]
+        groups = ["all cells"]
+    elif labels == "missing":
+        cells.obs["cell_type"] = ["type_0", *[None] * (cells.n_obs - 1)]
+        groups = ["type_0", "unlabelled"]
+    else:
+        cells.obs["cell_type"] = 7
+        groups = ["7"]
+    given, out = write(cells, tmp_path / "cells.h5ad"), tmp_path / "predicted.h5ad"
+    result = run("transfer", model, given, *BETWEEN, "--out", out, "--json")
+    assert [next(iter(g.values())) for g in json.loads(result.stdout)["groups"]] == groups
+    assert read(out).n_obs == 120
+
+
+def test_a_transfer_that_can_not_be_assessed_is_written(cells, data, tmp_path, monkeypatch):
+    trvae.TRVAE.setup_anndata(cells := cells.copy(), condition_key="condition")
+    trained = trvae.TRVAE(cells, seed=0)
+    trained.train(1)
+    trained.reference_cells_ = None
+    trained.save(tmp_path / "model")
+    out = tmp_path / "predicted.h5ad"
+    result = run("transfer", tmp_path / "model", data, *BETWEEN, "--out", out, "--json")
+    assert "can't be assessed: No training cells are kept" in result.stderr.replace("\n", " ")
+    assert json.loads(result.stdout)["groups"] == []
+    assert out.exists()
+
+
 def test_map(cells, model, tmp_path):
     query = cells[cells.obs["condition"] == "treated"].copy()
     query.obs["condition"] = "new"
     given = write(query, tmp_path / "query.h5ad")
-    mapped, latent = tmp_path / "mapped", tmp_path / "latent.csv"
+    mapped, latent = tmp_path / "mapped", tmp_path / "new" / "latent.csv"
     arguments = ("--out", mapped, "--latent", latent, "--match-reference", *ONE_EPOCH)
     assert "control, treated, new" in run("map", model, given, *arguments).output
     loaded = trvae.TRVAE.load(str(mapped), adata=False)
@@ -218,6 +249,33 @@ def test_errors_come_before_training_on_one_line(
     command = command.format(data=data, folder=model.parent, out=tmp_path / "out.h5ad")
     result = run(*command.split(), exit_code=1)
     assert re.fullmatch(f"Error: .*{re.escape(message)}.*", result.stderr.strip())
+
+
+BAD_CELLS = {
+    "conditions of another type": (
+        lambda a: a.obs.__setitem__("condition", np.arange(a.n_obs) % 2),
+        "has values of type number, but",
+    ),
+    "no conditions": (lambda a: a.obs.pop("condition"), "condition_key 'condition' is not in"),
+    "duplicate genes": (
+        lambda a: setattr(a, "var_names", ["gene_1", *a.var_names[1:]]),
+        "not unique: 'gene_1'",
+    ),
+    "no matrix": (lambda a: setattr(a, "X", None), "adata.X is None"),
+}
+
+
+@pytest.mark.parametrize("command", ["map", "transfer"])
+@pytest.mark.parametrize("kind", BAD_CELLS)
+def test_bad_cells_are_refused_on_one_line(cells, model, tmp_path, kind, command):
+    change, message = BAD_CELLS[kind]
+    bad = cells.copy()
+    change(bad)
+    given = write(bad, tmp_path / "cells.h5ad")
+    to = ("--to", "treated") if command == "transfer" else ONE_EPOCH
+    result = run(command, model, given, *to, "--out", tmp_path / "out.h5ad", exit_code=1)
+    assert re.fullmatch(f"Error: .*{re.escape(message)}.*", result.stderr.strip())
+    assert [path.name for path in tmp_path.iterdir()] == ["cells.h5ad"]
 
 
 def test_json_has_neither_nan_nor_numbers_of_numpy():

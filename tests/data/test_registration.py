@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from anndata import AnnData
 from helpers import assert_unchanged, content, fit
+from mudata import MuData
 
 import trvae
 
@@ -47,3 +49,129 @@ def test_missing_genes_are_an_error_unless_they_are_filled_in(model, adata, tmp_
     np.testing.assert_allclose(
         mapped.get_latent_representation(), model.get_latent_representation(filled), atol=1e-6
     )
+
+
+def with_modality(adata):
+    mdata = MuData({"rna": adata})
+    mdata.obs = adata.obs.copy()
+    return mdata
+
+
+def registered(data):
+    """What scvi-tools writes to, and the genes."""
+    parts = [data, *data.mod.values()] if isinstance(data, MuData) else [data]
+    return [
+        (list(part.obs), part.obs.to_dict(), list(part.obsm), dict(part.uns), list(part.var_names))
+        for part in parts
+    ]
+
+
+def with_fractions(adata):
+    adata.X = adata.X / 2
+    return adata
+
+
+def with_unknown_label(adata):
+    adata.obs["cell_type"] = "new"
+    return adata
+
+
+def with_duplicate_genes(adata):
+    return adata[:, [0, *range(adata.n_vars)]].copy()
+
+
+def of_integers(adata):
+    adata.obs["condition"] = 1
+    return adata
+
+
+def empty(adata):
+    return adata[:0].copy()
+
+
+REFUSED = {
+    "with_fractions": (with_fractions, "not integers"),
+    "with_unknown_label": (with_unknown_label, "'new'"),
+    "with_duplicate_genes": (with_duplicate_genes, "not unique: 'gene_0'"),
+    "of_integers": (of_integers, "type number"),
+    "empty": (empty, "adata is empty"),
+}
+TAKERS = {
+    "load": lambda data, model, folder: trvae.TRVAE.load(folder, data),
+    "load an ensemble": lambda data, model, folder: trvae.TRVAEEnsemble.load(folder.parent, data),
+    "load_query_data": lambda data, model, folder: trvae.TRVAE.load_query_data(
+        data, model, match_reference=True
+    ),
+    "genes in place": lambda data, model, folder: trvae.TRVAE.load_query_data(
+        data, model, match_reference=True, inplace_subset_query_vars=True
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Models of an AnnData and a MuData, with the folder of each. Not to be changed."""
+    cells = trvae.datasets.simulated(n_cells=20, n_genes=20)
+    mdata = with_modality(cells.copy())
+    trvae.TRVAE.setup_mudata(mdata, condition_key="condition", labels_key="cell_type")
+    models = fit(cells, train={"max_epochs": 1}), trvae.TRVAE(mdata, seed=0)
+    models[1].train(max_epochs=1, accelerator="cpu")
+    folders = [tmp_path_factory.mktemp(name) / "0" for name in ("anndata", "mudata")]
+    for model, folder in zip(models, folders, strict=True):
+        model.save(folder)
+    return dict(zip((AnnData, MuData), zip(models, folders, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("change", REFUSED)
+@pytest.mark.parametrize(
+    ("kind", "taker"),
+    [(AnnData, taker) for taker in TAKERS] + [(MuData, taker) for taker in list(TAKERS)[:-1]],
+)
+def test_cells_that_are_refused_are_as_before(saved, kind, taker, change):
+    make, words = REFUSED[change]
+    # With a gene that would be dropped in place.
+    data = make(trvae.datasets.simulated(n_cells=20, n_genes=21 if "genes" in taker else 20))
+    data = data if kind is AnnData else with_modality(data)
+    before = registered(data)
+    with pytest.raises(ValueError, match=words):
+        TAKERS[taker](data, *saved[kind])
+    assert registered(data) == before
+
+
+def test_cells_that_are_refused_stay_set_up_as_they_were(saved):
+    data = with_unknown_label(trvae.datasets.simulated(n_cells=20, n_genes=20))
+    trvae.TRVAE.setup_anndata(data, condition_key="condition")
+    before = registered(data)
+    with pytest.raises(ValueError, match="'new'"):
+        TAKERS["load_query_data"](data, *saved[AnnData])
+    assert registered(data) == before
+    assert trvae.TRVAE(data).registered_data.arguments["labels_key"] is None
+    assert trvae.TRVAE(data).adata is data
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_genes_to_fill_in_must_be_unique(saved, in_place):
+    for kind, prepare in (
+        (AnnData, trvae.TRVAE.prepare_query_anndata),
+        (MuData, trvae.TRVAE.prepare_query_mudata),
+    ):
+        data = with_duplicate_genes(trvae.datasets.simulated(n_cells=20, n_genes=20))
+        data = data if kind is AnnData else with_modality(data)
+        before = registered(data)
+        for wrong, words in ((data, "not unique: 'gene_0'"), (None, "expected an? .*Data, got a")):
+            with pytest.raises(ValueError, match=words):
+                prepare(wrong, saved[kind][0], inplace=in_place)
+        assert registered(data) == before
+
+
+def test_genes_are_put_in_order_in_a_copy_unless_in_place(saved):
+    model, _ = saved[AnnData]
+    data = trvae.datasets.simulated(n_cells=20, n_genes=21)[:, ::-1].copy()
+    genes = list(data.var_names)
+    prepared = trvae.TRVAE.prepare_query_anndata(data, model, inplace=False)
+    assert list(prepared.var_names) == list(model.adata.var_names)
+    assert list(data.var_names) == genes
+    mdata, (model, _) = with_modality(data), saved[MuData]
+    prepared = trvae.TRVAE.prepare_query_mudata(mdata, model, inplace=False)
+    assert list(prepared["rna"].var_names) == genes[:0:-1]
+    assert list(data.var_names) == genes

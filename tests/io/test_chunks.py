@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from anndata.experimental import read_lazy
 from distributed import Client, LocalCluster
-from helpers import DEVICE, dense, fit, full_disk
+from helpers import DEVICE, assert_unchanged, content, dense, fit, full_disk
+from mudata import MuData
 from scipy import sparse
 
 import trvae
@@ -225,6 +226,81 @@ def test_wrong_arguments_are_found_before_anything_is_written(tmp_path, change, 
     with pytest.raises(error, match=message):
         model.transfer(cells, **(arguments | {"out": tmp_path / arguments["out"]}))
     assert [path.name for path in tmp_path.iterdir()] == ["there.h5ad"]
+
+
+def mixed(adata):
+    adata.obs["mixed"] = np.array([1, "a"] * 60, object)
+
+
+def mixed_of_genes(adata):
+    adata.var["mixed"] = np.array([1, "a"] * 15, object)
+
+
+def named_like_a_column(adata):
+    adata.obs["barcode"] = adata.obs_names
+    adata.obs.index.name = "barcode"
+
+
+def named_like_another(adata):
+    adata.obs.index.name = "note"
+
+
+def two_of_one_name(adata):
+    adata.obs.insert(0, "note", "c", allow_duplicates=True)
+
+
+def of_numbers(adata):
+    adata.obs[5] = 1
+
+
+def unknown_condition(adata):
+    adata.obs["condition"] = [*adata.obs["condition"][:-1], "new"]
+
+
+def missing_condition(adata):
+    adata.obs["condition"] = [*adata.obs["condition"][:-1], None]
+
+
+@pytest.mark.parametrize(
+    ("change", "suffix", "words"),
+    [
+        (mixed, ".h5ad", r"adata.obs\['mixed'\] can't be written"),
+        (mixed_of_genes, ".h5ad", r"adata.var\['mixed'\] can't be written"),
+        (named_like_another, ".h5ad", r"adata.obs\['note'\] can't .* also used by a column"),
+        # The names differ from the column once the target is appended.
+        (named_like_a_column, ".zarr", r"adata.obs\['barcode'\] can't .* also used by a column"),
+        (two_of_one_name, ".zarr", r"adata.obs\['note'\] can't .* repeated"),
+        (of_numbers, ".zarr", r"adata.obs\[5\] can't be written"),
+        (unknown_condition, ".h5ad", "not trained on: 'new'"),
+        (missing_condition, ".h5ad", "1 missing values"),
+    ],
+)
+def test_cells_that_can_not_be_written_are_refused_at_once(
+    tmp_path, monkeypatch, change, suffix, words
+):
+    monkeypatch.setattr(_streaming, "predict", None)
+    model, cells = model_and_cells()
+    cells = cells.copy()
+    change(cells)
+    before = content(cells)
+    with pytest.raises(ValueError, match=words):
+        model.transfer(cells, **SEVERAL, out=tmp_path / f"p{suffix}", **TO_DISK)
+    assert list(tmp_path.iterdir()) == []
+    assert_unchanged(cells, before)
+
+
+def test_a_mudata_that_can_not_be_written_is_refused_at_once(tmp_path, monkeypatch):
+    _, cells = model_and_cells()
+    mdata = MuData({"rna": cells.copy(), "prot": anndata.AnnData(cells.X[:, :2], cells.obs[[]])})
+    mdata.obs = cells.obs[["condition"]].copy()
+    trvae.TRVAE.setup_mudata(mdata, condition_key="condition")
+    model = trvae.TRVAE(mdata, seed=0)
+    model.train(max_epochs=1, accelerator="cpu")
+    mixed(mdata["prot"])
+    monkeypatch.setattr(_streaming, "predict", None)
+    with pytest.raises(ValueError, match=r"mdata\['prot'\].obs\['mixed'\] can't be written"):
+        model.transfer(mdata, **QUESTION, out=tmp_path / "p.h5mu", **TO_DISK)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_more_values_than_32_bits_count_have_64_bit_offsets(tmp_path, monkeypatch):

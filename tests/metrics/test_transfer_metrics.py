@@ -171,6 +171,10 @@ def logged(adata):
     ("change", "message"),
     [
         (lambda g: {"predicted": g["control"][:1]}, "predicted has 1 cells; 2 or more"),
+        (
+            lambda g: {"control": g["control"][:, [0, *range(g["control"].n_vars)]]},
+            "control.var_names are not unique: 'gene_0'",
+        ),
         (lambda g: {"predicted": g["control"][:, 1:]}, "predicted lacks genes .*: 'gene_0'"),
         (lambda g: {"reference": g["reference"][:, 1:]}, "reference lacks genes .*: 'gene_0'"),
         (lambda g: {"predicted": logged(g["control"])}, "hold counts, but predicted values"),

@@ -71,6 +71,10 @@ def test_the_own_condition_changes_no_log_normalised_value(adata):
     [
         (lambda cells: {"adata": cells[:1]}, "no group has 2 cells"),
         (lambda cells: {"target_condition": ["treated", "control"]}, "is not one of"),
+        (
+            lambda cells: {"reference": cells[:, [0, *range(cells.n_vars)]]},
+            "reference.var_names are not unique: 'gene_0'",
+        ),
         (lambda cells: {"reference": cells[:, 1:]}, "lacks transferred genes: 'gene_0'"),
         (lambda cells: {"groupby": "x"}, "groupby 'x' is not in adata.obs"),
     ],

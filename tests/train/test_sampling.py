@@ -5,13 +5,17 @@ import h5py
 import numpy as np
 import pytest
 import scvi
+import torch
 from anndata.experimental import AnnCollection
 from anndata.io import read_elem, sparse_dataset
 from helpers import QUIET, SMALL, assert_same_weights, fit, untrained
+from lightning.pytorch import LightningDataModule
 from scipy import sparse
 from scvi.dataloaders import CollectionAdapter
+from torch.utils.data import DataLoader
 
 import trvae
+from trvae.model import _cell_summaries
 from trvae.train import ConditionBalancedDataSplitter, ConditionBalancedSampler
 from trvae.train._sampling import MIN_CELLS_PER_CONDITION
 
@@ -81,23 +85,13 @@ def test_same_seed_same_weights_with_any_number_of_workers(adata, monkeypatch, w
         assert (one != same).nnz == 0
 
 
-class Cells(ConditionBalancedDataSplitter):
-    """A data module, with the attributes that training asks for."""
-
-    batch_size = 128
-
-    @property
-    def n_obs(self):
-        return self.adata_manager.adata.n_obs
-
-
 @pytest.mark.parametrize("labels_key", [None, "cell_type"])
 def test_training_on_a_data_module_is_training_in_memory(adata, labels_key):
     trvae.TRVAE.setup_anndata(adata, condition_key="condition", labels_key=labels_key)
     model = trvae.TRVAE(adata, seed=0, **SMALL)
     other = trvae.TRVAE(registry=model.registry, seed=0, **SMALL)
     model.train(max_epochs=2, **QUIET)
-    cells = Cells(model.adata_manager, batch_size=Cells.batch_size)
+    cells = ConditionBalancedDataSplitter(model.adata_manager, batch_size=128)
     other.train(max_epochs=2, datamodule=cells, **QUIET)
     assert_same_weights(other.module, model.module.state_dict())
     assert len(other.reference_cells_["z"]) == adata.n_obs
@@ -105,6 +99,61 @@ def test_training_on_a_data_module_is_training_in_memory(adata, labels_key):
         assert other.mean_profiles_ is None
     else:
         np.testing.assert_allclose(other.mean_profiles_, model.mean_profiles_)
+
+
+class Bare(LightningDataModule):
+    """No more than Lightning asks for: minibatches to train on."""
+
+    def __init__(self, minibatches):
+        super().__init__()
+        self._batch_size, self.minibatches = 40, minibatches
+
+    def train_dataloader(self):
+        # Lightning takes a list for several loaders.
+        return DataLoader(self.minibatches, batch_size=None)
+
+
+def test_a_data_module_needs_minibatches_only(adata, monkeypatch):
+    model = untrained(adata)
+    minibatches = list(model._make_data_loader(adata, batch_size=40))
+    other = trvae.TRVAE(registry=model.registry, seed=0, **SMALL)
+    with pytest.raises(ValueError, match="pass max_epochs"):
+        other.train(datamodule=Bare(minibatches), **QUIET)
+    monkeypatch.setattr(_cell_summaries, "_N_REFERENCE_CELLS", 100)
+    other.train(max_epochs=1, datamodule=Bare(minibatches), **QUIET)
+    # The minibatches that have the first 100 cells.
+    assert len(other.reference_cells_["z"]) == 120
+    assert other.transfer(adata, "treated").shape == adata.shape
+
+
+@pytest.mark.parametrize("labels", [0, torch.empty(0), None])
+def test_a_data_module_may_lack_labels(adata, labels):
+    trvae.TRVAE.setup_anndata(adata, condition_key="condition")
+    model = trvae.TRVAE(adata, seed=0, **SMALL)
+    minibatches = [
+        {**tensors, "labels": labels} for tensors in model._make_data_loader(adata, batch_size=40)
+    ]
+    other = trvae.TRVAE(registry=model.registry, seed=0, **SMALL)
+    other.train(max_epochs=1, datamodule=Bare(minibatches), **QUIET)
+    assert (other.reference_cells_["label"] == np.zeros(adata.n_obs)).all()
+
+
+X, BATCH = {"X": torch.zeros(2, 60)}, {"batch": torch.zeros(2, 1)}
+
+
+@pytest.mark.parametrize(
+    "minibatches", [[], [torch.zeros(2, 60)], [X], [X | BATCH], [X | BATCH | {"labels": 0}]]
+)
+def test_minibatches_of_a_data_module_are_checked_before_training(adata, minibatches):
+    model = trvae.TRVAE(registry=untrained(adata).registry, **SMALL)
+    with pytest.raises(ValueError, match="with the tensors 'X', 'batch', 'labels'"):
+        model.train(max_epochs=1, datamodule=Bare(minibatches), **QUIET)
+
+
+def test_a_model_without_cells_has_none_to_train_on(adata, tmp_path):
+    untrained(adata).save(tmp_path / "model")
+    with pytest.raises(ValueError, match="no cells of its own to train on"):
+        trvae.TRVAE.load(tmp_path / "model", adata=False).train()
 
 
 def saved_in_two_files(adata, folder):

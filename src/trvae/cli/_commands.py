@@ -115,10 +115,16 @@ def transfer(
     from_ = None if source is None else value_named(source, loaded.conditions)
     loaded.transfer(cells, target, source_condition=from_, estimate=estimate, seed=seed, out=out)
     console.print(f"Wrote the predicted cells to {out}.", soft_wrap=True)
-    assessed = _assess(loaded, cells, target, from_, seed)
-    for sentence in assessed["summary"]:
-        console.print(f"- {escape(sentence)}", highlight=False)
-    groups = assessed.reset_index().to_dict("records")
+    try:
+        assessed = _assess(loaded, cells, target, from_, seed)
+    except ValueError as error:
+        # The prediction is written nonetheless.
+        console.print(f"The prediction can't be assessed: {escape(str(error))}", highlight=False)
+        groups = []
+    else:
+        for sentence in assessed["summary"]:
+            console.print(f"- {escape(sentence)}", highlight=False)
+        groups = assessed.reset_index().to_dict("records")
     return {"out": str(out), "seed": seed, "groups": groups, "versions": versions()}
 
 
@@ -158,6 +164,8 @@ def map_query(
     Example: trvae map model new_study.h5ad --out mapped --latent latent.csv
     """
     check_new(out, overwrite)
+    if latent is not None:
+        latent.parent.mkdir(parents=True, exist_ok=True)
     reference = TRVAE.load(str(model), adata=False)
     query = read_for(reference, data, modality)
     mapped = TRVAE.load_query_data(query, reference, match_reference=match_reference)

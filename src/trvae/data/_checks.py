@@ -78,8 +78,11 @@ def name_of_matrix(layer: str | None) -> str:
 def get_matrix(adata: AnnData, layer: str | None) -> Any:
     """Return ``adata.X`` or the layer; raise a ``ValueError`` unless it is a matrix of numbers."""
     if layer is None:
-        # An AnnCollection has no X at all.
-        matrix = getattr(adata, "X", None)
+        try:
+            matrix = adata.X
+        except (AttributeError, KeyError):
+            # An AnnCollection, or a file without X.
+            matrix = None
         if matrix is None:
             raise ValueError("adata.X is None. Name the layer with the data: layer=...")
     else:
@@ -243,11 +246,11 @@ def cell_positions(
     return positions
 
 
-def check_unique_genes(adata: AnnData) -> None:
-    """Raise a ``ValueError`` if two genes share a name."""
+def check_unique_genes(adata: AnnData, name: str = "adata") -> None:
+    """Raise a ``ValueError`` if two genes share a name; ``name`` is that of the AnnData."""
     if not adata.var_names.is_unique:
         duplicates = adata.var_names[adata.var_names.duplicated()].unique()
         raise ValueError(
-            f"adata.var_names are not unique: {join_names(duplicates)}. "
-            "Call adata.var_names_make_unique() first."
+            f"{name}.var_names are not unique: {join_names(duplicates)}. "
+            f"Call {name}.var_names_make_unique() first."
         )

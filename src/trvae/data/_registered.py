@@ -14,7 +14,13 @@ from scvi import REGISTRY_KEYS
 from trvae._utils._arguments import join_names
 from trvae._utils._matrices import digest, digest_of_matrix
 from trvae.data._cells import positions_of_genes
-from trvae.data._checks import check_anndata, check_not_lazy, get_matrix, is_list_of_conditions
+from trvae.data._checks import (
+    check_anndata,
+    check_not_empty,
+    check_not_lazy,
+    get_matrix,
+    is_list_of_conditions,
+)
 from trvae.data._mudata import (
     anndata_arguments,
     cells_of,
@@ -124,9 +130,9 @@ class RegisteredData:
             self._check_takes_mudata(data)
             cells = data.mod.get(self.modality)
             # A missing modality is reported by setup_mudata.
-            if cells is None or np.array_equal(cells.var_names, self.var_names):
+            if cells is None or (same := self._cells_with_genes(cells)) is cells:
                 return data
-            return with_genes(data, str(self.modality), self._cells_with_genes(cells))
+            return with_genes(data, str(self.modality), same)
         if self.modality is not None:
             raise ValueError(f"the model was set up with a MuData, got {type(data).__name__}.")
         check_anndata(data)
@@ -134,6 +140,7 @@ class RegisteredData:
         return self._cells_with_genes(data)
 
     def _cells_with_genes(self, adata: AnnData) -> AnnData:
+        check_not_empty(adata)
         if np.array_equal(adata.var_names, self.var_names):
             return adata
         return adata[:, positions_of_genes(adata, self.var_names, self.genes)].copy()

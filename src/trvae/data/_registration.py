@@ -43,7 +43,8 @@ def check_setup(adata: AnnData, setup_args: dict, kwargs: dict) -> None:
     source_registry = kwargs.get("source_registry")
     if source_registry is None and kwargs:
         raise TypeError(f"unexpected arguments: {join_names(kwargs)}.")
-    check_columns(adata, setup_args)
+    check_not_empty(adata)
+    check_unique_genes(adata)
     layer = setup_args["layer"]
     matrix = get_matrix(adata, layer)
     if hasattr(matrix, "compute") and sparse.issparse(computed(matrix[:0])):
@@ -52,6 +53,7 @@ def check_setup(adata: AnnData, setup_args: dict, kwargs: dict) -> None:
             "read from. Call adata.to_memory(), or open the file with "
             "anndata.read_h5ad(path, backed='r')."
         )
+    _check_columns(adata, setup_args)
     if source_registry is not None:
         _check_fits(adata, source_registry, extend=kwargs.get("extend_categories", False))
         return
@@ -62,11 +64,18 @@ def check_setup(adata: AnnData, setup_args: dict, kwargs: dict) -> None:
         _warn_if_labels_have_one_condition(adata, setup_args)
 
 
-def check_columns(adata: AnnData, setup_args: dict) -> None:
-    """Check that the matrix and the columns to register are there and complete."""
-    check_not_empty(adata)
-    get_matrix(adata, setup_args["layer"])
-    check_unique_genes(adata)
+def check_columns_to_predict(adata: AnnData, known: RegisteredData) -> None:
+    """Check that cells have the columns that a model reads, complete and with values it knows.
+
+    Labels don't matter.
+    """
+    _check_columns(adata, known.arguments | {"labels_key": None})
+    for key, categories in known.categories().items():
+        check_known(adata.obs[key], categories, f"adata.obs[{key!r}]")
+
+
+def _check_columns(adata: AnnData, setup_args: dict) -> None:
+    """Check that the columns to register are there and complete."""
     condition_key = setup_args["condition_key"]
     check_categories(adata, "condition_key", condition_key)
     for argument, check in {

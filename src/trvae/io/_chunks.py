@@ -16,6 +16,7 @@ from anndata.io import sparse_dataset, write_elem
 from mudata import MuData
 from scipy import sparse
 
+from trvae._utils._arguments import join_names
 from trvae.io._atomic import atomic_write, remove
 from trvae.io._hdf5 import check_room, open_hdf5
 
@@ -47,6 +48,49 @@ def check_output(out: str | Path, is_mudata: bool) -> Path:
     if out.exists():
         raise FileExistsError(f"{out} exists. Remove it or choose another name.")
     return out
+
+
+def check_annotations(result: AnnData | MuData, suffix: str) -> None:
+    """Raise a ``ValueError`` that names what can't be written of ``obs``, ``var`` and ``uns``.
+
+    Parameters
+    ----------
+    result
+        The result, with or without its matrix. Its strings become categories, as in writing it.
+    suffix
+        Suffix of the file to write. Nothing is written to the disk.
+    """
+    result.strings_to_categoricals()
+    parts = {"adata": result}
+    if isinstance(result, MuData):
+        parts = {"mdata": result} | {f"mdata[{name!r}]": m for name, m in result.mod.items()}
+    for name, part in parts.items():
+        for field, values in {"obs": part.obs, "var": part.var, "uns": dict(part.uns)}.items():
+            if (error := _error_of_writing(values, suffix)) is None:
+                continue
+            wrong = [key for key in values if _error_of_writing(_only(values, key), suffix)]
+            keys = f"[{join_names(dict.fromkeys(wrong))}]" if wrong else ""
+            raise ValueError(f"{name}.{field}{keys} can't be written: {error}") from error
+
+
+def _only(values: Any, key: Any) -> Any:
+    # Of columns that share a name, all.
+    return {key: values[key]} if isinstance(values, dict) else values[[key]]
+
+
+def _error_of_writing(values: Any, suffix: str) -> Exception | None:
+    """Write values to a file in memory, and return the error if they can't be written."""
+    opened: Any = (
+        nullcontext(zarr.group(zarr.storage.MemoryStore()))
+        if suffix == ".zarr"
+        else h5py.File("annotations", "w", driver="core", backing_store=False)
+    )
+    with opened as group:
+        try:
+            write_elem(group, "annotations", values)
+        except Exception as error:  # noqa: BLE001 - packages raise errors of many kinds
+            return error
+    return None
 
 
 class Chunks:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trvae._utils._arguments import join_names
-from trvae.data._checks import get_matrix
+from trvae.data._checks import check_unique_genes, get_matrix
 from trvae.metrics._normalize import is_counts, stated_target_sum
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def check_comparable(
     for name, adata in groups.items():
         if adata.n_obs < 2:
             raise ValueError(f"{name} has {adata.n_obs} cells; 2 or more are needed.")
+        check_unique_genes(adata, name)
         missing = genes.difference(adata.var_names)
         if len(missing):
             raise ValueError(f"{name} lacks genes that observed has: {join_names(missing)}.")

@@ -42,11 +42,15 @@ from trvae.data._checks import (
     is_nonnegative,
     name_of_matrix,
 )
-from trvae.data._codes import check_known, codes_of
+from trvae.data._codes import codes_of
 from trvae.data._fields import InOrderDataManager, fields_of
 from trvae.data._on_device import GatheringLoader, cells_on_device
 from trvae.data._registered import RegisteredData
-from trvae.data._registration import check_columns, check_setup, registry_of_setup_anndata
+from trvae.data._registration import (
+    check_columns_to_predict,
+    check_setup,
+    registry_of_setup_anndata,
+)
 from trvae.io._saved import FORMAT_VERSION
 from trvae.model._confidence import ConfidenceMixin
 from trvae.model._decoding import drawn_expression, expected_expression
@@ -261,17 +265,15 @@ class BaseTRVAE(
         copy = private_copy(adata, known.var_names, known.layer, known.genes)
         if obs is not None:
             copy.obs = obs
-        labels_key = known.arguments["labels_key"]
-        if labels_key is not None and labels_key not in copy.obs:
-            # Prediction ignores labels, so any known one will do.
-            copy.obs[labels_key] = known.labels[0]
-        check_columns(copy, known.arguments)
-        for key, categories in known.categories().items():
-            check_known(copy.obs[key], categories, f"adata.obs[{key!r}]")
+        check_columns_to_predict(copy, known)
         self._check_values(get_matrix(copy, known.layer), name_of_matrix(known.layer))
-        type(self).setup_anndata(
-            copy, source_registry=self.registry, extend_categories=True, **known.arguments
-        )
+        given, labels_key = copy.obs, known.arguments["labels_key"]
+        if labels_key is not None:
+            # Prediction ignores labels, so any known one will do.
+            copy.obs = given.assign(**{labels_key: known.labels[0]})
+        type(self).setup_anndata(copy, source_registry=self.registry, **known.arguments)
+        if labels_key in given:
+            copy.obs[labels_key] = given[labels_key]
         manager = latest_manager(type(self), copy)
         keep_only_manager(self, manager, getattr(self, "_private_copy_uuid", None))
         self._private_copy_uuid = manager.adata_uuid

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,7 +60,12 @@ def choose_reference_cells(
 
 def first_reference_minibatches(datamodule: Any) -> Iterator[dict[str, torch.Tensor]]:
     """Yield about 5,000 cells of a data module, which are in random order already."""
-    return islice(minibatches_of(datamodule), -(-_N_REFERENCE_CELLS // datamodule.batch_size))
+    n_cells = 0
+    for minibatch in minibatches_of(datamodule):
+        yield minibatch
+        n_cells += len(minibatch[REGISTRY_KEYS.X_KEY])
+        if n_cells >= _N_REFERENCE_CELLS:
+            return
 
 
 def encode_reference_cells(

@@ -117,8 +117,8 @@ class ConfidenceMixin(TransferMixin):
         adata, target_condition, source_condition, indices, batch_size
             See :meth:`transfer`: cells and conditions.
         groupby
-            Column of ``adata.obs`` with the groups, by default that of the labels. Without labels,
-            all cells are one group.
+            Column of ``adata.obs`` with the groups, by default that of the labels. Without such a
+            column, all cells are one group; cells without a label are the group "unlabelled".
         n_samples, seed
             Number of posterior draws, at least 2, and their seed; see
             :meth:`get_transferred_expression`.
@@ -155,11 +155,13 @@ class ConfidenceMixin(TransferMixin):
             first, adata, target_condition, source_condition, indices, "counterfactual", seed
         )
         known = first.registered_data
-        groupby = known.arguments["labels_key"] if groupby is None else groupby
-        if groupby is None:
+        labels_key = known.arguments["labels_key"]
+        if groupby is None and labels_key not in selection.adata.obs:
             groups = np.full(len(selection.indices), f"all {known.cells}")
         else:
-            column = check_obs_column(selection.adata, "groupby", groupby)
+            is_given, groupby = groupby is not None, groupby or labels_key
+            column = check_obs_column(selection.adata, "groupby", groupby, complete=is_given)
+            column = column.astype(object).where(column.notna(), "unlabelled")
             groups = column.iloc[selection.indices].to_numpy(dtype=str)
         names, codes = np.unique(groups, return_inverse=True)
         indicator = np.eye(len(names))[:, codes]

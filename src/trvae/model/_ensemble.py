@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mudata import MuData
 from tqdm import tqdm
 
+from trvae._scvi import undone_on_error
 from trvae._utils._arguments import POSITIVE_INTEGER, SEED, check_arguments
 from trvae.io._atomic import annotate_os_errors, atomic_update
 from trvae.io._saved import file_of_cells, remove_cells, remove_saved
@@ -200,15 +201,17 @@ class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
                 remove_saved(of_model, prefix)
 
     @classmethod
-    def load(cls, dir_path: str | Path, *args: Any, **kwargs: Any) -> TRVAEEnsemble:
+    def load(
+        cls, dir_path: str | Path, adata: Any = None, *args: Any, **kwargs: Any
+    ) -> TRVAEEnsemble:
         """Load a saved ensemble.
 
         Parameters
         ----------
         dir_path
             The folder.
-        *args, **kwargs
-            Passed to :meth:`TRVAE.load`.
+        adata, *args, **kwargs
+            See :meth:`TRVAE.load`: the cells, and how to load the models.
 
         Raises
         ------
@@ -220,14 +223,15 @@ class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
         if not folders:
             raise ValueError(f"no ensemble is saved in {str(dir_path)!r}.")
         ensemble = cls.__new__(cls)
-        ensemble.models = [TRVAE.load(folder, *args, **kwargs) for folder in folders]
-        saved = [model.ensemble_ or {} for model in ensemble.models]
-        # Models of version 0.1.0 don't say which ensemble they belong to.
-        if any(saved) and saved != [saved[0] | {"number": i} for i in range(len(saved))]:
-            raise ValueError(
-                f"{str(dir_path)!r} holds models of different ensembles, as a save was "
-                "interrupted. Save the ensemble again."
-            )
+        with undone_on_error(TRVAE, adata):
+            ensemble.models = [TRVAE.load(folder, adata, *args, **kwargs) for folder in folders]
+            saved = [model.ensemble_ or {} for model in ensemble.models]
+            # Models of version 0.1.0 don't say which ensemble they belong to.
+            if any(saved) and saved != [saved[0] | {"number": i} for i in range(len(saved))]:
+                raise ValueError(
+                    f"{str(dir_path)!r} holds models of different ensembles, as a save was "
+                    "interrupted. Save the ensemble again."
+                )
         for model in ensemble.models:
             model.ensemble_ = None
         return ensemble

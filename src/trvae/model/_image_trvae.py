@@ -10,6 +10,7 @@ import torch
 from anndata import AnnData
 from scvi.utils import setup_anndata_dsp
 
+from trvae._scvi import undone_on_error
 from trvae._utils._arguments import (
     POSITIVE_INTEGER,
     check_arguments,
@@ -208,8 +209,9 @@ class ImageTRVAE(BaseImageModel):
             As :meth:`trvae.TRVAE.load`, or if the images' shape or pixel values differ from those
             in training.
         """
-        model = super().load(dir_path, adata, *args, **kwargs)
-        model._check_pixels_as_in_training(adata)
+        with undone_on_error(cls, adata):
+            model = super().load(dir_path, adata, *args, **kwargs)
+            model._check_pixels_as_in_training(adata)
         return model
 
     @classmethod
@@ -233,8 +235,9 @@ class ImageTRVAE(BaseImageModel):
             As :meth:`trvae.TRVAE.load_query_data`, or if the images' shape or pixel values differ
             from those in training.
         """
-        model = super().load_query_data(adata, *args, **kwargs)
-        model._check_pixels_as_in_training(adata)
+        with undone_on_error(cls, adata):
+            model = super().load_query_data(adata, *args, **kwargs)
+            model._check_pixels_as_in_training(adata)
         return model
 
     @torch.no_grad()

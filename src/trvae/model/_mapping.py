@@ -9,10 +9,17 @@ import numpy as np
 from mudata import MuData
 from scvi import REGISTRY_KEYS
 
-from trvae._scvi import adopt, latest_manager
+from trvae._scvi import adopt, latest_manager, undone_on_error
 from trvae._utils._arguments import join_names
 from trvae._utils._seeds import seeded
-from trvae.data._checks import check_data, get_matrix, name_of_matrix
+from trvae.data._checks import (
+    check_anndata,
+    check_data,
+    check_not_lazy,
+    check_unique_genes,
+    get_matrix,
+    name_of_matrix,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +35,11 @@ class MappingMixin(Model):
 
     @classmethod
     def prepare_query_anndata(
-        cls, adata: AnnData, reference_model: str | Path | Any, *args, **kwargs
+        cls,
+        adata: AnnData,
+        reference_model: str | Path | Any,
+        return_reference_var_names: bool = False,
+        inplace: bool = True,
     ) -> AnnData | pd.Index | None:
         """Give cells the genes of a reference, in its order; missing genes are filled with zeros.
 
@@ -38,9 +49,10 @@ class MappingMixin(Model):
             The cells.
         reference_model
             The trained model, or the folder it is saved in.
-        *args, **kwargs
-            Passed to :meth:`scvi.model.base.ArchesMixin.prepare_query_anndata`:
-            ``return_reference_var_names`` and ``inplace``.
+        return_reference_var_names
+            Whether to return only the names of the reference's genes.
+        inplace
+            Whether to change ``adata`` rather than a copy.
 
         Returns
         -------
@@ -49,13 +61,25 @@ class MappingMixin(Model):
         Raises
         ------
         ValueError
-            If no gene is one of the reference's, or the reference can't be loaded.
+            If gene names are not unique, none is one of the reference's, or the reference can't be
+            loaded. ``adata`` is left unchanged.
         """
-        return super().prepare_query_anndata(adata, cls._loaded(reference_model), *args, **kwargs)
+        reference = cls._loaded(reference_model)
+        if not return_reference_var_names:
+            check_anndata(adata)
+            check_not_lazy(adata)
+            check_unique_genes(adata)
+            # Without genes to add, scvi-tools changes the cells even if it should not.
+            adata = adata if inplace else adata.copy()
+        return super().prepare_query_anndata(adata, reference, return_reference_var_names, inplace)
 
     @classmethod
     def prepare_query_mudata(
-        cls, mdata: MuData, reference_model: str | Path | Any, *args, **kwargs
+        cls,
+        mdata: MuData,
+        reference_model: str | Path | Any,
+        return_reference_var_names: bool = False,
+        inplace: bool = True,
     ) -> MuData | dict[str, pd.Index] | None:
         """Give a MuData the genes of a reference, see :meth:`prepare_query_anndata`.
 
@@ -63,7 +87,7 @@ class MappingMixin(Model):
         ----------
         mdata
             The cells.
-        reference_model, *args, **kwargs
+        reference_model, return_reference_var_names, inplace
             See :meth:`prepare_query_anndata`: the reference, and whether to change in place.
 
         Returns
@@ -73,12 +97,19 @@ class MappingMixin(Model):
         Raises
         ------
         ValueError
-            If no gene is one of the reference's, or the reference can't be loaded.
+            See :meth:`prepare_query_anndata`: genes that do not fit. ``mdata`` is left unchanged.
         """
         reference = cls._loaded(reference_model)
+        if not isinstance(mdata, MuData):
+            raise ValueError(f"expected a MuData, got a {type(mdata).__name__}.")
         # MuData draws random names for temporary columns.
         with seeded(0):
-            return super().prepare_query_mudata(mdata, reference, *args, **kwargs)
+            if not return_reference_var_names:
+                check_unique_genes(reference.registered_data.cells_of(mdata))
+                mdata = mdata if inplace else mdata.copy()
+            return super().prepare_query_mudata(
+                mdata, reference, return_reference_var_names, inplace
+            )
 
     @classmethod
     def load_query_data(
@@ -133,15 +164,17 @@ class MappingMixin(Model):
         check_data(adata)
         reference = cls._loaded(reference_model)
         reference_cells = reference._kept_reference_cells() if match_reference else None
-        if adata is not None and not kwargs.get("inplace_subset_query_vars"):
-            adata = reference.registered_data.with_genes(adata)
-        if isinstance(adata, MuData):
-            model = cls._load_query_mudata(adata, reference, **kwargs)
-        else:
-            model = super().load_query_data(adata, reference, unfrozen=True, **kwargs)
-        model._take_from_reference(reference)
-        if reference_cells is not None and model.module.mmd_within_labels and adata is not None:
-            model._check_shares_labels(reference_cells)
+        if adata is not None:
+            with_genes = reference.registered_data.with_genes(adata)
+            adata = adata if kwargs.get("inplace_subset_query_vars") else with_genes
+        with undone_on_error(cls, adata):
+            if isinstance(adata, MuData):
+                model = cls._load_query_mudata(adata, reference, **kwargs)
+            else:
+                model = super().load_query_data(adata, reference, unfrozen=True, **kwargs)
+            model._take_from_reference(reference)
+            if reference_cells is not None and adata is not None:
+                model._check_shares_labels(reference_cells)
         known_rows = {name: len(weight) for name, weight in reference.module.named_parameters()}
         model.mapping_ = {
             "reference_cells": reference.reference_cells_,
@@ -187,6 +220,8 @@ class MappingMixin(Model):
         self.reference_cells_ = reference.reference_cells_
 
     def _check_shares_labels(self, reference_cells: dict[str, np.ndarray]) -> None:
+        if not self.module.mmd_within_labels:
+            return
         labels = self.registered_data.labels
         own = np.unique(self.adata_manager.get_from_registry(REGISTRY_KEYS.LABELS_KEY))
         known = np.unique(reference_cells["label"])

@@ -10,7 +10,7 @@ import scanpy as sc
 from anndata import AnnData
 
 from trvae._utils._arguments import join_names
-from trvae.data._checks import check_obs_column
+from trvae.data._checks import check_obs_column, check_unique_genes
 from trvae.metrics import log_normalized, median_library_size
 from trvae.model._selection import chosen_cells, own_data
 from trvae.model._transfer import TransferMixin
@@ -94,6 +94,7 @@ class RankingMixin(TransferMixin):
         if reference is None:
             reference = cells[chosen_cells(known, cells.obs, source_condition, indices)[0]]
         reference = known.cells_of(reference)
+        check_unique_genes(reference, "reference")
         missing = transferred.var_names.difference(reference.var_names)
         if len(missing) > 0:
             raise ValueError(f"reference lacks transferred genes: {join_names(missing)}.")

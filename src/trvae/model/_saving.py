@@ -13,6 +13,7 @@ from mudata import MuData
 from pyro import get_param_store
 from rich.pretty import pprint
 
+from trvae._scvi import undone_on_error
 from trvae._utils._seeds import seeded
 from trvae.data._checks import check_data
 from trvae.data._registered import RegisteredData
@@ -169,7 +170,7 @@ class SavingMixin(Model):
         if isinstance(adata, AnnData | MuData):
             adata = RegisteredData(saved.registry).with_genes(adata)
         # Weights are drawn, then replaced by the saved ones.
-        with saved.in_private_folder() as folder, seeded(0):
+        with undone_on_error(cls, adata), saved.in_private_folder() as folder, seeded(0):
             model = super().load(
                 folder,
                 adata,

@@ -11,7 +11,7 @@ from scvi import REGISTRY_KEYS
 
 from trvae.counterfactual._draws import cell_keys
 from trvae.counterfactual._label_response import MIN_LABELS, ResponseOfLabels
-from trvae.data._checks import cell_positions, check_not_lazy
+from trvae.data._checks import cell_positions, check_not_empty, check_not_lazy
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -66,13 +66,24 @@ def select(
     known.condition_code(target, "target_condition")
     if source is not None:
         known.condition_code(source, "source_condition")
-    adata, registered = _read(model, data, source)
+    adata = known.cells_of(own_data(model) if data is None else data)
+    check_not_lazy(adata)
+    check_not_empty(adata)
+    positions, conditions = chosen_cells(known, adata.obs, source, indices)
+    if data is None:
+        registered = model._validate_anndata(None)
+    else:
+        # Columns of the others don't matter: those of a selected cell will do.
+        rows = np.full(adata.n_obs, positions[0])
+        rows[positions] = positions
+        obs = with_condition(known, adata.obs.iloc[rows], source)
+        obs.index = adata.obs.index
+        registered = model._validate_anndata(adata, obs=obs)
     if estimate == "counterfactual" and not _has_expression(model, registered):
         raise ValueError(
             f"estimate='counterfactual' needs the {known.cells}' own values, which this minified "
             "AnnData does not have. Use estimate='decoded', or pass the full AnnData."
         )
-    positions, conditions = chosen_cells(known, registered.obs, source, indices)
     selection = Selection(
         adata,
         registered,
@@ -117,43 +128,31 @@ def chosen_cells(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return positions of the selected cells and the condition that each was measured under.
 
-    Raises a ``ValueError`` if no cell is selected or the cells' condition is not known.
+    Raises a ``ValueError`` if no cell is selected or ``obs`` does not have the conditions.
     """
     key = known.condition_key
     positions = cell_positions(indices, len(obs), cells=known.cells)
-    _check_has_conditions(known, obs, source)
-    if key in obs:
-        conditions = obs[key].to_numpy()[positions]
-    else:
-        conditions = np.full(len(positions), source, dtype=object)
+    if key not in obs and source is None:
+        raise ValueError(
+            f"condition_key {key!r} is not in adata.obs. If all {known.cells} were measured under "
+            "one condition, name it: source_condition=..."
+        )
+    conditions = with_condition(known, obs, source)[key]
+    if isinstance(conditions, pd.DataFrame):
+        raise ValueError(f"condition_key {key!r} names several columns of adata.obs.")
+    conditions = conditions.iloc[positions]
     if source is not None:
-        chosen = conditions == source
+        chosen = conditions.eq(source).fillna(False).to_numpy(bool)
         positions, conditions = positions[chosen], conditions[chosen]
     if len(positions) == 0:
         raise ValueError(f"no {known.cells} are selected: none of them has {key}={source!r}.")
-    return positions, conditions
+    return positions, conditions.to_numpy()
 
 
-def _check_has_conditions(known: RegisteredData, obs: pd.DataFrame, source: Any) -> None:
-    if known.condition_key not in obs and source is None:
-        raise ValueError(
-            f"condition_key {known.condition_key!r} is not in adata.obs. If all {known.cells} "
-            "were measured under one condition, name it: source_condition=..."
-        )
-
-
-def _read(model: BaseTRVAE, data: AnnData | MuData | None, source: Any) -> tuple[AnnData, AnnData]:
-    """Return the user's cells, and as the model reads them."""
-    known = model.registered_data
-    if data is None:
-        return known.cells_of(own_data(model)), model._validate_anndata(None)
-    adata = known.cells_of(data)
-    check_not_lazy(adata)
-    _check_has_conditions(known, adata.obs, source)
-    if known.condition_key in adata.obs:
-        return adata, model._validate_anndata(adata)
-    obs = adata.obs.assign(**{known.condition_key: source})
-    return adata, model._validate_anndata(adata, obs=obs)
+def with_condition(known: RegisteredData, obs: pd.DataFrame, source: Any) -> pd.DataFrame:
+    """Return ``obs``, with the source condition if it has no conditions."""
+    key = known.condition_key
+    return obs if key in obs else obs.assign(**{key: source})
 
 
 def _has_expression(model: BaseTRVAE, registered: AnnData) -> bool:

@@ -16,11 +16,12 @@ from trvae._scvi import minify_type
 from trvae._utils._matrices import digest, read_rows
 from trvae.counterfactual._draws import cell_keys
 from trvae.data._cells import with_matrix
-from trvae.data._checks import get_matrix, in_memory
-from trvae.io._chunks import Chunks
+from trvae.data._checks import check_not_empty, get_matrix, in_memory
+from trvae.data._registration import check_columns_to_predict
+from trvae.io._chunks import Chunks, check_annotations
 from trvae.model._decoding import check_trained, predict
 from trvae.model._prediction import as_anndata, as_text, in_place_of
-from trvae.model._selection import chosen_cells, select
+from trvae.model._selection import chosen_cells, select, with_condition
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -50,19 +51,23 @@ def transfer_to_disk(
     adata = known.cells_of(data)
     if minify_type(adata) is not None:
         raise ValueError("cells of a minified AnnData can't be transferred to disk.")
+    check_not_empty(adata)
     obs, var, matrix = in_memory(adata.obs), in_memory(adata.var), get_matrix(adata, known.layer)
     positions, conditions = chosen_cells(known, obs, source, indices)
+    chosen = with_condition(known, obs.iloc[positions], source)
+    check_columns_to_predict(AnnData(obs=chosen), known)
     keys = cell_keys(obs.index)[positions]
 
     def read(chunk: slice) -> AnnData:
         rows = positions[chunk]
         return with_matrix(obs.iloc[rows], var, known.layer, read_rows(matrix, rows))
 
-    # Wrong arguments and genes are found before anything is written.
+    # Wrong arguments, genes and columns are found before anything is predicted.
     targets = known.targets(target)
     probe = select(first, read(slice(0, 1)), targets[0], source, None, estimate, seed)
     everything = replace(probe, adata=AnnData(obs=obs), indices=positions, source=conditions)
     skeleton = in_place_of(first, data, everything, as_anndata(first, None, everything, target))
+    check_annotations(skeleton, out.suffix)
     starts = range(0, len(positions), chunk_size)
     slices = list(product(targets, [slice(start, start + chunk_size) for start in starts]))
     task = {

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from lightning.pytorch import Callback, LightningDataModule
-from lightning.pytorch.strategies import DDPStrategy
-from scvi import REGISTRY_KEYS
 
 from trvae._utils._arguments import (
     NONE,
@@ -30,10 +28,11 @@ from trvae.model._cell_summaries import (
     get_codes,
 )
 from trvae.model._identity import identity_of
+from trvae.module._distributed import uses_processes
 from trvae.train._checkpoint import TrainingCheckpoint, checkpoint_file, read_checkpoint
 from trvae.train._initial_means import InitialMeans
 from trvae.train._interruption import EpochTracker, end_by, stop_requests, weights_of
-from trvae.train._sampling import minibatches_of
+from trvae.train._sampling import check_split_sizes, first_values_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -71,7 +70,6 @@ _RULES = {
 }
 
 
-_DEFAULT_TRAIN_SIZE = 0.9
 _MIN_EPOCHS, _MAX_EPOCHS = 10, 400
 _SHARE_OF_KL_WARMUP = 0.25
 _SHARE_OF_PATIENCE = 0.2
@@ -169,7 +167,8 @@ class TrainingMixin(Model):
             the first quarter of the epochs unless ``n_epochs_kl_warmup`` or ``n_steps_kl_warmup``
             is given.
         datamodule
-            Data to train on if the model was made from a ``registry``.
+            Data to train on if the model was made from a ``registry``. Without an attribute
+            ``n_obs``, it needs ``max_epochs``.
         checkpoint_dir
             Folder for a checkpoint of the training, in which each replaces the previous one. Not
             available with several processes.
@@ -208,7 +207,7 @@ class TrainingMixin(Model):
         ``validation_loss``.
         """
         check_arguments(locals(), _RULES)
-        _check_split_sizes(train_size, validation_size)
+        check_split_sizes(train_size, validation_size)
         self._check_can_be_trained(datamodule)
         if max_epochs is None:
             max_epochs = self._default_max_epochs(batch_size, datamodule)
@@ -218,7 +217,7 @@ class TrainingMixin(Model):
             "early_stopping_patience": max(3, round(_SHARE_OF_PATIENCE * max_epochs)),
             **trainer_kwargs,
         }
-        is_distributed = _is_distributed(trainer_kwargs.get("strategy"))
+        is_distributed = uses_processes(trainer_kwargs.get("strategy"))
         has_checkpoints = checkpoint_dir is not None or resume_from is not None
         if is_distributed:
             self._check_can_be_distributed(has_checkpoints)
@@ -316,12 +315,16 @@ class TrainingMixin(Model):
         """Check the first minibatch, since all of them would take an epoch."""
         datamodule.prepare_data()
         datamodule.setup("fit")
-        values = next(minibatches_of(datamodule))[REGISTRY_KEYS.X_KEY].numpy()
+        has_labels = self.registered_data.arguments.get("labels_key") is not None
+        values = first_values_of(datamodule, has_labels=has_labels).numpy()
         self._check_values(values, "The data module's X")
         self.expression_is_nonnegative_ = is_nonnegative(values)
 
     def _default_max_epochs(self, batch_size: int, datamodule: Any | None) -> int:
-        n_cells = self.summary_stats.n_cells if datamodule is None else datamodule.n_obs
+        if datamodule is None:
+            n_cells = self.summary_stats.n_cells
+        elif (n_cells := getattr(datamodule, "n_obs", None)) is None:
+            raise ValueError("The datamodule does not say how many cells it has: pass max_epochs.")
         n_epochs = round(self._default_steps * batch_size / max(n_cells, 1))
         return min(max(n_epochs, _MIN_EPOCHS), _MAX_EPOCHS)
 
@@ -395,15 +398,3 @@ class TrainingMixin(Model):
                 "trained here."
             )
         return self.reference_cells_
-
-
-def _check_split_sizes(train_size: float | None, validation_size: float | None) -> None:
-    train_size = _DEFAULT_TRAIN_SIZE if train_size is None else train_size
-    if validation_size is not None and train_size + validation_size > 1:
-        raise ValueError(
-            f"train_size={train_size} and validation_size={validation_size} sum to more than 1."
-        )
-
-
-def _is_distributed(strategy: Any) -> bool:
-    return "ddp" in strategy if isinstance(strategy, str) else isinstance(strategy, DDPStrategy)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
 
 
@@ -23,6 +24,11 @@ def processes() -> Processes:
     if not (distributed.is_available() and distributed.is_initialized()):
         return ALONE
     return Processes(distributed.get_rank(), distributed.get_world_size())
+
+
+def uses_processes(strategy: Any) -> bool:
+    """Whether training with this strategy of Lightning's is distributed."""
+    return "ddp" in strategy if isinstance(strategy, str) else isinstance(strategy, DDPStrategy)
 
 
 def gather_cells(cells: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from scvi import REGISTRY_KEYS, settings
 from scvi.dataloaders import DataSplitter
 from torch.utils.data import DataLoader, Sampler
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 # Minibatches are balanced if the rarest condition would have fewer cells in them.
 MIN_CELLS_PER_CONDITION = 8
+_DEFAULT_TRAIN_SIZE = 0.9
 
 
 # Attributes of scvi-tools' splitter: positions of the cells of each set.
@@ -232,11 +234,60 @@ def minibatches_of(datamodule: Any) -> Iterator[dict[str, torch.Tensor]]:
     Parameters
     ----------
     datamodule
-        A :class:`~lightning.pytorch.core.LightningDataModule`.
+        A :class:`~lightning.pytorch.core.LightningDataModule`. Like Lightning, this asks for no
+        validation minibatches if it does not define them.
     """
-    for loader in (datamodule.train_dataloader(), datamodule.val_dataloader()):
+    loaders = [datamodule.train_dataloader()]
+    if is_overridden("val_dataloader", datamodule):
+        loaders.append(datamodule.val_dataloader())
+    for loader in loaders:
         for minibatch in loader or []:
-            yield datamodule.on_before_batch_transfer(minibatch, 0)
+            tensors = datamodule.on_before_batch_transfer(minibatch, 0)
+            if _lacks(tensors, REGISTRY_KEYS.LABELS_KEY):
+                # Without labels, scvi-tools' data modules put something else there.
+                labels = torch.zeros(len(tensors[REGISTRY_KEYS.X_KEY]), 1)
+                tensors = {**tensors, REGISTRY_KEYS.LABELS_KEY: labels}
+            yield tensors
+
+
+def first_values_of(datamodule: Any, *, has_labels: bool) -> torch.Tensor:
+    """Return the first minibatch's expression; a ``ValueError`` if there is none or it lacks a tensor.
+
+    Parameters
+    ----------
+    datamodule
+        A :class:`~lightning.pytorch.core.LightningDataModule`.
+    has_labels
+        Whether there must be labels, too.
+    """
+    needed = [REGISTRY_KEYS.X_KEY, REGISTRY_KEYS.BATCH_KEY]
+    needed += [REGISTRY_KEYS.LABELS_KEY] if has_labels else []
+    for minibatch in datamodule.train_dataloader():
+        tensors = datamodule.on_before_batch_transfer(minibatch, 0)
+        if isinstance(tensors, dict) and not any(_lacks(tensors, key) for key in needed):
+            return tensors[REGISTRY_KEYS.X_KEY]
+        break
+    raise ValueError(
+        f"The datamodule must give dictionaries with the tensors {join_names(needed)}, each with a "
+        "row per cell, as minibatches to train on."
+    )
+
+
+def _lacks(tensors: dict[str, Any], key: str) -> bool:
+    """Whether there is no tensor with a row per cell."""
+    x, values = tensors.get(REGISTRY_KEYS.X_KEY), tensors.get(key)
+    if not isinstance(x, torch.Tensor) or not isinstance(values, torch.Tensor):
+        return True
+    return len(x) != len(values)
+
+
+def check_split_sizes(train_size: float | None, validation_size: float | None) -> None:
+    """Raise a ``ValueError`` if the shares of the cells sum to more than 1."""
+    train_size = _DEFAULT_TRAIN_SIZE if train_size is None else train_size
+    if validation_size is not None and train_size + validation_size > 1:
+        raise ValueError(
+            f"train_size={train_size} and validation_size={validation_size} sum to more than 1."
+        )
 
 
 def _check_split(split: Any, n_cells: int) -> None:
