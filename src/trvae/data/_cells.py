@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import h5py
 import numpy as np
+import zarr
 from anndata import AnnData
+from anndata.abc import CSCDataset, CSRDataset
+from mudata import MuData
 from scipy import sparse
 
 from trvae._utils._arguments import join_names
@@ -14,6 +18,36 @@ from trvae.data._checks import check_not_empty, check_not_lazy, check_unique_gen
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_ON_DISK = (h5py.Dataset, zarr.Array, CSRDataset, CSCDataset)
+
+
+def loaded(adata: AnnData) -> AnnData:
+    """Read a file-backed AnnData into memory, and return any other as it is.
+
+    For whatever needs all values at once. Unlike :meth:`anndata.AnnData.to_memory`, it leaves the
+    file open, which the user may still read. Raises a ``ValueError`` for a lazy AnnData.
+    """
+    check_not_lazy(adata)
+    # A MuData's modality keeps its matrix on disk within an AnnData that is not backed.
+    if not adata.isbacked and not isinstance(adata.X, _ON_DISK):
+        return adata
+    parts = ("obs", "var", "uns", "obsm", "varm", "obsp", "varp", "layers")
+    copy = AnnData(**{name: getattr(adata, name) for name in parts}).copy()
+    copy.X = None if adata.X is None else adata.X[:]
+    if (raw := adata.raw) is not None:
+        copy.raw = AnnData(raw.X[:], var=raw.var, varm=dict(raw.varm), obs=adata.obs[[]])
+    return copy
+
+
+def check_not_backed(data: AnnData | MuData, purpose: str) -> None:
+    """Raise a ``ValueError`` if data that are to be changed in place are in a file."""
+    parts = data.mod.values() if isinstance(data, MuData) else [data]
+    if any(part.isbacked for part in parts):
+        raise ValueError(
+            f"{purpose} needs data in memory, but they are file-backed. Read them into memory: "
+            "adata.to_memory(), or mudata.read_h5mu(path)."
+        )
 
 
 def positions_of_genes(adata: AnnData, var_names: np.ndarray, genes: str = "genes") -> np.ndarray:

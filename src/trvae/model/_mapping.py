@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from scvi import REGISTRY_KEYS
 from trvae._scvi import adopt, latest_manager
 from trvae._utils._arguments import join_names
 from trvae._utils._seeds import seeded
+from trvae.data._cells import check_not_backed, loaded
 from trvae.data._checks import check_data, get_matrix, name_of_matrix
 
 if TYPE_CHECKING:
@@ -35,7 +37,8 @@ class MappingMixin(Model):
         Parameters
         ----------
         adata
-            The cells.
+            The cells. If they are file-backed, they can't be changed in place; with
+            ``inplace=False`` they are read into memory.
         reference_model
             The trained model, or the folder it is saved in.
         *args, **kwargs
@@ -49,9 +52,16 @@ class MappingMixin(Model):
         Raises
         ------
         ValueError
-            If no gene is one of the reference's, or the reference can't be loaded.
+            If no gene is one of the reference's, the reference can't be loaded, or file-backed
+            cells would be changed in place.
         """
-        return super().prepare_query_anndata(adata, cls._loaded(reference_model), *args, **kwargs)
+        inherited = super().prepare_query_anndata
+        given = inspect.signature(inherited).bind(adata, reference_model, *args, **kwargs)
+        given.apply_defaults()
+        check_data(adata)
+        if given.arguments["inplace"] and not given.arguments["return_reference_var_names"]:
+            check_not_backed(adata, "prepare_query_anndata(inplace=True)")
+        return inherited(loaded(adata), cls._loaded(reference_model), *args, **kwargs)
 
     @classmethod
     def prepare_query_mudata(
@@ -73,8 +83,10 @@ class MappingMixin(Model):
         Raises
         ------
         ValueError
-            If no gene is one of the reference's, or the reference can't be loaded.
+            If no gene is one of the reference's, the reference can't be loaded, or the cells are
+            file-backed.
         """
+        check_not_backed(mdata, "prepare_query_mudata")
         reference = cls._loaded(reference_model)
         # MuData draws random names for temporary columns.
         with seeded(0):
@@ -131,6 +143,8 @@ class MappingMixin(Model):
                 "Pass reference_model: a trained model, or the folder it is saved in."
             )
         check_data(adata)
+        if kwargs.get("inplace_subset_query_vars") and adata is not None:
+            check_not_backed(adata, "inplace_subset_query_vars=True")
         reference = cls._loaded(reference_model)
         reference_cells = reference._kept_reference_cells() if match_reference else None
         if adata is not None and not kwargs.get("inplace_subset_query_vars"):
