@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
-import zarr
 from anndata import AnnData
-from anndata.abc import CSCDataset, CSRDataset
 from mudata import MuData
 from scipy import sparse
 
 from trvae._utils._arguments import join_names
 from trvae._utils._matrices import computed
-from trvae.data._checks import check_not_empty, check_not_lazy, check_unique_genes, get_matrix
+from trvae.data._checks import (
+    check_not_empty,
+    check_not_lazy,
+    check_unique_genes,
+    get_matrix,
+    is_on_disk,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_ON_DISK = (h5py.Dataset, zarr.Array, CSRDataset, CSCDataset)
 
 
 def loaded(adata: AnnData) -> AnnData:
@@ -29,8 +30,7 @@ def loaded(adata: AnnData) -> AnnData:
     file open, which the user may still read. Raises a ``ValueError`` for a lazy AnnData.
     """
     check_not_lazy(adata)
-    # A MuData's modality keeps its matrix on disk within an AnnData that is not backed.
-    if not adata.isbacked and not isinstance(adata.X, _ON_DISK):
+    if not is_on_disk(adata):
         return adata
     parts = ("obs", "var", "uns", "obsm", "varm", "obsp", "varp", "layers")
     copy = AnnData(**{name: getattr(adata, name) for name in parts}).copy()

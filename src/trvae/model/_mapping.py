@@ -14,7 +14,7 @@ from trvae._scvi import adopt, latest_manager
 from trvae._utils._arguments import join_names
 from trvae._utils._seeds import seeded
 from trvae.data._cells import check_not_backed, loaded
-from trvae.data._checks import check_data, get_matrix, name_of_matrix
+from trvae.data._checks import check_anndata, check_data, get_matrix, name_of_matrix
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,13 +55,14 @@ class MappingMixin(Model):
             If no gene is one of the reference's, the reference can't be loaded, or file-backed
             cells would be changed in place.
         """
+        reference_model = cls._loaded(reference_model)
         inherited = super().prepare_query_anndata
         given = inspect.signature(inherited).bind(adata, reference_model, *args, **kwargs)
         given.apply_defaults()
-        check_data(adata)
+        check_anndata(adata)
         if given.arguments["inplace"] and not given.arguments["return_reference_var_names"]:
             check_not_backed(adata, "prepare_query_anndata(inplace=True)")
-        return inherited(loaded(adata), cls._loaded(reference_model), *args, **kwargs)
+        return inherited(loaded(adata), reference_model, *args, **kwargs)
 
     @classmethod
     def prepare_query_mudata(
@@ -86,8 +87,8 @@ class MappingMixin(Model):
             If no gene is one of the reference's, the reference can't be loaded, or the cells are
             file-backed.
         """
-        check_not_backed(mdata, "prepare_query_mudata")
         reference = cls._loaded(reference_model)
+        check_not_backed(mdata, "prepare_query_mudata")
         # MuData draws random names for temporary columns.
         with seeded(0):
             return super().prepare_query_mudata(mdata, reference, *args, **kwargs)

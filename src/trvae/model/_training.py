@@ -76,7 +76,6 @@ _MIN_EPOCHS, _MAX_EPOCHS = 10, 400
 _SHARE_OF_KL_WARMUP = 0.25
 _SHARE_OF_PATIENCE = 0.2
 
-
 # Attributes that training sets.
 _SET_BY_TRAINING = (
     "is_trained_", "history_", "trainer", "train_indices_", "validation_indices_",
@@ -161,7 +160,8 @@ class TrainingMixin(Model):
         check_val_every_n_epoch
             Number of epochs between validations.
         datasplitter_kwargs
-            Passed to :class:`~scvi.dataloaders.DataSplitter`.
+            Passed to :class:`~scvi.dataloaders.DataSplitter`. ``num_workers`` needs cells
+            in memory or forked processes.
         plan_kwargs
             Passed to :class:`~scvi.train.TrainingPlan`. The default learning rate ``lr`` is 1e-3
             (for images, 4e-3 falling to 0: ``lr_schedule="cosine"``). The KL weight rises over
