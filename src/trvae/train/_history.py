@@ -25,7 +25,9 @@ def new_history(model: Any) -> Iterator[None]:
     model
         The model that is trained within the context.
     """
-    was_trained, before = model.is_trained_, model.history_
+    was_trained = model.is_trained_
+    # A query that was not trained yet has its reference's.
+    before = model.history_ if was_trained else None
     model.is_trained_, model.history_ = False, None
     try:
         yield
