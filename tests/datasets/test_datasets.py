@@ -2,7 +2,9 @@
 
 from importlib.resources import files
 
+import anndata
 import numpy as np
+import pandas as pd
 import pooch
 import pytest
 from scipy import sparse
@@ -35,9 +37,49 @@ def test_full_data_without_a_network(tmp_path, monkeypatch):
         kang18(full=True, cache_dir=tmp_path)
 
 
-def test_full_data_from_the_cache(tmp_path, adata):
-    adata.write_h5ad(tmp_path / "kang_2018.h5ad")
-    assert kang18(full=True, cache_dir=tmp_path).shape == adata.shape
+def full_data(n_cells=25_000, value=1.0, genes=slice(None), n_conditions=2):
+    """Nearly empty cells that have what is known of the full data."""
+    genes = kang18().var_names[genes]
+    matrix = sparse.csr_matrix(([value], ([0], [0])), (n_cells, len(genes)), dtype=np.float32)
+    adata = anndata.AnnData(matrix, var=pd.DataFrame(index=genes))
+    adata.obs["label"] = np.resize(["ctrl", "stim", "other"][:n_conditions], n_cells)
+    return adata
+
+
+def test_full_data_from_the_cache(tmp_path):
+    full_data().write_h5ad(tmp_path / "kang_2018.h5ad")
+    assert kang18(full=True, cache_dir=tmp_path).shape == (25_000, 2_000)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"n_cells": 120}, "it has 120 cells, not about 25,000"),
+        ({"genes": slice(900)}, "it lacks most genes"),
+        ({"value": 0.5}, "no raw counts"),
+        ({"value": -1.0}, "no raw counts"),
+        ({"n_conditions": 3}, "two conditions"),
+        (None, "it can't be read"),
+    ],
+)
+def test_another_file_is_not_taken_for_the_full_data(tmp_path, monkeypatch, wrong, message):
+    path = tmp_path / "kang_2018.h5ad"
+
+    def retrieve(*_, **__):
+        if wrong is None:
+            path.write_text("<html>")
+        elif not path.exists():
+            full_data(**wrong).write_h5ad(path)
+
+    monkeypatch.setattr(pooch, "retrieve", retrieve)
+    with pytest.raises(ValueError, match=f"not the full Kang 2018 data.*{message}.*was removed"):
+        kang18(full=True, cache_dir=tmp_path)
+    assert not path.exists()
+    # A file that a user put there stays.
+    retrieve()
+    with pytest.raises(ValueError, match=f"{message}.*Remove it"):
+        kang18(full=True, cache_dir=tmp_path)
+    assert path.exists()
 
 
 def test_simulated_counts_have_the_rates_they_were_drawn_from():

@@ -38,3 +38,16 @@ def test_a_folder_is_as_before_until_all_is_written(tmp_path, write, before, lef
     write_and_raise()
     assert {path.name: path.read_text() for path in folder.iterdir()} == before | {"file": "new"}
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_parts_of_a_folder_are_written_side_by_side(tmp_path, exists):
+    folder = tmp_path / "folder"
+    if exists:
+        folder.mkdir()
+    with atomic_update(folder, "a") as a, atomic_update(folder, "b") as b:
+        for part, name in ((a, "a"), (b, "b")):
+            part.mkdir()
+            (part / name).write_text(name)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"a": "a", "b": "b"}
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]

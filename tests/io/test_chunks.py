@@ -3,11 +3,13 @@ import itertools
 
 import anndata
 import dask.array as da
+import mudata
 import numpy as np
 import pytest
+import zarr
 from anndata.experimental import read_lazy
 from distributed import Client, LocalCluster
-from helpers import DEVICE, assert_unchanged, content, dense, fit, full_disk
+from helpers import DEVICE, QUIET, SMALL, assert_unchanged, content, dense, fit, full_disk
 from mudata import MuData
 from scipy import sparse
 
@@ -309,3 +311,54 @@ def test_more_values_than_32_bits_count_have_64_bit_offsets(tmp_path, monkeypatc
     result = read(model.transfer(cells, **QUESTION, out=tmp_path / "p.h5ad", **TO_DISK))
     assert result.X.indptr.dtype == np.int64
     assert (result.X != model.transfer(cells, **QUESTION).X).nnz == 0
+
+
+@pytest.mark.parametrize("as_mudata", [False, True])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_zarr_has_the_format_of_anndatas_settings(tmp_path, zarr_format, as_mudata):
+    model, cells = model_and_cells()
+    expected = model.transfer(cells, **QUESTION)
+    if as_mudata:
+        cells = MuData({"rna": cells.copy()})
+        place = {"rna_layer": "rna", "condition_key": "rna", "labels_key": "rna"}
+        trvae.TRVAE.setup_mudata(
+            cells, condition_key="condition", labels_key="cell_type", modalities=place
+        )
+        model = trvae.TRVAE(cells, seed=0, **SMALL)
+        model.train(1, **QUIET)
+        expected = model.transfer(cells, **QUESTION)["rna"]
+    with anndata.settings.override(zarr_write_format=zarr_format):
+        out = model.transfer(cells, **QUESTION, out=tmp_path / "p.zarr", **TO_DISK)
+    root = zarr.open_group(out, mode="r")
+    assert root.metadata.zarr_format == zarr_format
+    (matrix,) = (path for path in root.metadata.consolidated_metadata.flattened_metadata
+                 if path in ("X/data", "mod/rna/X/data"))  # fmt: skip
+    # Rows were appended after the first chunk.
+    assert root[matrix].shape == (expected.X.nnz,)
+    result = mudata.read_zarr(out)["rna"] if as_mudata else anndata.read_zarr(out)
+    np.testing.assert_array_equal(dense(result.X), dense(expected.X))
+    assert (out / "zarr.json").exists() == (zarr_format == 3)
+
+
+def test_transfers_side_by_side_into_one_folder_share_no_name(tmp_path, monkeypatch):
+    model, cells = model_and_cells()
+    predict = _streaming.predict
+
+    def with_another_transfer(*args):
+        # The next transfer starts and ends between two chunks of this one.
+        if names_left:
+            run(names_left.pop())
+        return predict(*args)
+
+    def run(name):
+        results[name] = model.transfer(
+            cells, **(QUESTION | {"seed": len(name)}), out=tmp_path / name, **TO_DISK
+        )
+
+    names_left, results = ["p.zarr", "q.zarr", "p.zarr.h5ad"], {}
+    monkeypatch.setattr(_streaming, "predict", with_another_transfer)
+    run("p.h5ad")
+    monkeypatch.undo()
+    assert sorted(results) == sorted(path.name for path in tmp_path.iterdir())
+    for name, path in results.items():
+        assert_same(path, model.transfer(cells, **(QUESTION | {"seed": len(name)})))

@@ -1,5 +1,7 @@
 """Transfer: known answers of simulated cells, expectations of draws, and what must not matter."""
 
+import weakref
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -340,3 +342,27 @@ def test_draws_of_several_targets(trained, control):
         trained.get_transferred_expression(control, target, **arguments) for target in TARGETS
     ]
     np.testing.assert_array_equal(draws, np.concatenate(single, axis=1))
+
+
+@pytest.mark.parametrize("method", ["get_transferred_expression", "get_transferred_means"])
+def test_draws_are_averaged_one_by_one(trained, control, monkeypatch, method):
+    inherited, alive = trvae.TRVAE._expectations, []
+
+    def counted(*args):
+        for expression in inherited(*args):
+            alive.append(weakref.ref(expression))
+            # The one before may still be in the caller's hands, and is added up in the first.
+            assert sum(reference() is not None for reference in alive) <= 3
+            yield expression
+            del expression
+
+    monkeypatch.setattr(trvae.TRVAE, "_expectations", counted)
+    getattr(trained, method)(control, "treated", n_samples=8)
+    assert len(alive) >= 8
+
+
+def test_the_mean_is_that_of_the_draws(trained, control):
+    question = {"target_condition": "treated", "n_samples": 6, "return_numpy": True}
+    draws = trained.get_transferred_expression(control, **question, return_mean=False)
+    mean = trained.get_transferred_expression(control, **question)
+    np.testing.assert_allclose(mean, draws.mean(0), rtol=1e-5)

@@ -199,3 +199,26 @@ def test_a_collection_of_files_needs_a_layer(adata, tmp_path):
     adata.X = sparse.csr_matrix(adata.X)
     with pytest.raises(ValueError, match="Name the layer"):
         trvae.TRVAE.setup_anndata(saved_in_two_files(adata, tmp_path), condition_key="condition")
+
+
+@pytest.mark.parametrize("context", ["spawn", "forkserver"])
+def test_workers_that_cannot_read_a_file_are_refused_at_once(adata, tmp_path, context):
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    files = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    trvae.TRVAE.setup_anndata(files, condition_key="condition")
+    model = trvae.TRVAE(files, seed=0, **SMALL)
+    workers = {"num_workers": 1, "multiprocessing_context": context}
+    with pytest.raises(ValueError, match=r"num_workers=0.*to_memory\(\)"):
+        model.train(1, datasplitter_kwargs=workers, **QUIET)
+    assert not model.is_trained_
+    model.train(1, **QUIET)
+
+
+def test_workers_of_predictions_cannot_read_a_file_either(adata, tmp_path, monkeypatch):
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    files = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    model = fit(adata, train={"max_epochs": 1})
+    monkeypatch.setattr(scvi.settings, "dl_num_workers", 1)
+    monkeypatch.setattr("multiprocessing.get_start_method", lambda **_: "spawn")
+    with pytest.raises(ValueError, match="processes that are started by 'spawn'"):
+        model.get_latent_representation(files)

@@ -6,14 +6,48 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from anndata import AnnData
+from mudata import MuData
 from scipy import sparse
 
 from trvae._utils._arguments import join_names
 from trvae._utils._matrices import computed
-from trvae.data._checks import check_not_empty, check_not_lazy, check_unique_genes, get_matrix
+from trvae.data._checks import (
+    check_not_empty,
+    check_not_lazy,
+    check_unique_genes,
+    get_matrix,
+    is_on_disk,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+def loaded(adata: AnnData) -> AnnData:
+    """Read a file-backed AnnData into memory, and return any other as it is.
+
+    For whatever needs all values at once. Unlike :meth:`anndata.AnnData.to_memory`, it leaves the
+    file open, which the user may still read. Raises a ``ValueError`` for a lazy AnnData.
+    """
+    check_not_lazy(adata)
+    if not is_on_disk(adata):
+        return adata
+    parts = ("obs", "var", "uns", "obsm", "varm", "obsp", "varp", "layers")
+    copy = AnnData(**{name: getattr(adata, name) for name in parts}).copy()
+    copy.X = None if adata.X is None else adata.X[:]
+    if (raw := adata.raw) is not None:
+        copy.raw = AnnData(raw.X[:], var=raw.var, varm=dict(raw.varm), obs=adata.obs[[]])
+    return copy
+
+
+def check_not_backed(data: AnnData | MuData, purpose: str) -> None:
+    """Raise a ``ValueError`` if data that are to be changed in place are in a file."""
+    parts = data.mod.values() if isinstance(data, MuData) else [data]
+    if any(part.isbacked for part in parts):
+        raise ValueError(
+            f"{purpose} needs data in memory, but they are file-backed. Read them into memory: "
+            "adata.to_memory(), or mudata.read_h5mu(path)."
+        )
 
 
 def positions_of_genes(adata: AnnData, var_names: np.ndarray, genes: str = "genes") -> np.ndarray:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from typing import TYPE_CHECKING, Any
 
+import h5py
 import numpy as np
 import pandas as pd
+import zarr
 from anndata import AnnData
+from anndata.abc import CSCDataset, CSRDataset
 from mudata import MuData
 from scipy import sparse
+from scvi import settings
 
 from trvae._utils._arguments import join_names
 from trvae._utils._matrices import row_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_ON_DISK = (h5py.Dataset, zarr.Array, CSRDataset, CSCDataset)
 
 # Boolean, integer and floating-point numbers, by NumPy's letters.
 _KINDS_OF_NUMBERS = "biuf"
@@ -44,6 +51,37 @@ def check_not_lazy(adata: AnnData) -> None:
         raise ValueError(
             "adata is lazy, which only transfer(..., out=...) takes. Call adata.to_memory(), or "
             "open the file with anndata.read_h5ad(path, backed='r')."
+        )
+
+
+def is_on_disk(data: AnnData | MuData) -> bool:
+    """Whether values are read from a file when they are needed."""
+    # A file-backed matrix may be in an AnnData that is not backed, such as that of a modality.
+    return data.isbacked or isinstance(getattr(data, "X", None), _ON_DISK)
+
+
+def check_workers(
+    data: AnnData | MuData, num_workers: int | None = None, context: Any = None
+) -> None:
+    """Raise a ``ValueError`` if processes that read minibatches would be sent an open file.
+
+    ``num_workers`` and ``context`` are those of PyTorch's ``DataLoader``; by default scvi-tools'
+    setting and Python's.
+    """
+    if not is_on_disk(data) or not (
+        settings.dl_num_workers if num_workers is None else num_workers
+    ):
+        return
+    if context is None:
+        # Asking for the default would fix it for the whole process.
+        method = multiprocessing.get_start_method(allow_none=True)
+        method = method or multiprocessing.get_all_start_methods()[0]
+    else:
+        method = context if isinstance(context, str) else context.get_start_method()
+    if method != "fork":
+        raise ValueError(
+            f"file-backed cells can't be read by processes that are started by {method!r}. Use "
+            "num_workers=0, or cells in memory: adata.to_memory()."
         )
 
 

@@ -13,7 +13,7 @@ from scvi import REGISTRY_KEYS
 
 from trvae._utils._arguments import join_names
 from trvae._utils._matrices import digest, digest_of_matrix
-from trvae.data._cells import positions_of_genes
+from trvae.data._cells import loaded, positions_of_genes
 from trvae.data._checks import (
     check_anndata,
     check_not_empty,
@@ -125,7 +125,7 @@ class RegisteredData:
         return digest(adata.obs_names.to_numpy(), *obs, values)
 
     def with_genes(self, data: AnnData | MuData) -> AnnData | MuData:
-        """Return data with the model's genes in its order, copied unless they are so already."""
+        """Return data with the model's genes in its order, copied in memory unless they are so."""
         if isinstance(data, MuData):
             self._check_takes_mudata(data)
             cells = data.mod.get(self.modality)
@@ -143,7 +143,8 @@ class RegisteredData:
         check_not_empty(adata)
         if np.array_equal(adata.var_names, self.var_names):
             return adata
-        return adata[:, positions_of_genes(adata, self.var_names, self.genes)].copy()
+        positions = positions_of_genes(adata, self.var_names, self.genes)
+        return loaded(adata)[:, positions].copy()
 
     def _check_takes_mudata(self, mdata: MuData) -> None:
         if self.modality is None:

@@ -19,6 +19,7 @@ from trvae._utils._arguments import (
     join_names,
     list_of,
 )
+from trvae.data._cells import loaded
 from trvae.data._checks import check_obs_column
 from trvae.evaluation._methods import TransferMethod, TRVAEMethod
 from trvae.evaluation._results import Results, fingerprint_of
@@ -68,7 +69,8 @@ def evaluate(
     Parameters
     ----------
     adata
-        All cells, with counts or log-normalised values, or images.
+        All cells, with counts or log-normalised values, or images. If they are file-backed, they
+        are read into memory.
     condition_key, labels_key
         Columns of ``obs`` with the conditions and with the labels, such as cell types.
     source_condition
@@ -122,6 +124,7 @@ def evaluate(
             "modality with all columns in its obs."
         )
     check_arguments(locals(), _RULES)
+    adata = loaded(adata)
     if methods is None:
         # One progress bar is enough.
         quiet = functools.partial(TRVAEMethod, train_kwargs={"enable_progress_bar": False})

@@ -34,7 +34,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_update(folder: Path) -> Iterator[Path]:
+def atomic_update(folder: Path, part: str = "") -> Iterator[Path]:
     """Yield a folder to create and fill, whose files are moved to ``folder`` at the end.
 
     It can have folders, too, but no files deeper than these.
@@ -43,20 +43,24 @@ def atomic_update(folder: Path) -> Iterator[Path]:
     ----------
     folder
         May exist; files in it that are not replaced stay.
+    part
+        Name of what is written, such as a prefix, if other parts may be written to the folder at
+        the same time.
 
     Raises
     ------
     OSError
         If it can't be written.
     """
-    if not folder.exists():
-        with atomic_write(folder) as unfinished:
-            yield unfinished
-        return
-    # Inside the folder, which may be the mount point of another disk.
-    unfinished = folder / ".unfinished"
+    name = f".{part}.unfinished" if part else ".unfinished"
+    # Inside the folder if it exists, since it may be the mount point of another disk.
+    unfinished = folder / name if folder.exists() else folder.with_name(f".{folder.name}{name}")
     with annotate_os_errors(folder), _removed_afterwards(unfinished):
         yield unfinished
+        # Another part may have made the folder in the meantime.
+        if not folder.exists():
+            unfinished.replace(folder)
+            return
         for file in filter(Path.is_file, list(unfinished.rglob("*"))):
             place = folder / file.relative_to(unfinished)
             place.parent.mkdir(exist_ok=True)

@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anndata
 import h5py
 import numpy as np
 import zarr
@@ -195,14 +196,23 @@ def _opened(path: Path, skeleton: AnnData | MuData) -> Iterator[tuple[Any, Any]]
     if isinstance(skeleton, MuData):
         check_room(path, skeleton)
         (skeleton.write_zarr if is_zarr else skeleton.write_h5mu)(path)
-    # Zarr raises errors itself.
-    opened: Any = nullcontext((zarr.open_group(path), bool)) if is_zarr else open_hdf5(path)
-    with opened as (root, check):
+    with _opened_zarr(path) if is_zarr else open_hdf5(path) as (root, check):
         if isinstance(skeleton, AnnData):
             # AnnData's own methods do so, too.
             skeleton.strings_to_categoricals()
             write_elem(root, "/", skeleton)
         yield root, check
+
+
+@contextmanager
+def _opened_zarr(path: Path) -> Iterator[tuple[zarr.Group, Any]]:
+    """Open a folder, new or not, in the format of anndata's settings, with its metadata in one file."""
+    root = zarr.open_group(
+        path, zarr_format=anndata.settings.zarr_write_format, use_consolidated=False
+    )
+    # Zarr raises errors itself.
+    yield root, bool
+    zarr.consolidate_metadata(root.store)
 
 
 def _load(path: Path) -> np.ndarray | sparse.csr_matrix:

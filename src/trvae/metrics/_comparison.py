@@ -9,6 +9,7 @@ import pandas as pd
 
 from trvae._utils._arguments import POSITIVE_INTEGER, SEED, check_arguments
 from trvae._utils._matrices import dense
+from trvae.data._cells import loaded
 from trvae.data._checks import check_obs_column, get_matrix
 from trvae.metrics._all_measures import AllMeasures
 from trvae.metrics._baselines import Centroids, centroids, shifted_cells
@@ -55,6 +56,8 @@ class TransferComparison:
         check_arguments(locals(), _RULES)
         if library_key is not None and not normalize:
             raise ValueError(f"library_key={library_key!r} has no effect with normalize=False.")
+        control, observed = loaded(control), loaded(observed)
+        reference = None if reference is None else loaded(reference)
         self._groups = {"observed": observed, "control": control}
         trained_on = {} if reference is None else {"reference": reference}
         check_comparable(self._groups | trained_on, layer, normalize)
@@ -79,6 +82,7 @@ class TransferComparison:
 
     def table(self, predicted: AnnData) -> pd.DataFrame:
         """Compare a prediction: the result of :func:`transfer_metrics`."""
+        predicted = loaded(predicted)
         check_comparable({"predicted": predicted, **self._groups}, self._layer, self._normalize)
         rows = {"prediction": self._measures.row(self._values(predicted)), **self.rows}
         table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")

@@ -8,6 +8,7 @@ import numpy as np
 from scipy import sparse
 
 from trvae._utils._matrices import dense
+from trvae.data._cells import loaded
 from trvae.data._checks import check_obs_column, get_matrix
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ def log_normalized(
     ----------
     adata
         Cells with counts, or with log-normalised values, which are returned unchanged unless
-        ``adata.uns["log1p"]["target_sum"]`` states the library size that they are scaled to.
+        ``adata.uns["log1p"]["target_sum"]`` states the library size that they are scaled to. If
+        they are file-backed, they are read into memory.
     target_sum
         Library size to scale to, from :func:`median_library_size`.
     layer
@@ -45,6 +47,7 @@ def log_normalized(
     ValueError
         If ``adata`` has no such layer or column.
     """
+    adata = loaded(adata)
     matrix = get_matrix(adata, layer)
     values = dense(matrix).astype(float)
     if is_counts(values):
@@ -76,6 +79,7 @@ def median_library_size(
     ValueError
         If ``adata`` has no such layer or column.
     """
+    adata = loaded(adata)
     matrix = get_matrix(adata, layer)
     if not is_counts(matrix):
         return stated_target_sum(adata)

@@ -30,6 +30,8 @@ def transfer_metrics(
 ) -> pd.DataFrame:
     """Compare predicted with observed cells, beside baselines and a ceiling.
 
+    File-backed cells are read into memory.
+
     Parameters
     ----------
     predicted

@@ -38,6 +38,7 @@ from trvae.data._cells import private_copy
 from trvae.data._checks import (
     cell_positions,
     check_data,
+    check_workers,
     get_matrix,
     is_nonnegative,
     name_of_matrix,
@@ -335,6 +336,7 @@ class BaseTRVAE(
             if cells := cells_on_device(manager, self.device, positions=positions):
                 batch_size = kwargs.get("batch_size") or self._default_batch_size()
                 return GatheringLoader.in_order(cells, batch_size)
+        check_workers(adata)
         loader = super()._make_data_loader(adata, positions, **kwargs)
         # Without it, each iteration would advance PyTorch's global generator.
         loader.generator = torch.Generator()

@@ -11,6 +11,7 @@ from scvi.model.base import RNASeqMixin
 
 from trvae._scvi import LATENT_POSTERIOR, minify_type
 from trvae._utils._arguments import check_arguments, choice, join_names
+from trvae.data._cells import loaded
 from trvae.data._checks import cell_positions, check_obs_column
 from trvae.model._seeds import overriding
 
@@ -107,7 +108,10 @@ class ExpressionMixin(RNASeqMixin, Model):
 
     @overriding(RNASeqMixin.differential_expression)
     def differential_expression(self, *args, **kwargs) -> pd.DataFrame:
-        """For log-normalised values, the change is their difference, in units of log2."""
+        """For log-normalised values, the change is their difference, in units of log2.
+
+        File-backed cells are read into memory.
+        """
         self._check_if_trained(warn=False)
         given = inspect.signature(super().differential_expression).bind(*args, **kwargs)
         self._check_groups(**given.arguments)
@@ -120,6 +124,9 @@ class ExpressionMixin(RNASeqMixin, Model):
         if not self.module.is_count_model:
             kwargs.setdefault("change_fn", _log2_fold_change_of_log_values)
             kwargs.setdefault("pseudocounts", 0.0)
+        on_disk = self.registered_data.cells_of(self.adata if cells is None else cells)
+        if (in_memory := loaded(on_disk)) is not on_disk:
+            args, kwargs = args[1:], kwargs | {"adata": in_memory}
         return super().differential_expression(*args, **kwargs)
 
     def _check_groups(

@@ -10,6 +10,7 @@ import torch
 from trvae._utils._arguments import AT_LEAST_2, check_arguments
 from trvae._utils._matrices import dense
 from trvae.counterfactual._residual import expected_grey
+from trvae.data._cells import loaded
 from trvae.data._checks import cell_positions, get_matrix, is_list_of_conditions
 from trvae.model._base import BaseTRVAE
 from trvae.model._decoding import encode
@@ -82,6 +83,7 @@ class BaseImageModel(BaseTRVAE):
         ----------
         adata
             Images, by default those that the model was trained on. Columns are matched by name.
+            File-backed images are read into memory.
         indices
             Positions of the images, or a mask. By default all.
 
@@ -94,7 +96,7 @@ class BaseImageModel(BaseTRVAE):
         ValueError
             If there are no such images.
         """
-        adata = own_data(self) if adata is None else adata
+        adata = loaded(own_data(self) if adata is None else adata)
         known = self.registered_data
         positions = cell_positions(indices, adata.n_obs, cells=known.cells)
         pixels = dense(get_matrix(adata[positions, known.var_names], known.layer))

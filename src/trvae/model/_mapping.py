@@ -12,6 +12,7 @@ from scvi import REGISTRY_KEYS
 from trvae._scvi import adopt, latest_manager, undone_on_error
 from trvae._utils._arguments import join_names
 from trvae._utils._seeds import seeded
+from trvae.data._cells import check_not_backed, loaded
 from trvae.data._checks import (
     check_anndata,
     check_data,
@@ -46,7 +47,8 @@ class MappingMixin(Model):
         Parameters
         ----------
         adata
-            The cells.
+            The cells. If they are file-backed, they can't be changed in place; with
+            ``inplace=False`` they are read into memory.
         reference_model
             The trained model, or the folder it is saved in.
         return_reference_var_names
@@ -61,16 +63,19 @@ class MappingMixin(Model):
         Raises
         ------
         ValueError
-            If gene names are not unique, none is one of the reference's, or the reference can't be
-            loaded. ``adata`` is left unchanged.
+            If gene names are not unique, none is one of the reference's, the reference can't be
+            loaded, or file-backed cells would be changed in place. ``adata`` is left unchanged.
         """
         reference = cls._loaded(reference_model)
         if not return_reference_var_names:
             check_anndata(adata)
             check_not_lazy(adata)
             check_unique_genes(adata)
-            # Without genes to add, scvi-tools changes the cells even if it should not.
-            adata = adata if inplace else adata.copy()
+            if inplace:
+                check_not_backed(adata, "prepare_query_anndata(inplace=True)")
+            else:
+                # Without genes to add, scvi-tools changes the cells even if it should not.
+                adata = loaded(adata).copy()
         return super().prepare_query_anndata(adata, reference, return_reference_var_names, inplace)
 
     @classmethod
@@ -97,11 +102,13 @@ class MappingMixin(Model):
         Raises
         ------
         ValueError
-            See :meth:`prepare_query_anndata`: genes that do not fit. ``mdata`` is left unchanged.
+            See :meth:`prepare_query_anndata`: genes that do not fit, or cells in files. ``mdata``
+            is left unchanged.
         """
         reference = cls._loaded(reference_model)
         if not isinstance(mdata, MuData):
             raise ValueError(f"expected a MuData, got a {type(mdata).__name__}.")
+        check_not_backed(mdata, "prepare_query_mudata")
         # MuData draws random names for temporary columns.
         with seeded(0):
             if not return_reference_var_names:
@@ -162,6 +169,8 @@ class MappingMixin(Model):
                 "Pass reference_model: a trained model, or the folder it is saved in."
             )
         check_data(adata)
+        if kwargs.get("inplace_subset_query_vars") and adata is not None:
+            check_not_backed(adata, "inplace_subset_query_vars=True")
         reference = cls._loaded(reference_model)
         reference_cells = reference._kept_reference_cells() if match_reference else None
         if adata is not None:

@@ -10,6 +10,7 @@ import scanpy as sc
 from anndata import AnnData
 
 from trvae._utils._arguments import join_names
+from trvae.data._cells import loaded
 from trvae.data._checks import check_obs_column, check_unique_genes
 from trvae.metrics import log_normalized, median_library_size
 from trvae.model._selection import chosen_cells, own_data
@@ -43,7 +44,8 @@ class RankingMixin(TransferMixin):
         Parameters
         ----------
         adata, target_condition, source_condition, indices, seed, batch_size
-            See :meth:`transfer`: cells and conditions, with one target condition.
+            See :meth:`transfer`: cells and conditions, with one target condition. File-backed
+            cells are read into memory.
         reference
             Measured cells to compare with, on the same scale. By default the cells before their
             transfer, which ranks genes by their predicted response. Cells measured under the
@@ -82,7 +84,7 @@ class RankingMixin(TransferMixin):
         first = self._models[0]
         known = first.registered_data
         known.condition_code(target_condition, "target_condition")
-        cells = known.cells_of(own_data(first) if adata is None else adata)
+        cells = loaded(known.cells_of(own_data(first) if adata is None else adata))
         transferred: Any = self.transfer(
             cells,
             target_condition,
@@ -93,7 +95,7 @@ class RankingMixin(TransferMixin):
         )
         if reference is None:
             reference = cells[chosen_cells(known, cells.obs, source_condition, indices)[0]]
-        reference = known.cells_of(reference)
+        reference = loaded(known.cells_of(reference))
         check_unique_genes(reference, "reference")
         missing = transferred.var_names.difference(reference.var_names)
         if len(missing) > 0:

@@ -9,7 +9,8 @@ import torch
 from anndata import AnnData
 from scvi.model.base import VAEMixin
 
-from trvae._scvi import LATENT_POSTERIOR
+from trvae._scvi import LATENT_POSTERIOR, adopt, is_registered, latest_manager
+from trvae.data._cells import loaded
 from trvae.model._seeds import with_seed
 from trvae.module._base import FIRST_LAYER_KEY
 
@@ -80,7 +81,8 @@ class RepresentationMixin(VAEMixin, Model):
     ) -> None:
         """Keep only the latent representation of the model's cells.
 
-        The model's AnnData is replaced by a copy without expression. What is decoded from the
+        The model's AnnData is replaced by a copy in memory without expression; if it is
+        file-backed, it is read once. What is decoded from the
         latent representation stays the same; what needs expression raises an error unless other
         cells are passed. The model can't be trained further.
 
@@ -107,4 +109,12 @@ class RepresentationMixin(VAEMixin, Model):
                     f"{argument} {key!r} is not in model.adata.obsm. Store there what "
                     "model.get_latent_representation(return_dist=True) returns."
                 )
+        if (cells := loaded(self.adata)) is not self.adata:
+            # The user's own keeps what scvi-tools registered under this name.
+            for key in list(filter(is_registered, cells.uns)):
+                del cells.uns[key]
+            type(self).setup_anndata(
+                cells, source_registry=self.registry, **self.registered_data.arguments
+            )
+            adopt(self, cells, latest_manager(type(self), cells))
         super().minify_adata(minified_data_type, use_latent_qzm_key, use_latent_qzv_key)

@@ -88,7 +88,7 @@ class SavingMixin(Model):
         with (
             get_param_store().scope(),
             self._with_plain_history(),
-            atomic_update(folder) as unfinished,
+            atomic_update(folder, prefix or "") as unfinished,
         ):
             unfinished.mkdir(exist_ok=True)
             self.cells_digest_ = name_of_cells = None

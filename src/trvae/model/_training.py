@@ -30,8 +30,10 @@ from trvae.model._cell_summaries import (
 from trvae.model._identity import identity_of
 from trvae.module._distributed import uses_processes
 from trvae.train._checkpoint import TrainingCheckpoint, checkpoint_file, read_checkpoint
+from trvae.train._history import new_history
 from trvae.train._initial_means import InitialMeans
 from trvae.train._interruption import EpochTracker, end_by, stop_requests, weights_of
+from trvae.train._precision import check_precision, float32_afterwards
 from trvae.train._sampling import check_split_sizes, first_values_of
 
 if TYPE_CHECKING:
@@ -43,7 +45,6 @@ if TYPE_CHECKING:
     from trvae.model._interface import Model
 else:
     Model = object
-
 
 _PATH = instance_of(str, os.PathLike)
 _DICTIONARY = instance_of(dict)
@@ -69,11 +70,9 @@ _RULES = {
     "callbacks": _CALLBACKS | NONE,
 }
 
-
 _MIN_EPOCHS, _MAX_EPOCHS = 10, 400
 _SHARE_OF_KL_WARMUP = 0.25
 _SHARE_OF_PATIENCE = 0.2
-
 
 # Attributes that training sets.
 _SET_BY_TRAINING = (
@@ -159,7 +158,8 @@ class TrainingMixin(Model):
         check_val_every_n_epoch
             Number of epochs between validations.
         datasplitter_kwargs
-            Passed to :class:`~scvi.dataloaders.DataSplitter`.
+            Passed to :class:`~scvi.dataloaders.DataSplitter`. ``num_workers`` needs cells
+            in memory or forked processes.
         plan_kwargs
             Passed to :class:`~scvi.train.TrainingPlan`. The default learning rate ``lr`` is 2e-3 for
             counts, 1e-3 for log-normalised values, and for images 4e-3 falling to 0
@@ -181,7 +181,8 @@ class TrainingMixin(Model):
         callbacks
             Further Lightning callbacks.
         **trainer_kwargs
-            Passed to :class:`~scvi.train.Trainer`.
+            Passed to :class:`~scvi.train.Trainer`. ``precision`` can be ``"32-true"``,
+            ``"64-true"``, ``"bf16-mixed"`` or ``"16-mixed"``; the trained weights are float32.
 
         Raises
         ------
@@ -208,6 +209,7 @@ class TrainingMixin(Model):
         """
         check_arguments(locals(), _RULES)
         check_split_sizes(train_size, validation_size)
+        check_precision(trainer_kwargs.get("precision"))
         self._check_can_be_trained(datamodule)
         if max_epochs is None:
             max_epochs = self._default_max_epochs(batch_size, datamodule)
@@ -249,7 +251,7 @@ class TrainingMixin(Model):
                 self.is_trained_, self.history_ = checkpoint.before
             # A trained model is in evaluation mode, which Lightning would leave it in.
             self.module.train()
-            with self._with_new_history():
+            with new_history(self), float32_afterwards(self.module):
                 super().train(
                     max_epochs=max_epochs,
                     accelerator=accelerator,
@@ -355,16 +357,6 @@ class TrainingMixin(Model):
             self.module.load_state_dict(weights)
             self.module.train(is_training)
             raise
-
-    @contextmanager
-    def _with_new_history(self) -> Iterator[None]:
-        """Let scvi-tools start a history, which it only does for models that are not trained."""
-        was_trained = self.is_trained_
-        self.is_trained_ = was_trained and self.history_ is not None
-        try:
-            yield
-        finally:
-            self.is_trained_ = was_trained or self.is_trained_
 
     # -------------------------------------------------------------- after training
 

@@ -270,10 +270,13 @@ class TransferMixin:
             self._models[0], adata, target_condition, source_condition, indices, estimate, seed
         )
         columns = self._columns(selection, gene_list)
-        draws = list(self._expectations(selection, columns, library_size, batch_size, n_samples))
+        draws = self._expectations(selection, columns, library_size, batch_size, n_samples)
         if n_samples > 1 and not return_mean:
-            return np.stack(draws)
-        expression = draws[0] if n_samples == 1 else np.mean(draws, axis=0)
+            return np.stack(list(draws))
+        expression = next(draws)
+        for draw in draws:
+            expression += draw
+        expression /= n_samples
         if return_numpy:
             return expression
         genes = selection.registered.var_names[columns]

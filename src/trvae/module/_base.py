@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -217,9 +217,29 @@ class BaseTRVAEModule(LossMixin, PosteriorMixin, BaseMinifiedModeModuleClass):
 
     # ------------------------------------------------------------------ inference
 
+    def forward(self, tensors: dict[str, torch.Tensor], *args, **kwargs) -> Any:
+        """See scvi-tools' method; values take the type of the weights, such as float64.
+
+        Parameters
+        ----------
+        tensors
+            A minibatch.
+        *args, **kwargs
+            Passed to :meth:`scvi.module.base.BaseModuleClass.forward`.
+        """
+        return super().forward(self._in_type_of_weights(tensors), *args, **kwargs)
+
+    def _in_type_of_weights(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        dtype = next(self.parameters()).dtype
+        return {
+            name: values.to(dtype) if values.is_floating_point() else values
+            for name, values in tensors.items()
+        }
+
     def _get_inference_input(
         self, tensors: dict[str, torch.Tensor], full_forward_pass: bool = False
     ) -> dict[str, torch.Tensor | None]:
+        tensors = self._in_type_of_weights(tensors)
         if REGISTRY_KEYS.LATENT_QZM_KEY in tensors and not full_forward_pass:
             return {
                 "qzm": tensors[REGISTRY_KEYS.LATENT_QZM_KEY],
@@ -276,6 +296,7 @@ class BaseTRVAEModule(LossMixin, PosteriorMixin, BaseMinifiedModeModuleClass):
     def _get_generative_input(
         self, tensors: dict[str, torch.Tensor], inference_outputs: dict
     ) -> dict[str, torch.Tensor | None]:
+        tensors = self._in_type_of_weights(tensors)
         # Data modules have a size factor even if none was registered.
         size_factor = (
             tensors.get(REGISTRY_KEYS.SIZE_FACTOR_KEY) if self.use_size_factor_key else None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trvae._utils._arguments import NONNEGATIVE_INTEGER, check_arguments, join_names
+from trvae.data._cells import loaded
 from trvae.metrics import log_normalized, median_library_size
 from trvae.metrics._comparable import check_comparable
 
@@ -24,7 +25,7 @@ def normalized(
 
     Genes are those of ``observed``. A ``control`` that is ``None`` is left out.
     """
-    present = {name: adata for name, adata in groups.items() if adata is not None}
+    present = {name: loaded(adata) for name, adata in groups.items() if adata is not None}
     check_comparable(present, layer)
     scale_to = present.get("control", present["observed"])
     target_sum = median_library_size(scale_to, layer, library_key)

@@ -12,6 +12,7 @@ from scvi.dataloaders import DataSplitter
 from torch.utils.data import DataLoader, Sampler
 
 from trvae._utils._arguments import join_names
+from trvae.data._checks import check_workers
 from trvae.data._on_device import LoaderOnDevice, MinibatchOnDevice, cells_on_device
 from trvae.module._distributed import ALONE, Processes, processes
 
@@ -122,7 +123,7 @@ class ConditionBalancedDataSplitter(DataSplitter):
     Raises
     ------
     ValueError
-        If ``external_indexing`` is not made of positions of cells, or as
+        If ``external_indexing`` is not made of positions of cells, workers can't read a file, or as
         :class:`~scvi.dataloaders.DataSplitter` and :class:`ConditionBalancedSampler`.
     """
 
@@ -135,6 +136,9 @@ class ConditionBalancedDataSplitter(DataSplitter):
         **kwargs,
     ):
         _check_split(kwargs.get("external_indexing"), adata_manager.adata.n_obs)
+        check_workers(
+            adata_manager.adata, kwargs.get("num_workers"), kwargs.get("multiprocessing_context")
+        )
         super().__init__(adata_manager, *args, **kwargs)
         self.condition_balanced = condition_balanced
         self.data_on_device = data_on_device
