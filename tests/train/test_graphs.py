@@ -112,8 +112,11 @@ class OwnStep(TRVAETrainingPlan):
         ({"plan": OwnStep}, "training plan of your own"),
         ({"device": "cpu"}, None),
     ],
-    ids=str,
-)
+    ids=[
+        "nothing", "hooks of epochs", "gradients read", "minibatches seen", "clipped", "accumulated",
+        "scaled", "own optimizer", "own step", "CPU",
+    ],
+)  # fmt: skip
 def test_steps_are_captured_where_nothing_is_lost(adata, monkeypatch, caplog, change, reason):
     plan_kwargs = {name: change[name] for name in change if name.startswith("optimizer")}
     plan = change.get("plan", TRVAETrainingPlan)(untrained(adata).module, **plan_kwargs)
