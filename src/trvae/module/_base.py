@@ -232,7 +232,10 @@ class BaseTRVAEModule(LossMixin, PosteriorMixin, BaseMinifiedModeModuleClass):
     def _in_type_of_weights(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         dtype = next(self.parameters()).dtype
         return {
-            name: values.to(dtype) if values.is_floating_point() else values
+            # Data modules have something else where the cells have no labels.
+            name: values.to(dtype)
+            if isinstance(values, torch.Tensor) and values.is_floating_point()
+            else values
             for name, values in tensors.items()
         }
 
