@@ -2,7 +2,7 @@
 
 Each is put into a copy of the package, and the tests that should find it are run on that. Prints
 ``survived: 0`` if all are found, and otherwise ends with status 1. Run from the root of the
-repository; takes twenty minutes::
+repository; takes half an hour::
 
     python tests/mutation_check.py
     python tests/mutation_check.py "MMD pushes"  # those whose name contains this
@@ -291,6 +291,41 @@ MUTATIONS = [
         'is_rate = selection.estimate == "decoded"',
         "is_rate = True",
         "model/test_transfer.py",
+    ),
+    Mutation(
+        "cells on a GPU have genes of the next cell",
+        "data/_on_device.py",
+        "self._value[entry] * is_entry",
+        "self._value[entry]",
+        "data/test_on_device.py",
+    ),
+    Mutation(
+        "the terms of an epoch add up over all epochs",
+        "train/_plan.py",
+        "            value.zero_()\n",
+        "            pass\n",
+        "train/test_plan.py train/test_graphs.py",
+    ),
+    Mutation(
+        "the KL weight stays that of the first epoch",
+        "train/_plan.py",
+        "if at != self._kl_weight_at:",
+        "if self._kl_weight_at is None:",
+        "train/test_plan.py",
+    ),
+    Mutation(
+        "captured steps leave out the optimizer",
+        "train/_plan.py",
+        "        optimizer.step()\n",
+        "",
+        "train/test_graphs.py",
+    ),
+    Mutation(
+        "counts don't start from their mean",
+        "module/_expression.py",
+        "decoder.bias.copy_(logits)",
+        "decoder.bias.copy_(0 * logits)",
+        "train/test_initial_means.py",
     ),
 ]
 
