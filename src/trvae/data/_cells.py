@@ -32,8 +32,10 @@ def loaded(adata: AnnData) -> AnnData:
     check_not_lazy(adata)
     if not is_on_disk(adata):
         return adata
-    parts = ("obs", "var", "uns", "obsm", "varm", "obsp", "varp", "layers")
-    copy = AnnData(**{name: getattr(adata, name) for name in parts}).copy()
+    parts = ("obs", "var", "uns", "obsm", "varm", "obsp", "varp")
+    # From anndata 0.13 on, X is a layer without a name.
+    layers = {name: values for name, values in adata.layers.items() if name is not None}
+    copy = AnnData(**{name: getattr(adata, name) for name in parts}, layers=layers).copy()
     copy.X = None if adata.X is None else adata.X[:]
     if (raw := adata.raw) is not None:
         copy.raw = AnnData(raw.X[:], var=raw.var, varm=dict(raw.varm), obs=adata.obs[[]])
