@@ -192,17 +192,20 @@ def cpu_model() -> str:
     return f" ({names[0]})" if names else ""
 
 
-def record_environment(folder: Path, methods: list[str], seeds: list[int]) -> None:
-    """Write down what the results in a folder depend on beside the code."""
-    record = {
+def environment() -> dict:
+    """What results depend on beside the code."""
+    return {
         "command": shlex.join(["python", *sys.argv]),
         "date": date.today().isoformat(),
-        "methods": methods,
-        "seeds": seeds,
         "machine": f"{os.cpu_count()} CPU cores{cpu_model()}, {torch.get_num_threads()} threads, "
         f"{platform.platform()}",
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
     }
+
+
+def record_environment(folder: Path, methods: list[str], seeds: list[int]) -> None:
+    """Write down what the results in a folder depend on beside the code."""
+    record = environment() | {"methods": methods, "seeds": seeds}
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "environment.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\n")

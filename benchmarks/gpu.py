@@ -46,10 +46,11 @@ from gpu_data import (
     plain_mmd,
     seconds_of,
 )
-from gpu_record import environment, markdown
+from gpu_record import environment_with_gpu, markdown
 
 import trvae
-from trvae.evaluation._split import hold_out, predict_held_out
+from trvae.cli._demo import stimulated_nk_cells
+from trvae.evaluation._split import predict_held_out
 from trvae.module._mmd import BANDWIDTHS, multi_scale_mmd
 from trvae.train._interruption import end_if_interrupted
 
@@ -269,15 +270,7 @@ class TimedMethod(trvae.TRVAEMethod):
 
 def demo(sizes: Sizes, precision: str) -> dict:
     """Predict what ``trvae demo`` predicts, with its seed."""
-    split = hold_out(
-        trvae.datasets.kang18(),
-        label="NK",
-        source_condition="control",
-        target_condition="stimulated",
-        condition_key="condition",
-        labels_key="cell_type",
-        library_key="n_counts",
-    )
+    split = stimulated_nk_cells()
     with arithmetic(precision) as kwargs:
         kwargs |= {"accelerator": ACCELERATOR, "enable_progress_bar": False}
         method = TimedMethod(train_kwargs=sizes.demo | kwargs)
@@ -369,7 +362,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=480, help="after which no row starts")
     arguments = parser.parse_args()
     quiet()
-    start, record = time.perf_counter(), environment(SEED) | {"small": arguments.small, "rows": []}
+    start, record = (
+        time.perf_counter(),
+        environment_with_gpu(SEED) | {"small": arguments.small, "rows": []},
+    )
     print(json.dumps(record, indent=1), flush=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     for row in rows(SMALL if arguments.small else FULL):

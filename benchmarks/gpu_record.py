@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import shlex
 import subprocess
-import sys
-from datetime import date
 from pathlib import Path
 
-import scvi
 import torch
-from accuracy import cpu_model
-
-import trvae
+from accuracy import environment
 
 
 def commit() -> str:
@@ -26,24 +18,13 @@ def commit() -> str:
         return "unknown"
 
 
-def environment(seed: int) -> dict:
-    """Return what the numbers depend on beside the code."""
+def environment_with_gpu(seed: int) -> dict:
+    """Return what the numbers depend on beside the code, and its commit."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return {
-        "command": shlex.join(["python", *sys.argv]),
-        "date": date.today().isoformat(),
-        "commit": commit(),
-        "seed": seed,
-        "machine": f"{name}, {os.cpu_count()} CPU cores{cpu_model()}, "
-        f"{torch.get_num_threads()} threads, {platform.platform()}",
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "CUDA": torch.version.cuda,
-            "scvi-tools": scvi.__version__,
-            "trvae-tools": trvae.__version__,
-        },
-    }
+    record = environment() | {"commit": commit(), "seed": seed}
+    record["machine"] = f"{name}, {record['machine']}"
+    record["versions"]["CUDA"] = torch.version.cuda
+    return record
 
 
 def markdown(record: dict) -> str:

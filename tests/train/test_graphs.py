@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import QUIET, fit, untrained
+from helpers import QUIET, assert_same_weights, fit, untrained
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 
 import trvae
@@ -37,8 +37,7 @@ def test_cells_on_the_device_train_the_same_model(adata, setting):
     train = {"max_epochs": 4, "batch_size": 64} | SETTINGS[setting]
     streamed = fit(adata, train=train | {"data_on_device": False}, dropout_rate=0.1)
     kept = fit(adata, train=train | {"data_on_device": True}, dropout_rate=0.1)
-    for name, value in weights(streamed).items():
-        assert torch.equal(weights(kept)[name], value), name
+    assert_same_weights(kept.module, streamed.module.state_dict())
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

@@ -28,6 +28,8 @@ from trvae.evaluation._split import hold_out
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from trvae.evaluation._split import HeldOut
+
 # Half of the default is enough to draw threes well.
 _EPOCHS_OF_IMAGES = 26
 
@@ -58,7 +60,17 @@ def demo(
     if images:
         return _demo_of_images(out, seed, max_epochs)
     console.print("Training on all cells except the stimulated NK cells ...")
-    split = hold_out(
+    split = stimulated_nk_cells()
+    method = TRVAEMethod(train_kwargs={"max_epochs": max_epochs})
+    result = predict(split, method, "stimulated", seed)
+    print_metrics(result.metrics, "Stimulated NK cells, never seen in training")
+    save_result(result, out)
+    return summary(result) | {"out": str(out)}
+
+
+def stimulated_nk_cells() -> HeldOut:
+    """Hold out the cells that the demo predicts."""
+    return hold_out(
         datasets.kang18(),
         label="NK",
         source_condition="control",
@@ -67,11 +79,6 @@ def demo(
         labels_key="cell_type",
         library_key="n_counts",
     )
-    method = TRVAEMethod(train_kwargs={"max_epochs": max_epochs})
-    result = predict(split, method, "stimulated", seed)
-    print_metrics(result.metrics, "Stimulated NK cells, never seen in training")
-    save_result(result, out)
-    return summary(result) | {"out": str(out)}
 
 
 def _demo_of_images(out: Path, seed: int, max_epochs: int | None) -> dict:

@@ -38,12 +38,13 @@ class CellsOnDevice:
         self,
         manager: AnnDataManager,
         device: torch.device,
-        positions: np.ndarray | slice = slice(None),
+        positions: np.ndarray | None = None,
     ):
         self.device = device
         others = (REGISTRY_KEYS.X_KEY, REGISTRY_KEYS.MINIFY_TYPE_KEY)
         keys = [key for key in manager.data_registry if key not in others]
-        columns = manager.create_torch_dataset(data_and_attributes=keys)[positions]
+        chosen = slice(None) if positions is None else positions
+        columns = manager.create_torch_dataset(data_and_attributes=keys)[chosen]
         self._columns = {
             key: torch.as_tensor(values).to(device) for key, values in columns.items()
         }
@@ -51,7 +52,8 @@ class CellsOnDevice:
         if REGISTRY_KEYS.X_KEY in manager.data_registry:
             matrix = manager.get_from_registry(REGISTRY_KEYS.X_KEY)
             rows = _SparseRows if _is_smaller_sparse(matrix) else _DenseRows
-            self._rows = rows(matrix[positions], device)
+            # SciPy copies a whole matrix, too.
+            self._rows = rows(matrix if positions is None else matrix[positions], device)
 
     def __len__(self) -> int:
         return len(self._columns[REGISTRY_KEYS.BATCH_KEY])
@@ -89,6 +91,11 @@ class MinibatchOnDevice(NamedTuple):
     def to(self, *args: Any, **kwargs: Any) -> MinibatchOnDevice:
         """Return itself: Lightning would move it to the device, where it is."""
         return self
+
+
+def gathered(minibatch: MinibatchOnDevice | dict[str, Any]) -> dict[str, Any]:
+    """Gather a minibatch unless it is so already."""
+    return minibatch.tensors() if isinstance(minibatch, MinibatchOnDevice) else minibatch
 
 
 class LoaderOnDevice:
@@ -176,7 +183,6 @@ def cells_on_device(
         return None
     if positions is not None:
         n_bytes *= len(positions) / manager.adata.n_obs
-        # Slices are not copied.
         if np.array_equal(positions, np.arange(manager.adata.n_obs)):
             positions = None
     if wanted is None:
@@ -188,7 +194,7 @@ def cells_on_device(
             )
             return None
     logger.info(f"The cells are kept on {device}, in {n_bytes / 1e9:.2f} GB.")
-    return CellsOnDevice(manager, device, slice(None) if positions is None else positions)
+    return CellsOnDevice(manager, device, positions)
 
 
 class _DenseRows:

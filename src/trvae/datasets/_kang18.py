@@ -5,12 +5,11 @@ from __future__ import annotations
 from importlib.resources import as_file, files
 from pathlib import Path
 
-import numpy as np
 import pooch
 from anndata import AnnData, read_h5ad
-from scipy.sparse import issparse
 
-from trvae._utils._matrices import row_blocks
+from trvae.data._checks import is_nonnegative
+from trvae.metrics._normalize import is_counts
 
 _URL = "https://scverse-exampledata.s3.eu-west-1.amazonaws.com/pertpy/kang_2018.h5ad"
 _FULL_NAME = "kang_2018.h5ad"
@@ -109,9 +108,6 @@ def _faults(adata: AnnData) -> list[str]:
         faults.append("it lacks most genes of the subset that ships with the package")
     if not any(adata.obs[column].nunique() == 2 for column in adata.obs):
         faults.append("no column of obs has two conditions")
-    if adata.X is None or not all(
-        (values >= 0).all() and (values == np.rint(values)).all()
-        for values in (block.data if issparse(block) else block for block in row_blocks(adata.X))
-    ):
+    if adata.X is None or not (is_nonnegative(adata.X) and is_counts(adata.X)):
         faults.append("X has no raw counts")
     return faults

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -193,10 +194,8 @@ class TransferMixin:
             raise ValueError("client needs out: it is only used for transfers to disk.")
         targets = first.registered_data.targets(target_condition)
         selection = select(first, adata, targets[0], source_condition, indices, estimate, seed)
-        predictions = [
-            predict(models, with_target(first, selection, target), batch_size)
-            for target in targets
-        ]
+        others = (with_target(first, selection, target) for target in targets[1:])
+        predictions = [predict(models, each, batch_size) for each in chain([selection], others)]
         predicted = as_anndata(first, stacked(predictions), selection, target_condition)
         return in_place_of(first, first.adata if adata is None else adata, selection, predicted)
 

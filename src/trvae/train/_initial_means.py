@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 
-from trvae.data._on_device import MinibatchOnDevice
+from trvae.data._on_device import gathered
 
 
 class InitialMeans(Callback):
@@ -17,5 +17,4 @@ class InitialMeans(Callback):
     ) -> None:
         """Do so, unless training resumes."""
         if trainer.global_step == 0:
-            is_gathered = not isinstance(batch, MinibatchOnDevice)
-            plan.module.match_means(batch if is_gathered else batch.tensors())
+            plan.module.match_means(gathered(batch))

@@ -17,7 +17,7 @@ from trvae._utils._arguments import (
     choice_of,
     join_names,
 )
-from trvae.data._on_device import MinibatchOnDevice
+from trvae.data._on_device import gathered
 from trvae.module._distributed import processes
 from trvae.train._graphs import CapturedSteps, can_be_captured, fixed_state, make_capturable
 
@@ -223,10 +223,8 @@ class TRVAETrainingPlan(TrainingPlan):
     def _validated_step(self, batch: Any) -> torch.Tensor:
         return self._step(batch, "validation")
 
-    def _step(self, batch: MinibatchOnDevice | dict[str, torch.Tensor], mode: str) -> torch.Tensor:
-        if isinstance(batch, MinibatchOnDevice):
-            batch = batch.tensors()
-        _, _, output = self.forward(batch, loss_kwargs=self.loss_kwargs)
+    def _step(self, batch: Any, mode: str) -> torch.Tensor:
+        _, _, output = self.forward(gathered(batch), loss_kwargs=self.loss_kwargs)
         n_cells = output.n_obs_minibatch
         loss_name = "train_loss" if mode == "train" else "validation_loss"
         terms = {
