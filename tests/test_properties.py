@@ -2,12 +2,13 @@
 
 import warnings
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
-from helpers import DEVICE, QUIET, assert_unchanged, content, dense
+from helpers import DEVICE, QUIET, assert_unchanged, content, dense, fit
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
@@ -35,7 +36,8 @@ CONTAINERS = {
     "CSC": sparse.csc_matrix,
     "sparse array": sparse.csr_array,
 }
-DTYPES = ["float32", "float64", "int32", "int64", "uint8", "uint16"]
+LARGE = ["float32", "float64", "int32", "int64", "uint16"]
+DTYPES = [*LARGE, "uint8"]
 
 
 @st.composite
@@ -193,3 +195,153 @@ def test_mmd_is_finite_and_indifferent_to_order(
     again = multi_scale_mmd(y[order], condition[order])
     # Of cells far from 0, distances far below that are rounded.
     torch.testing.assert_close(again, value, rtol=1e-2, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def with_covariates():
+    """A model that uses every kind of column, and its cells. Not to be changed."""
+    cells = trvae.datasets.simulated(n_cells=12, n_genes=20, n_cell_types=4)
+    rng = np.random.default_rng(0)
+    # Not in the order of the alphabet, and of which not every one is in each part of the cells.
+    cells.obs["donor"] = pd.Categorical(rng.choice(["q", "p", "r"], cells.n_obs), ["r", "p", "q"])
+    cells.obs["batch"] = rng.choice([10, 9], cells.n_obs)
+    cells.obs["age"] = rng.normal(size=cells.n_obs).astype("float32")
+    del cells.layers["rate"]
+    model = fit(
+        cells,
+        setup={
+            "categorical_covariate_keys": ["donor", "batch"],
+            "continuous_covariate_keys": ["age"],
+        },
+        train={"max_epochs": 5},
+    )
+    return model, cells
+
+
+def by_cell(values, cells):
+    return pd.DataFrame(np.asarray(values), cells.obs_names)
+
+
+OF_CELLS = {"source_condition": "control"}
+# Answers of one row a cell, and those of all cells or groups of them.
+EACH_CELL = {
+    "latent": lambda model, cells: by_cell(model.get_latent_representation(cells), cells),
+    "MMD's layer": lambda model, cells: by_cell(model.get_mmd_representation(cells), cells),
+    "normalized": lambda model, cells: model.get_normalized_expression(cells),
+    "expected": lambda model, cells: model.get_transferred_expression(cells, "treated"),
+    "decoded": lambda model, cells: model.get_transferred_expression(
+        cells, "treated", estimate="decoded", n_samples=2, **OF_CELLS
+    ),
+    "counts": lambda model, cells: model.transfer(cells, "treated").to_df(),
+    "support": lambda model, cells: model.get_transfer_support(cells, "treated"),
+    "mapped": lambda model, cells: by_cell(
+        trvae.TRVAE.load_query_data(cells, model).get_latent_representation(), cells
+    ),
+}
+QUESTIONS = EACH_CELL | {
+    "means": lambda model, cells: model.get_transferred_means(cells, "treated", n_samples=3),
+    "assessment": lambda model, cells: model.assess_transfer(
+        cells, "treated", n_samples=2, **OF_CELLS
+    ).drop(columns="verdict", errors="ignore"),
+    "ranking": lambda model, cells: model.rank_transferred_genes(
+        cells, "treated", **OF_CELLS
+    ).set_index(["group", "names"]),
+}
+COLUMNS = ["condition", "cell_type", "donor", "batch"]
+
+
+@st.composite
+def forms(draw):
+    """Another form of the same cells: a function of them that ends in another AnnData."""
+    order = draw(st.randoms(use_true_random=False))
+    container, dtype = draw(st.sampled_from(list(CONTAINERS))), draw(st.sampled_from(LARGE))
+    columns = {
+        name: draw(st.sampled_from(["reversed", "unused", "ordered", "object", "as it was"]))
+        for name in COLUMNS
+    }
+    index_name = draw(st.sampled_from([None, "cell", "condition"]))
+    kept = draw(st.sampled_from(["copied", "view", "backed"]))
+
+    def column(values, form):
+        values = values.astype("category")
+        names = list(values.cat.categories)
+        match form:
+            case "object":
+                # HDF5 takes objects that are strings only.
+                return values.astype(object if isinstance(names[0], str) else int)
+            case "unused":
+                another = "never" if isinstance(names[0], str) else max(names) + 1
+                return values.cat.set_categories([another, *names[::-1]])
+            case "reversed" | "ordered":
+                return values.cat.set_categories(names[::-1], ordered=form == "ordered")
+            case _:
+                return values
+
+    def change(cells, folder):
+        rows, genes = list(range(cells.n_obs)), list(range(cells.n_vars))
+        order.shuffle(rows)
+        order.shuffle(genes)
+        x = dense(cells.X)[rows][:, genes].astype(dtype)
+        obs = cells.obs.iloc[rows].copy()
+        for name, form in columns.items():
+            obs[name] = column(obs[name], form)
+        if kept == "backed":
+            # What HDF5 takes: a column's name for the index, only where both are equal.
+            obs.index.name = None if index_name == "condition" else index_name
+        else:
+            obs.index.name = index_name
+        changed = AnnData(CONTAINERS[container](x), obs, cells.var.iloc[genes])
+        if kept == "view":
+            return changed[np.arange(changed.n_obs)]
+        if kept == "backed":
+            changed.write_h5ad(folder / "cells.h5ad")
+            return anndata.read_h5ad(folder / "cells.h5ad", backed="r")
+        return changed
+
+    return change
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+@FEW
+@given(form=forms())
+def test_the_form_of_the_cells_makes_no_difference(
+    with_covariates, tmp_path_factory, question, form
+):
+    model, cells = with_covariates
+    ask = QUESTIONS[question]
+    given_cells = form(cells, tmp_path_factory.mktemp("form"))
+    before = content(given_cells)
+    answer = ask(model, given_cells)
+    assert_unchanged(given_cells, before)
+    expected = ask(model, cells)
+    answer = answer.reindex(index=expected.index, columns=expected.columns)
+    pd.testing.assert_frame_equal(
+        answer, expected, rtol=1e-3, atol=1e-4, check_index_type=False, check_names=False
+    )
+
+
+@pytest.mark.parametrize("question", EACH_CELL)
+@FEW
+@given(
+    column=st.sampled_from([*COLUMNS, "age"]),
+    rows=st.lists(st.integers(0, 95), min_size=1),
+    stays_a_category=st.booleans(),
+)
+def test_missing_values_are_refused_or_concern_their_cells_only(
+    with_covariates, question, column, rows, stays_a_category
+):
+    model, cells = with_covariates
+    with_gaps = cells.copy()
+    if not stays_a_category and column != "age":
+        with_gaps.obs[column] = with_gaps.obs[column].astype(object)
+    with_gaps.obs.iloc[rows, with_gaps.obs.columns.get_loc(column)] = np.nan
+    before = content(with_gaps)
+    try:
+        answer = EACH_CELL[question](model, with_gaps)
+    except ValueError as error:
+        assert column in str(error)
+    else:
+        expected = EACH_CELL[question](model, cells)
+        others = expected.index.difference(cells.obs_names[rows])
+        pd.testing.assert_frame_equal(answer.loc[others], expected.loc[others], rtol=1e-4)
+    assert_unchanged(with_gaps, before)

@@ -10,7 +10,7 @@ from mudata import MuData
 from scipy import sparse
 
 from trvae._utils._arguments import join_names
-from trvae._utils._matrices import computed
+from trvae._utils._matrices import computed, row_blocks, stacked
 from trvae.data._checks import (
     check_not_empty,
     check_not_lazy,
@@ -81,7 +81,10 @@ def private_copy(
     positions = positions_of_genes(adata, var_names, genes)
     matrix = computed(get_matrix(adata, layer))
     if not np.array_equal(positions, np.arange(adata.n_vars)):
-        matrix = matrix[:, positions]
+        # h5py reads columns in ascending order only.
+        is_in_memory = isinstance(matrix, np.ndarray) or sparse.issparse(matrix)
+        blocks = [matrix] if is_in_memory else row_blocks(matrix)
+        matrix = stacked([block[:, positions] for block in blocks])
     if sparse.issparse(matrix):
         matrix = matrix.tocsr()
     elif isinstance(matrix, np.ndarray):
