@@ -32,6 +32,22 @@ def test_history_has_every_term_for_training_and_validation(adata):
     assert values(model.history["train_loss"])[-1] < values(model.history["train_loss"])[0]
 
 
+def test_an_epoch_is_logged_with_the_mean_over_its_own_cells(adata):
+    totals = {}
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, plan, outputs, batch, batch_idx):
+            total, n = totals.get(trainer.current_epoch, (0.0, 0))
+            n_cells = len(batch["batch"])
+            totals[trainer.current_epoch] = total + float(outputs["loss"]) * n_cells, n + n_cells
+
+    training = {"batch_size": 100, "plan_kwargs": {"lr": 1e-2}, "callbacks": [Watch()]}
+    model = fit(adata, train=training)
+    expected = [total / n for total, n in totals.values()]
+    np.testing.assert_allclose(values(model.history["train_loss"]), expected, rtol=1e-5)
+    assert expected[-1] < 0.99 * expected[0]
+
+
 @pytest.mark.parametrize(
     ("n_epochs", "plan", "expected"),
     [
