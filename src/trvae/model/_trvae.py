@@ -116,8 +116,9 @@ class TRVAE(SetupMixin, RankingMixin, ExpressionMixin, BaseTRVAE):
     mmd_bandwidths
         Squared bandwidths of the kernel.
     mmd_reduction
-        Whether the MMD is the ``"mean"`` over pairs of conditions, so that ``mmd_weight`` means the
-        same for any number of conditions, or their ``"sum"`` (the paper's).
+        Whether the MMD is a ``"mean"`` over pairs of conditions, by which ``mmd_weight`` means the
+        same for any number of conditions, or their ``"sum"`` (the paper's). See
+        :func:`trvae.module.multi_scale_mmd`: how it is defined.
     linear_weight
         Weight, from 0 to 1, of a linear model that is averaged with the decoder in
         counterfactuals: a ridge regression that predicts a label's mean change from its mean

@@ -32,7 +32,7 @@ def multi_scale_mmd(
 ) -> torch.Tensor:
     r"""Squared MMD of all pairs of conditions, with a multi-scale Gaussian kernel.
 
-    It is the mean over pairs :math:`i<j`, or their sum, of
+    The MMD of a pair :math:`i, j` is
 
     .. math::
 
@@ -50,12 +50,16 @@ def multi_scale_mmd(
         Integer code of each cell's condition, ``n_cells``.
     label
         Integer code of each cell's label, ``n_cells``. If given, conditions are compared within
-        each label, and the result is the mean over labels, weighted by their numbers of cells.
+        each label, and the result is the mean over labels, weighted by the numbers of cells that are
+        compared.
     bandwidths
         The values :math:`s`, in units of squared distance.
     reduction
-        Whether to take the ``"mean"`` over pairs of conditions, by which a cell is pulled as much
-        however many conditions there are, or the ``"sum"`` (the paper's).
+        ``"mean"``: the mean over pairs, times :math:`2 / K` for :math:`K` conditions that are
+        compared; cells that are not compared count as 0. ``"sum"``: the sum over pairs (the
+        paper's). The more conditions share a minibatch, the fewer cells has each, and the V-statistic
+        of :math:`n / K` cells each has a noise of order :math:`K / n`. The factor keeps what that
+        noise adds, and how much a cell is pulled, as it is with two conditions.
 
     Returns
     -------
@@ -101,9 +105,11 @@ def _pair_coefficients(
     part = torch.where(n_others > 0, part, 0.0)
     # Each label's share of the cells that can be compared, 1 for a single label.
     compared = (part > 0).to(dtype)
-    weight = (same_label @ compared) / compared.sum().clamp(min=1)
+    n_compared = same_label @ compared
     if reduction == "mean":
-        weight = weight / (n_others * (n_others + 1) / 2).clamp(min=1)
+        weight = n_compared / len(condition) / (n_others * (n_others + 1) ** 2 / 4).clamp(min=1)
+    else:
+        weight = n_compared / compared.sum().clamp(min=1)
     within = torch.where(same_group, n_others[:, None] + 1, 0.0) - same_label
     return within * (weight * part)[:, None] * part
 
