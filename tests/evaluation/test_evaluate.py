@@ -40,6 +40,16 @@ class Truth:
         return truth.copy()
 
 
+class Unchanged:
+    """A method that predicts no change."""
+
+    def fit(self, adata, **keys):
+        pass
+
+    def transfer(self, adata, target_condition, *, seed):
+        return adata
+
+
 def test_one_row_for_each_label_condition_method_and_seed():
     # The third label has too few cells to be held out by default.
     adata = trvae.datasets.simulated(
@@ -50,11 +60,11 @@ def test_one_row_for_each_label_condition_method_and_seed():
     assert method.fitted == 2 * 2 * 2 * 2
     assert set(table["label"]) == {"type_0", "type_1"}
     assert set(table["target_condition"]) == {"a", "b"}
-    assert table["method"].value_counts()[["truth", "again", "ceiling"]].tolist() == [8, 8, 4]
-    assert table.loc[table["method"] == "ceiling", "seed"].isna().all()
+    assert table["method"].value_counts()[["truth", "again", "replicate"]].tolist() == [8, 8, 4]
+    assert table.loc[table["method"] == "replicate", "seed"].isna().all()
     truth = table[table["method"] == "truth"]
     np.testing.assert_allclose(truth[["r2_mean", "change", "de_overlap", "de_direction"]], 1)
-    np.testing.assert_allclose(truth[["rmse", "rmse_specific", "energy_distance"]], 0, atol=1e-9)
+    np.testing.assert_allclose(truth[["rmse", "rmse_specific", "energy_distance"]], 0, atol=1e-7)
     assert adata.obs.equals(before.obs)
     assert (adata.X != before.X).nnz == 0
 
@@ -72,6 +82,31 @@ def test_an_interrupted_evaluation_resumes_where_it_was(adata, tmp_path):
     assert method.fitted == 1
     with pytest.raises(ValueError, match="other data or settings .they differ in n_top_genes"):
         evaluate(adata, **chosen, n_top_genes=10)
+
+
+def test_results_of_other_settings_of_a_method_are_not_taken(adata, tmp_path):
+    def method(**train):
+        return {
+            "ours": functools.partial(trvae.TRVAEMethod, SMALL, QUIET | {"max_epochs": 1} | train)
+        }
+
+    chosen = {"labels": ["type_0"], "seeds": [0], "out": tmp_path}
+    table = evaluate(adata, **chosen, methods=method())
+    pd.testing.assert_frame_equal(evaluate(adata, **chosen, methods=method()), table)
+    with pytest.raises(ValueError, match="results of 'ours' with other settings.*another name"):
+        evaluate(adata, **chosen, methods=method(max_epochs=2))
+    others = {"theirs": method(max_epochs=2)["ours"]}
+    assert evaluate(adata, **chosen, methods=others)["method"].iloc[0] == "theirs"
+
+
+@pytest.mark.parametrize("n_genes", [None, 20])
+def test_cells_without_counts(adata, n_genes):
+    """Most cells are empty; what is left is compared."""
+    adata.X = adata.X.toarray() * (np.arange(240) % 5 == 0)[:, None]
+    table = evaluate(adata, methods={"none": Unchanged}, seeds=[0], n_genes=n_genes)
+    assert np.isfinite(table["rmse"]).all()
+    ours, same = (table[table["method"] == name] for name in ("none", "no change"))
+    np.testing.assert_allclose(ours["rmse"], same["rmse"])
 
 
 def test_genes_are_chosen_without_the_held_out_cells(adata):
@@ -139,8 +174,10 @@ def test_images_are_evaluated_as_they_are():
         ({"labels": ["type_0", "type_9"]}, "label 'type_9' is not in .*'cell_type'.*: 'type_0'"),
         ({"source_condition": "ctrl"}, "source_condition 'ctrl' is not in adata.obs"),
         ({"target_conditions": ["stim"]}, "target_condition 'stim' is not in adata.obs"),
+        ({"target_conditions": ["treated", "control"]}, "has the source condition 'control'"),
+        ({"labels": np.array(["type_0", "type_9"])}, "label .*'type_9'.* is not in"),
         ({"condition_key": "cond"}, "condition_key 'cond' is not in adata.obs"),
-        ({"methods": {"ceiling": Truth}}, "names of baselines: 'ceiling'"),
+        ({"methods": {"replicate": Truth}}, "names of baselines: 'replicate'"),
         ({"methods": {}}, "methods must be .* at least one"),
         ({"seeds": [0, -1]}, "seeds must be"),
         ({"library_key": "size"}, "library_key 'size' is not in adata.obs"),
@@ -159,8 +196,18 @@ def test_what_cannot_be_evaluated_is_refused_at_once(adata, arguments, message):
 def test_cells_that_cannot_be_held_out_are_refused(adata):
     with pytest.raises(ValueError, match="No label has 20 cells under 'control'"):
         evaluate(adata[np.r_[0:10, 120:130]])
-    with pytest.raises(ValueError, match="no cells of 'type_0' under 'control'"):
+    with pytest.raises(ValueError, match="'type_0' has 0 cells under 'control'"):
         hold_out(adata[40:], **HELD_OUT)
+    method = Truth(adata)
+    chosen = {"methods": {"truth": method}, "labels": ["type_1", "type_0"]}
+    # Of these, type 0 has one cell under treatment, or is the only one with cells under both.
+    few = adata[(adata.obs["cell_type"] != "type_0") | (np.arange(240) <= 120)]
+    with pytest.raises(ValueError, match="'type_0' has 1 cells under 'treated'; 2 or more"):
+        evaluate(few, **chosen)
+    alone = adata[(adata.obs["cell_type"] == "type_0") | (adata.obs["condition"] == "control")]
+    with pytest.raises(ValueError, match="No label but 'type_0' has cells under both"):
+        evaluate(alone, **chosen | {"labels": ["type_0"]})
+    assert method.fitted == 0
     for other in (MuData({"rna": adata}), adata.to_df()):
         with pytest.raises(ValueError, match="takes an AnnData"):
             evaluate(other)

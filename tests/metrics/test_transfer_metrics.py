@@ -1,15 +1,24 @@
-"""The comparison of a prediction with baselines and the ceiling."""
+"""The comparison of a prediction with baselines and a replicate."""
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 from anndata import AnnData
+from scipy import stats
 
 import trvae
 from trvae import metrics
 from trvae.metrics import _all_measures
 from trvae.metrics._all_measures import AllMeasures
-from trvae.metrics._baselines import BASELINES, Centroids, centroids, shifted_cells
+from trvae.metrics._baselines import (
+    BASELINES,
+    REPLICATE,
+    Centroids,
+    centroids,
+    shifted_cells,
+)
+from trvae.metrics._skill import errors
 
 KEYS = {
     "condition_key": "condition", "labels_key": "cell_type",
@@ -35,15 +44,12 @@ def compare(predicted, groups, **kwargs):
 def test_perfect_prediction_beats_everything(groups):
     before = {name: adata.copy() for name, adata in groups.items()}
     table = compare(groups["observed"], groups)
-    assert list(table.index) == ["prediction", *BASELINES]
-    best = table.loc["prediction"]
-    in_units = ["rmse", "rmse_weighted", "rmse_specific", "energy_distance", "mmd"]
-    np.testing.assert_allclose(best[in_units], 0, atol=1e-9)
-    assert (table[in_units] > -1e-9).all(axis=None)
+    assert list(table.index) == ["prediction", *BASELINES, REPLICATE]
+    assert list(table.columns) == list(metrics.MEASURES)
+    best, error = table.loc["prediction"], errors(table)
     assert best["coverage_top"] == pytest.approx(0.9, abs=0.01)
-    others = table.columns.difference([*in_units, "coverage_top"])
-    np.testing.assert_allclose(best[others], 1)
-    assert (table[others].fillna(0) <= 1 + 1e-9).all(axis=None)
+    np.testing.assert_allclose(error.loc["prediction"].drop("coverage_top"), 0, atol=1e-7)
+    assert (table.loc[list(BASELINES), "coverage_top"] <= 1).all()
     for name, adata in groups.items():
         assert (adata.X != before[name].X).nnz == 0
         assert adata.obs.equals(before[name].obs)
@@ -52,8 +58,186 @@ def test_perfect_prediction_beats_everything(groups):
 
 def test_baselines_of_other_labels_need_a_reference(groups):
     table = metrics.transfer_metrics(groups["observed"], groups["observed"], groups["control"])
-    assert list(table.index) == ["prediction", "no change", "ceiling"]
-    assert table["rmse_specific"].isna().all()
+    assert list(table.index) == ["prediction", "no change", REPLICATE]
+    need_others = ["rmse_specific", "change_specific", "discrimination"]
+    assert table[need_others].isna().all(axis=None)
+    assert table.loc["no change"].drop([*need_others, "change", "change_top"]).notna().any()
+
+
+def draw_from_the_truth(n_draws, n_cells=150):
+    """Measures of baselines, and of cells drawn from the rates that the observed were drawn from."""
+    adata = trvae.datasets.simulated(
+        n_cells=n_cells, n_genes=120, n_cell_types=5, n_lineages=2, affected_cell_types=[0, 3, 4]
+    )
+    own = (adata.obs["cell_type"] == "type_0").to_numpy()
+    treated = (adata.obs["condition"] == "treated").to_numpy()
+    chosen = {"observed": own & treated, "control": own & ~treated, "reference": ~own | ~treated}
+    split = {name: adata[cells].copy() for name, cells in chosen.items()}
+    rates = split["observed"].layers["rate"]
+    tables = []
+    for seed in range(n_draws):
+        rng = np.random.default_rng(seed)
+        rows = rng.integers(0, len(rates), n_cells)
+        counts = rng.poisson(rng.gamma(5.0, rates[rows] / 5.0))
+        tables.append(compare(AnnData(counts.astype(float), var=adata.var[[]]), split, seed=seed))
+    return tables
+
+
+def test_a_true_draw_beats_every_baseline_and_scores_like_a_replicate():
+    tables = [errors(table) for table in draw_from_the_truth(8)]
+    mean = sum(tables) / len(tables)
+    baselines = mean.loc[list(BASELINES)].drop(columns=["de_precision", "coverage_top"])
+    is_ahead = mean.loc["prediction", baselines.columns] <= baselines.min() + 1e-9
+    assert is_ahead.all(), is_ahead[~is_ahead].index
+    distances = [name for name in metrics.MEASURES if name.startswith(("energy", "mmd", "rmse"))]
+    ratio = mean.loc["prediction", distances] / mean.loc[REPLICATE, distances]
+    np.testing.assert_allclose(ratio, 1, atol=0.25)
+
+
+def test_predictions_with_the_same_errors_score_the_same():
+    """Whatever of a response the other labels don't show, no measure looks for a baseline's errors."""
+    rng = np.random.default_rng(0)
+    control, change = rng.normal(5, 1, (50, 200)), rng.normal(size=(6, 200))
+    observed = rng.normal(5, 1, (40, 200)) + change[-1] * (rng.random(200) < 0.1)
+    missed = observed.mean(0) - control.mean(0) - change[:5].mean(0)
+    of_shift = control + change[:5].mean(0)
+    # Misses as much as the mean shift does, of other genes.
+    of_other = control + observed.mean(0) - control.mean(0) + rng.permutation(missed)
+    others = of_other_labels(change[:5], control)
+    measures = AllMeasures(control, observed, others, 50, 10, 0)
+    shift, other = measures.row(of_shift), measures.row(of_other)
+    assert shift["rmse"] == pytest.approx(other["rmse"])
+    assert shift["rmse_specific"] == pytest.approx(other["rmse_specific"], rel=0.25)
+    # The genes are those of the other labels, whatever was observed.
+    everything_else = AllMeasures(control, observed + 3 * change[0], others, 50, 10, 0)
+    np.testing.assert_array_equal(measures._specific, everything_else._specific)
+
+
+DEGENERATE = {
+    "noise-free": lambda x: np.tile(x.mean(0), (len(x), 1)),
+    "silent": lambda x: np.zeros_like(x),
+    "constant": lambda x: np.full_like(x, 0.7),
+    "tiny": lambda x: x[:2],
+    "a silent gene": lambda x: x * (np.arange(x.shape[1]) > 0),
+    "one gene": lambda x: x[:, :1],
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("of", ["predicted", "observed", "control", "all"])
+@pytest.mark.parametrize("kind", DEGENERATE)
+def test_degenerate_groups_have_finite_measures_or_none(kind, of):
+    groups = dict(
+        zip(["control", "observed", "predicted"], RNG.gamma(2, 0.3, (3, 20, 8)), strict=True)
+    )
+    others = RNG.normal(size=(3, 8))
+    if kind == "one gene":
+        groups, others = {n: x[:, :1] for n, x in groups.items()}, others[:, :1]
+    else:
+        groups |= {n: DEGENERATE[kind](x) for n, x in groups.items() if of in (n, "all")}
+    others = of_other_labels(others, groups["control"])
+    measures = AllMeasures(groups["control"], groups["observed"], others, 3, 2, 0, np.log(2))
+    for row in (
+        measures.row(groups["predicted"]),
+        measures.row(groups["observed"]),
+        measures.replicate(),
+    ):
+        assert not np.isinf(list(row.values())).any()
+        assert all(
+            np.isfinite(row[name]) for name in row if name.startswith(("energy", "mmd", "rmse_w"))
+        )
+    assert errors(pd.DataFrame([measures.row(groups["observed"])]))["energy_distance"].max() < 1e-6
+
+
+def test_standard_errors_are_those_of_new_samples():
+    """The bootstrap's standard error of a measure is how much it varies from draw to draw."""
+    adata = trvae.datasets.simulated(n_cells=80, n_genes=40, n_cell_types=2)
+    own = adata.obs["cell_type"] == "type_0"
+    cells = {
+        name: adata[own & (adata.obs["condition"] == name)].copy()
+        for name in ("control", "treated")
+    }
+    rates = cells["treated"].layers["rate"]
+
+    def draw(seed):
+        rng = np.random.default_rng(seed)
+        rows = rng.integers(0, len(rates), len(rates))
+        return AnnData(
+            rng.poisson(rng.gamma(5.0, rates[rows] / 5.0)).astype(float), var=adata.var[[]]
+        )
+
+    tables = [
+        metrics.transfer_metrics(draw(seed), draw(100 + seed), cells["control"])
+        for seed in range(25)
+    ]
+    spread = pd.DataFrame([table.loc["prediction"] for table in tables]).std()
+    table = metrics.transfer_metrics(draw(1000), draw(2000), cells["control"], n_bootstrap=25)
+    for name in ("r2_variance", "rmse_log_fold_change", "wasserstein", "de_recall"):
+        assert 0.4 < table.loc["prediction", f"{name}_se"] / spread[name] < 2.5, name
+    assert table.loc[REPLICATE, "rmse_se"] != table.loc[REPLICATE, "rmse_se"]
+
+
+def test_skill_is_0_for_the_best_baseline_and_1_for_a_replicate(groups):
+    tables = {
+        seed: compare(groups["reference"][:60], groups, seed=seed)
+        .rename_axis("method")
+        .reset_index()
+        for seed in (0, 1)
+    }
+    table = pd.concat(
+        [t.assign(label=str(seed), target_condition="t") for seed, t in tables.items()]
+    )
+    table = table.reset_index(drop=True)
+    scores = metrics.skill_scores(table)
+    assert list(scores["method"]) == list(table["method"])
+    for _, rows in scores.groupby("label"):
+        by_method = rows.set_index("method")[list(metrics.MEASURES)]
+        defined = by_method.loc[REPLICATE].notna()
+        assert defined.sum() > 15
+        np.testing.assert_allclose(by_method.loc[REPLICATE][defined], 1)
+        np.testing.assert_allclose(by_method.loc[list(BASELINES)].max()[defined], 0, atol=1e-12)
+    value, baseline, replicate = (
+        tables[0].set_index("method").loc[name, "rmse"]
+        for name in ("prediction", "linear shift", REPLICATE)
+    )
+    single = metrics.skill_scores(tables[0].set_index("method"))
+    best = tables[0].set_index("method").loc[list(BASELINES), "rmse"].min()
+    expected = (value - best) / (replicate - best)
+    assert single.loc["prediction", "rmse"] == pytest.approx(expected)
+
+
+def test_paired_differences_have_known_answers():
+    rows = [
+        {"label": label, "target_condition": "t", "method": method, "seed": seed}
+        | dict.fromkeys(metrics.MEASURES, value)
+        for label, by_method in {
+            "A": {"ours": [0.2, 0.4], "mean shift": [0.5], "linear shift": [0.6]},
+            "B": {"ours": [0.1, 0.1], "mean shift": [0.9], "linear shift": [0.3]},
+        }.items()
+        for method, values in by_method.items()
+        for seed, value in enumerate(values)
+    ]
+    table = pd.DataFrame(rows)
+    result = metrics.paired_differences(table, "ours")
+    # Lower is better, so the advantages are 0.5 - 0.3 and 0.3 - 0.1.
+    row = result.loc["rmse"]
+    assert (row["n"], row["n_better"], row["verdict"]) == (2, 2, "ahead")
+    np.testing.assert_allclose(row[["advantage", "low", "high"]].astype(float), 0.2)
+    assert row["sd_of_seeds"] == pytest.approx(np.std([0.2, 0.4], ddof=1) / 2)
+    assert result.loc["r2_mean", "verdict"] == "undecided"
+    assert result.loc["r2_mean", "advantage"] == pytest.approx((0.4 - 0.7 + 0.1 - 0.9) / 2)
+    against = metrics.paired_differences(table, "mean shift", "linear shift").loc["rmse"]
+    half = stats.t.ppf(0.975, 1) * np.std([0.1, -0.6], ddof=1) / np.sqrt(2)
+    assert against["high"] - against["advantage"] == pytest.approx(half)
+    assert against["verdict"] == "undecided"
+    with pytest.raises(ValueError, match="no method 'theirs', only 'ours'"):
+        metrics.paired_differences(table, "theirs")
+
+
+def of_other_labels(changes, cells):
+    """Labels with these changes, ``n_labels x n_genes``."""
+    names = [f"type_{i}" for i in range(len(changes))]
+    return Centroids(names, 0 * changes, changes, np.ones(len(changes)), cells)
 
 
 def test_means_of_labels_with_both_conditions():
@@ -64,22 +248,27 @@ def test_means_of_labels_with_both_conditions():
     np.testing.assert_allclose(found.source, [values[3], values[[1, 7]].mean(0)])
     np.testing.assert_allclose(found.target, [values[[2, 5]].mean(0), values[0]])
     np.testing.assert_array_equal(found.n_cells, [3, 3])
+    np.testing.assert_array_equal(
+        found.cells, values[[1, 2, 3, 5, 7, 0]][np.argsort([1, 2, 3, 5, 7, 0])]
+    )
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_shifts_have_known_answers_and_stay_nonnegative(sign):
     source, change = np.array([[10.0, 10.0], [14.0, 14.0]]), np.array([[1.0, 0.0], [3.0, 0.0]])
-    others = Centroids(["a", "b"], source, source + sign * change, np.array([1, 3]))
+    others = Centroids(["a", "b"], source, source + sign * change, np.array([1, 3]), source)
     control = np.array([[11.0, 11.0], [0.5, 0.5]])
     predicted = shifted_cells(control, others)
-    for name, shift in zip(BASELINES[1:-1], [2, 2.5, 1, 2], strict=True):
+    for name, shift in zip(BASELINES[1:], [2, 2.5, 1, 2], strict=True):
         np.testing.assert_allclose(predicted[name], (control + [sign * shift, 0]).clip(0))
 
 
 def test_the_linear_shift_finds_a_change_that_follows_the_control_mean():
     source = RNG.normal(size=(21, 5))
     target = source + source @ RNG.normal(size=(5, 5)) + 10
-    others = Centroids([f"type_{i}" for i in range(20)], source[:20], target[:20], np.ones(20))
+    others = Centroids(
+        [f"type_{i}" for i in range(20)], source[:20], target[:20], np.ones(20), source
+    )
     predicted = shifted_cells(source[20:], others)
     error = {name: np.abs(values[0] - target[20]).max() for name, values in predicted.items()}
     assert error["linear shift"] < 0.05 < error["mean shift"]
@@ -88,8 +277,9 @@ def test_the_linear_shift_finds_a_change_that_follows_the_control_mean():
 def test_genes_and_components_are_chosen_from_control_and_observed():
     control, observed, predicted = RNG.gamma(2.0, 1.0, (3, 30, 6))
     observed += np.arange(6)
-    change_of_others = observed.mean(0) - control.mean(0) + 3 * (np.arange(6) == 2)
-    row = AllMeasures(control, observed, change_of_others, 1, 1, 0).row(predicted)
+    changes = RNG.normal(size=(3, 6)) * np.where(np.arange(6) == 2, 5, 1)
+    others = of_other_labels(changes, RNG.gamma(2.0, 1.0, (30, 6)))
+    row = AllMeasures(control, observed, others, 1, 1, 0).row(predicted)
     error = np.abs(predicted.mean(0) - observed.mean(0))
     assert row["rmse_specific"] == pytest.approx(error[2])
     t = metrics.welch_t(control, observed)
@@ -97,8 +287,11 @@ def test_genes_and_components_are_chosen_from_control_and_observed():
     assert row["rmse_weighted"] == pytest.approx(np.sqrt(weighted))
     top = [np.argmax(np.abs(t))]
     assert row["coverage_top"] == metrics.coverage(predicted[:, top], observed[:, top])
-    axis = np.linalg.eigh(np.cov(np.vstack([control, observed]).T))[1][:, -1:]
-    distance = metrics.energy_distance(predicted @ axis, observed @ axis)
+    axis = np.linalg.eigh(np.cov(others.cells.T))[1][:, -1:]
+    change = (observed.mean(0) - control.mean(0))[:, None]
+    beyond = change - axis @ axis.T @ change
+    axes = np.hstack([axis, beyond / np.linalg.norm(beyond)])
+    distance = metrics.energy_distance(predicted @ axes, observed @ axes)
     assert row["energy_distance"] == pytest.approx(distance)
 
 
@@ -143,7 +336,8 @@ def test_values_can_be_compared_as_they_are(groups):
     # Brighter images are farther apart; as counts, they would be the same.
     brighter = {name: AnnData(4 * a.X, obs=a.obs, var=a.var) for name, a in groups.items()}
     larger = compare(brighter["observed"], brighter, normalize=False)
-    in_units = ["rmse", "rmse_specific", "energy_distance"]
+    in_units = ["rmse", "rmse_specific", "wasserstein", "energy_distance", "energy_distance_top"]
+    assert table["rmse_log_fold_change"].isna().all()
     np.testing.assert_allclose(larger[in_units], 4 * table[in_units], rtol=1e-6, atol=1e-9)
     unitless = ["r2_mean", "r2_variance", "change", "coverage_top"]
     np.testing.assert_allclose(larger[unitless], table[unitless], rtol=1e-6)
@@ -158,7 +352,8 @@ def test_distances_of_many_cells_are_those_of_seeded_subsets(groups, monkeypatch
     )
     np.testing.assert_array_equal(one, again)
     changed = [column for column in exact.index if one[column] != other[column]]
-    assert changed == ["energy_distance", "mmd"]
+    names = ["energy_distance", "mmd"]
+    assert changed == [name + space for name in names for space in ("", "_genes", "_top")]
     np.testing.assert_allclose(one[changed], exact[changed], rtol=0.3)
     np.testing.assert_array_equal(one.drop(changed), exact.drop(changed))
 

@@ -116,12 +116,12 @@ def predict(split: HeldOut, method: TRVAEMethod, target: Any, seed: int) -> Resu
 
 
 def print_metrics(metrics: pd.DataFrame, title: str) -> None:
-    """Print the main metrics of a prediction, its baselines and the ceiling."""
+    """Print the main metrics of a prediction, its baselines and the replicate."""
     print_table(metrics, title, _SHOWN_METRICS)
     console.print(
         "Lower is better for RMSE and energy distance, higher for all others. "
         f"Nearest: the shift of {escape(str(metrics.attrs['nearest']))}. "
-        "Ceiling: one half of the measured cells against the other.",
+        "Replicate: what a repetition of the experiment would score.",
         style="dim",
     )
 

@@ -21,10 +21,10 @@ from trvae._utils._arguments import (
 )
 from trvae.data._cells import loaded
 from trvae.data._checks import check_obs_column
-from trvae.evaluation._methods import TransferMethod, TRVAEMethod
+from trvae.evaluation._methods import TransferMethod, TRVAEMethod, settings_of
 from trvae.evaluation._results import Results, fingerprint_of
 from trvae.evaluation._split import hold_out, pairs_to_hold_out, predict_held_out
-from trvae.metrics._baselines import BASELINES
+from trvae.metrics._baselines import BASELINES, REPLICATE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,6 +56,7 @@ def evaluate(
     normalize: bool = True,
     n_genes: int | None = None,
     n_top_genes: int = 100,
+    n_bootstrap: int = 0,
     out: str | Path | None = None,
     progress_bar: bool = True,
 ) -> pd.DataFrame:
@@ -63,8 +64,8 @@ def evaluate(
 
     One label's cells under one target condition are held out at a time. Every method is fitted to
     the remaining cells, transfers the label's cells from the source condition, and is compared with
-    the held-out cells, alongside the baselines and the ceiling of
-    :func:`trvae.metrics.transfer_metrics`.
+    the held-out cells, alongside the baselines and the replicate of
+    :func:`trvae.metrics.transfer_metrics`. What can't be compared is found before the first fit.
 
     Parameters
     ----------
@@ -95,25 +96,30 @@ def evaluate(
         the cells that are held out.
     n_top_genes
         Number of top genes. They are selected with the held-out cells and only used by metrics.
+    n_bootstrap
+        See :func:`trvae.metrics.transfer_metrics`: number of resamples for standard errors.
     out
         Folder in which each result is saved as soon as it is available. Results that are there
-        already are not computed again, so an interrupted evaluation can be resumed. Methods are
-        identified by name: give a method with other settings another name.
+        already are not computed again, so an interrupted evaluation can be resumed. Results of
+        other cells or settings are refused, also those of a :class:`~trvae.TRVAEMethod` of the same
+        name with other settings. Other methods are identified by name only.
     progress_bar
         Whether to show a progress bar.
 
     Returns
     -------
     One row for each held-out label, target condition, method and seed (``<NA>`` for baselines and
-    the ceiling), with the columns ``label``, ``source_condition``, ``target_condition``,
+    the replicate), with the columns ``label``, ``source_condition``, ``target_condition``,
     ``method``, ``seed`` and the metrics of :func:`trvae.metrics.transfer_metrics`.
 
     Raises
     ------
     ValueError
-        If ``adata`` is not an AnnData, a column, label or condition is missing, the cells can't be
-        compared (see :func:`trvae.metrics.transfer_metrics`), a method has the name of a
-        baseline, or ``out`` has results of other data or settings, or a damaged file.
+        If ``adata`` is not an AnnData; a column, label or condition is missing; a target condition
+        is the source condition; a label to hold out has fewer than two cells under one of the
+        conditions, or no other label has cells under both; the cells can't be compared (see
+        :func:`trvae.metrics.transfer_metrics`); a method has the name of a baseline; or ``out`` has
+        results of other data or settings, or a damaged file.
     KeyboardInterrupt, SystemExit
         If Ctrl-C or SIGTERM interrupts the training of a :class:`~trvae.TRVAEMethod`, which is
         then discarded. Earlier results remain in ``out``.
@@ -129,7 +135,7 @@ def evaluate(
         # One progress bar is enough.
         quiet = functools.partial(TRVAEMethod, train_kwargs={"enable_progress_bar": False})
         methods = {"trVAE": quiet}
-    reserved = set(methods) & set(BASELINES)
+    reserved = set(methods) & {*BASELINES, REPLICATE}
     if reserved:
         raise ValueError(f"methods has names of baselines: {join_names(sorted(reserved))}.")
     pairs = pairs_to_hold_out(
@@ -148,8 +154,11 @@ def evaluate(
         "normalize": normalize,
         "n_genes": n_genes,
         "n_top_genes": n_top_genes,
+        "n_bootstrap": n_bootstrap,
     }
     results = Results(out, fingerprint_of(adata, settings))
+    for name, make in methods.items():
+        results.check_method(name, settings_of(make))
     runs: list[tuple[str, int]] = [(method, int(seed)) for method in methods for seed in seeds]
     missing = {pair: [run for run in runs if (*pair, *run) not in results] for pair in pairs}
     n_missing = sum(map(len, missing.values()))
@@ -176,6 +185,6 @@ def evaluate(
             **results[label, target, method, seed],
         }
         for label, target in pairs
-        for method, seed in [*runs, *((baseline, None) for baseline in BASELINES)]
+        for method, seed in [*runs, *((name, None) for name in (*BASELINES, REPLICATE))]
     ]
     return pd.DataFrame(rows).astype({"seed": "Int64"})

@@ -9,6 +9,8 @@ from trvae.model._trvae import TRVAE
 from trvae.train._interruption import end_if_interrupted
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from anndata import AnnData
 
     from trvae.model._base import BaseTRVAE
@@ -60,6 +62,12 @@ class TransferMethod(Protocol):
         """
 
 
+def settings_of(method: Callable[[], TransferMethod]) -> str | None:
+    """Describe what a method's results depend on, if that can be known."""
+    made = method()
+    return repr(made) if isinstance(made, TRVAEMethod) else None
+
+
 @dataclass
 class TRVAEMethod:
     """:class:`~trvae.TRVAE` or :class:`~trvae.ImageTRVAE` as a method for :func:`evaluate`.
@@ -84,7 +92,7 @@ class TRVAEMethod:
     transfer_kwargs: dict = field(default_factory=dict)
     setup_kwargs: dict = field(default_factory=dict)
     model_cls: type[BaseTRVAE] = TRVAE
-    _model: BaseTRVAE | None = field(default=None, init=False)
+    _model: BaseTRVAE | None = field(default=None, init=False, repr=False)
 
     @property
     def model(self) -> BaseTRVAE:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
+from trvae._utils._arguments import join_names
+from trvae._utils._matrices import digest, digest_of_matrix
 from trvae.data._checks import check_obs_column, get_matrix
 from trvae.io._atomic import atomic_write
 
@@ -34,13 +34,32 @@ class Results:
 
     def __init__(self, folder: str | Path | None, fingerprint: dict):
         self._rows: dict[str, Row] = {}
+        self._settings_of_rows: dict[str, set[str | None]] = {}
+        self._settings: dict[str, str | None] = {}
         self._path: Path | None = None
         if folder is not None:
             folder = Path(folder)
             folder.mkdir(parents=True, exist_ok=True)
             _check_fingerprint(folder / "settings.json", fingerprint)
             self._path = folder / "results.jsonl"
-            self._rows = _read_rows(self._path)
+            for row in _read_rows(self._path):
+                key, settings = row.pop("key"), row.pop("settings", None)
+                self._rows[key] = {name: np.nan if x is None else x for name, x in row.items()}
+                self._settings_of_rows.setdefault(json.loads(key)[2], set()).add(settings)
+
+    def check_method(self, name: str, settings: str | None) -> None:
+        """Raise a ``ValueError`` if there are rows of a method with other settings.
+
+        ``settings`` are kept with the rows of the method that are added.
+        """
+        others = self._settings_of_rows.get(name, set()) - {settings}
+        if others:
+            raise ValueError(
+                f"{self._path} has results of {name!r} with other settings: "
+                f"{join_names(sorted(map(str, others)))}, not {settings}. Give the method another "
+                "name, or choose another folder."
+            )
+        self._settings[name] = settings
 
     def __contains__(self, key: tuple) -> bool:
         return _key_text(key) in self._rows
@@ -57,23 +76,21 @@ class Results:
             # JSON has no NaN.
             values = {name: None if np.isnan(x) else float(x) for name, x in row.items()}
             with self._path.open("a") as file:
-                file.write(json.dumps({"key": _key_text(key), **values}) + "\n")
+                settings = {"settings": self._settings[key[2]]} if key[2] in self._settings else {}
+                file.write(json.dumps({"key": _key_text(key), **settings, **values}) + "\n")
 
 
 def fingerprint_of(adata: AnnData, settings: dict[str, Any]) -> dict[str, Any]:
-    """Summarise what results depend on, except the methods, which are identified by name."""
-    names = [adata.obs_names.to_series(), adata.var_names.to_series()]
+    """Summarise what results depend on, except the methods."""
     columns = [
-        check_obs_column(adata, argument, settings[argument]).astype(str)
+        check_obs_column(adata, argument, settings[argument]).to_numpy(dtype=str)
         for argument in ("condition_key", "labels_key", "library_key")
         if settings[argument] is not None
     ]
-    digest = hashlib.sha256()
-    for values in names + columns:
-        digest.update(pd.util.hash_pandas_object(values, index=False).to_numpy())
+    names = [values.to_numpy(dtype=str) for values in (adata.obs_names, adata.var_names)]
     return {
-        "cells_and_genes": digest.hexdigest(),
-        "sum_of_values": float(get_matrix(adata, settings["layer"]).sum()),
+        "cells_and_genes": digest(*names, *columns),
+        "values": digest_of_matrix(get_matrix(adata, settings["layer"])),
         **{name: None if value is None else str(value) for name, value in settings.items()},
     }
 
@@ -102,21 +119,20 @@ def _check_fingerprint(path: Path, fingerprint: dict) -> None:
         )
 
 
-def _read_rows(path: Path) -> dict[str, Row]:
+def _read_rows(path: Path) -> list[dict]:
     """Read all rows; cut off a last line that an interruption left unfinished."""
     if not path.exists():
-        return {}
+        return []
     *lines, unfinished = path.read_bytes().split(b"\n")
-    rows = {}
-    for number, line in enumerate(lines, start=1):
-        row = _parse(
+    rows = [
+        _parse(
             line,
             f"Line {number} of {path}",
             "Remove it to compute it again, or choose another folder.",
             required="key",
         )
-        key = row.pop("key")
-        rows[key] = {name: np.nan if x is None else x for name, x in row.items()}
+        for number, line in enumerate(lines, start=1)
+    ]
     if unfinished:
         os.truncate(path, path.stat().st_size - len(unfinished))
     return rows

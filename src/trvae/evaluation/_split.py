@@ -51,6 +51,7 @@ def hold_out(
     normalize: bool = True,
     n_genes: int | None = None,
     n_top_genes: int = 100,
+    n_bootstrap: int = 0,
 ) -> HeldOut:
     """Split off one label's cells under one condition.
 
@@ -62,28 +63,20 @@ def hold_out(
         The cells to hold out.
     adata, condition_key, labels_key, source_condition, layer, library_key, normalize
         See :func:`evaluate`: the cells and how to read them.
-    n_genes, n_top_genes
-        See :func:`evaluate`: numbers of genes to use and to report separately.
+    n_genes, n_top_genes, n_bootstrap
+        See :func:`evaluate`: numbers of genes to use and to report separately, and of resamples.
 
     Raises
     ------
     ValueError
-        If a column, label or condition is missing, the label has no cells under either condition,
-        there are fewer than ``n_genes`` genes, or :func:`trvae.metrics.transfer_metrics` can't
-        compare the cells.
+        As :func:`evaluate`, or if there are fewer than ``n_genes`` genes.
     """
     labels = check_obs_column(adata, "labels_key", labels_key)
     conditions = check_obs_column(adata, "condition_key", condition_key)
-    _check_occurs("label", label, labels)
-    _check_occurs("source_condition", source_condition, conditions)
-    _check_occurs("target_condition", target_condition, conditions)
+    pairs_to_hold_out(labels, conditions, source_condition, [label], [target_condition])
     is_label = (labels == label).to_numpy()
     held_out = is_label & (conditions == target_condition).to_numpy()
     sources = is_label & (conditions == source_condition).to_numpy()
-    for condition, cells in {source_condition: sources, target_condition: held_out}.items():
-        if not cells.any():
-            raise ValueError(f"There are no cells of {label!r} under {condition!r}.")
-
     genes: Any = slice(None)
     library = None
     if n_genes is not None:
@@ -110,6 +103,7 @@ def hold_out(
         target_condition=target_condition,
         normalize=normalize,
         n_top_genes=n_top_genes,
+        n_bootstrap=n_bootstrap,
         **keys,
     )
     return HeldOut(train, control, observed, comparison, keys)
@@ -137,28 +131,55 @@ def pairs_to_hold_out(
     By default these are all other conditions, and all labels with enough cells under both.
     """
     _check_occurs("source_condition", source_condition, conditions)
-    for label in () if chosen_labels is None else chosen_labels:
-        _check_occurs("label", label, labels)
-    for target in () if chosen_targets is None else chosen_targets:
-        _check_occurs("target_condition", target, conditions)
-    counts = pd.crosstab(labels, conditions)
-    if chosen_targets is None:
-        chosen_targets = [target for target in counts.columns if target != source_condition]
+    # A column of type category has counts of unused categories, too.
+    counts = pd.crosstab(labels.astype(object), conditions.astype(object))
+    targets = [target for target in counts.columns if target != source_condition]
+    if chosen_targets is not None:
+        targets = list(dict.fromkeys(chosen_targets))
+        for target in targets:
+            _check_occurs("target_condition", target, conditions)
+        if source_condition in targets:
+            raise ValueError(
+                f"target_conditions has the source condition {source_condition!r}, whose cells are "
+                "predicted from."
+            )
     if chosen_labels is None:
         is_enough = counts >= _MIN_CELLS
         pairs = [
             (label, target)
-            for target in chosen_targets
+            for target in targets
             for label in counts.index[is_enough[source_condition] & is_enough[target]]
         ]
+        if not pairs:
+            raise ValueError(
+                f"No label has {_MIN_CELLS} cells under {source_condition!r} and under another "
+                "condition."
+            )
     else:
-        pairs = [(label, target) for target in chosen_targets for label in chosen_labels]
-    if not pairs:
-        raise ValueError(
-            f"No label has {_MIN_CELLS} cells under {source_condition!r} and under another "
-            "condition."
-        )
+        chosen_labels = list(dict.fromkeys(chosen_labels))
+        for label in chosen_labels:
+            _check_occurs("label", label, labels)
+        pairs = [(label, target) for target in targets for label in chosen_labels]
+    for label, target in pairs:
+        _check_pair(counts, label, source_condition, target)
     return pairs
+
+
+def _check_pair(counts: pd.DataFrame, label: Any, source: Any, target: Any) -> None:
+    """Raise a ``ValueError`` unless the label, and another one, have cells under both conditions."""
+    for condition in (source, target):
+        n_cells = counts.loc[label, condition]
+        if n_cells < 2:
+            raise ValueError(
+                f"{label!r} has {n_cells} cells under {condition!r}; 2 or more are needed to hold it "
+                "out."
+            )
+    others = counts.drop(index=label)
+    if not (others[[source, target]] > 0).all(axis=1).any():
+        raise ValueError(
+            f"No label but {label!r} has cells under both {source!r} and {target!r}, from which its "
+            "response could be predicted."
+        )
 
 
 def _check_occurs(argument: str, value: Any, column: pd.Series) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
 from sklearn.decomposition import PCA
@@ -10,87 +12,185 @@ from trvae.metrics._coverage import coverage
 from trvae.metrics._differential_expression import (
     de_direction,
     de_overlap,
+    de_precision,
     de_rank_correlation,
+    de_recall,
     rank_by_magnitude,
+    significant_genes,
     welch_t,
 )
-from trvae.metrics._distances import energy_distance, maximum_mean_discrepancy
-from trvae.metrics._moments import pearson_of_change, r2_of_means, r2_of_variances, rmse_of_means
+from trvae.metrics._distances import (
+    energy_distance,
+    maximum_mean_discrepancy,
+    wasserstein_distance,
+)
+from trvae.metrics._moments import (
+    discrimination,
+    pearson_of_change,
+    r2_of_means,
+    r2_of_variances,
+    rmse_of_log_fold_changes,
+    rmse_of_means,
+)
 
-_N_SPLITS = 5
+if TYPE_CHECKING:
+    from trvae.metrics._baselines import Centroids
+
+_N_REPLICATES = 5
 _MAX_CELLS_FOR_DISTANCE = 2_000
+_MAX_CELLS_IN_GENE_SPACE = 1_000
+_NOT_KNOWN = float("nan")
 
 
 class AllMeasures:
     """The measures of :func:`transfer_metrics`, for log-normalised cells, ``n_cells x n_genes``.
 
-    ``change_of_others`` is the mean change of the other labels, ``n_genes``, if known.
+    ``others`` are the other labels, if known; ``one_count`` is as in :func:`welch_t`, and
+    ``is_log`` says that the values are ``log(1 + x)``.
     """
 
     def __init__(
         self,
         control: np.ndarray,
         observed: np.ndarray,
-        change_of_others: np.ndarray | None,
+        others: Centroids | None,
         n_top_genes: int,
         n_pcs: int,
         seed: int,
+        one_count: float = 0.0,
+        is_log: bool = True,
     ):
-        self._control, self._observed = control, observed
+        control, observed = _in_an_order_of_their_own(control), _in_an_order_of_their_own(observed)
+        self._control, self._observed, self._others = control, observed, others
         self._n_top_genes, self._seed = n_top_genes, seed
-        t = welch_t(control, observed)
+        self._one_count, self._is_log = one_count, is_log
+        t = self._t(observed)
         self._top = rank_by_magnitude(t)[:n_top_genes]
         self._weights = t**2 if t.any() else None
         self._specific = None
-        if change_of_others is not None:
-            unusual = observed.mean(0) - control.mean(0) - change_of_others
-            self._specific = rank_by_magnitude(unusual)[:n_top_genes]
-        both = np.concatenate([control, observed])
-        self._pca = PCA(min(n_pcs, *both.shape), svd_solver="covariance_eigh").fit(both)
+        if others is not None and len(others.names) > 1:
+            self._specific = rank_by_magnitude(others.change.std(0))[:n_top_genes]
+        self._axes = self._distance_axes(n_pcs)
 
     def row(self, predicted: np.ndarray) -> dict[str, float]:
         """Compare predicted cells, ``n_cells x n_genes``, with the observed cells."""
-        return self._compare(predicted, self._observed)
+        return self._compare(_in_an_order_of_their_own(predicted), self._observed)
 
-    def ceiling(self) -> dict[str, float]:
-        """Compare random halves of the observed cells, averaged over splits."""
+    def replicate(self) -> dict[str, float]:
+        """Compare two independent samples of the observed cells, averaged over pairs of samples.
+
+        One has as many cells as the control, from which a prediction is made, and the other as many
+        as were observed; both are drawn with replacement, so that they differ as two experiments do.
+        """
         rng = np.random.default_rng(self._seed)
-        rows = []
-        for _ in range(_N_SPLITS):
-            half, other_half = np.array_split(rng.permutation(self._observed), 2)
-            rows.append(self._compare(half, other_half))
+        sizes = len(self._control), len(self._observed)
+        rows = [
+            self._compare(*(_resampled(self._observed, rng, size) for size in sizes))
+            for _ in range(_N_REPLICATES)
+        ]
         return pd.DataFrame(rows).mean().to_dict()
+
+    def standard_errors(self, predicted: np.ndarray, n_bootstrap: int) -> dict[str, float]:
+        """Bootstrap over the cells: standard deviation of each measure between resamples."""
+        rng = np.random.default_rng(self._seed)
+        cells = _in_an_order_of_their_own(predicted), self._observed
+        rows = [
+            self._compare(*(_resampled(group, rng, len(group)) for group in cells))
+            for _ in range(n_bootstrap)
+        ]
+        return pd.DataFrame(rows).std().to_dict()
 
     def _compare(self, predicted: np.ndarray, observed: np.ndarray) -> dict[str, float]:
         cells = predicted, observed
         top = predicted[:, self._top], observed[:, self._top]
-        projected = self._project(predicted), self._project(observed)
-        t = welch_t(self._control, predicted), welch_t(self._control, observed)
-        row = {
+        subsets = [self._subset(group) for group in cells]
+        projected = [subset @ self._axes for subset in subsets]
+        subsets = [subset[:_MAX_CELLS_IN_GENE_SPACE] for subset in subsets]
+        top_subsets = [subset[:, self._top] for subset in subsets]
+        t = self._t(predicted), self._t(observed)
+        signs = [
+            np.sign(values) * significant_genes(values, len(self._control) + len(group))
+            for values, group in zip(t, cells, strict=True)
+        ]
+        return {
             "r2_mean": r2_of_means(*cells),
             "r2_variance": r2_of_variances(*cells),
             "r2_mean_top": r2_of_means(*top),
             "r2_variance_top": r2_of_variances(*top),
             "change": pearson_of_change(*cells, self._control),
             "change_top": pearson_of_change(*top, self._control[:, self._top]),
+            **self._against_other_labels(predicted, observed),
             "rmse": rmse_of_means(*cells),
             "rmse_weighted": rmse_of_means(*cells, self._weights),
-            "rmse_specific": float("nan"),
+            "rmse_log_fold_change": rmse_of_log_fold_changes(*cells)
+            if self._is_log
+            else _NOT_KNOWN,
+            "wasserstein": wasserstein_distance(*cells),
             "energy_distance": energy_distance(*projected),
+            "energy_distance_genes": energy_distance(*subsets),
+            "energy_distance_top": energy_distance(*top_subsets),
             "mmd": maximum_mean_discrepancy(*projected),
+            "mmd_genes": maximum_mean_discrepancy(*subsets),
+            "mmd_top": maximum_mean_discrepancy(*top_subsets),
             "coverage_top": coverage(*top),
             "de_overlap": de_overlap(*t, self._n_top_genes),
-            "de_direction": de_direction(*t, self._n_top_genes),
+            "de_precision": de_precision(*signs),
+            "de_recall": de_recall(*signs),
+            "de_direction": de_direction(*t, int(np.count_nonzero(signs[1]))),
             "de_rank_correlation": de_rank_correlation(*t),
         }
+
+    def _against_other_labels(
+        self, predicted: np.ndarray, observed: np.ndarray
+    ) -> dict[str, float]:
+        """Measures of what is the label's own in its response."""
+        row = dict.fromkeys(("change_specific", "discrimination", "rmse_specific"), _NOT_KNOWN)
+        if self._others is None:
+            return row
+        before, changes = self._control.mean(0), self._others.change
+        row["change_specific"] = pearson_of_change(
+            predicted, observed, self._control + changes.mean(0)
+        )
+        row["discrimination"] = discrimination(
+            predicted.mean(0) - before, observed.mean(0) - before, changes
+        )
         if self._specific is not None:
-            specific = predicted[:, self._specific], observed[:, self._specific]
-            row["rmse_specific"] = rmse_of_means(*specific)
+            row["rmse_specific"] = rmse_of_means(
+                predicted[:, self._specific], observed[:, self._specific]
+            )
         return row
 
-    def _project(self, values: np.ndarray) -> np.ndarray:
-        """Principal components, of a random subset if there are too many cells for distances."""
-        if len(values) > _MAX_CELLS_FOR_DISTANCE:
-            rng = np.random.default_rng(self._seed)
-            values = values[rng.permutation(len(values))[:_MAX_CELLS_FOR_DISTANCE]]
-        return self._pca.transform(values)
+    def _distance_axes(self, n_pcs: int) -> np.ndarray:
+        """Directions in which distances are measured, ``n_genes x n_axes``."""
+        own = np.concatenate([self._control, self._observed])
+        # Few cells have components of their own noise, in which a new sample of them would be far
+        # off, and what is made from the control near. Other labels have no part in that noise.
+        cells = own if self._others is None else self._others.cells
+        # Shares of a variance of 0, which nothing uses, are not defined.
+        with np.errstate(invalid="ignore"):
+            pca = PCA(min(n_pcs, *cells.shape), svd_solver="covariance_eigh").fit(cells)
+        # Other labels need not show the direction in which these cells change.
+        change = self._observed.mean(0) - self._control.mean(0)
+        beyond = change - change @ pca.components_.T @ pca.components_
+        length = np.linalg.norm(beyond)
+        is_within = length <= 1e-9 * np.linalg.norm(change)
+        more = [] if is_within else [beyond / length]
+        return np.array([*pca.components_, *more]).T
+
+    def _t(self, cells: np.ndarray) -> np.ndarray:
+        return welch_t(self._control, cells, one_count=self._one_count)
+
+    def _subset(self, values: np.ndarray) -> np.ndarray:
+        """A random subset if there are too many cells for distances between all of them."""
+        rng = np.random.default_rng(self._seed)
+        return values[rng.permutation(len(values))[:_MAX_CELLS_FOR_DISTANCE]]
+
+
+def _in_an_order_of_their_own(cells: np.ndarray) -> np.ndarray:
+    """Sort cells by their values, so that what is drawn of them doesn't depend on their order."""
+    direction = np.random.default_rng(0).normal(size=cells.shape[1])
+    return cells[np.argsort(cells @ direction, kind="stable")]
+
+
+def _resampled(cells: np.ndarray, rng: np.random.Generator, n: int) -> np.ndarray:
+    return cells[rng.integers(0, len(cells), n)]

@@ -8,10 +8,11 @@ import numpy as np
 
 from trvae.counterfactual._label_response import MIN_LABELS, LinearResponse
 
-BASELINES = (
-    "no change", "mean shift", "cell-weighted shift", "nearest shift", "linear shift", "ceiling",
-)  # fmt: skip
-"""Rows of a comparison with a reference, beside the prediction."""
+BASELINES = ("no change", "mean shift", "cell-weighted shift", "nearest shift", "linear shift")
+"""Rows of a comparison with a reference, beside the prediction and the replicate."""
+
+REPLICATE = "replicate"
+"""Row of a comparison: another sample of the observed cells."""
 
 
 class Centroids(NamedTuple):
@@ -24,6 +25,8 @@ class Centroids(NamedTuple):
     """``n_labels x n_genes``."""
     n_cells: np.ndarray
     """Number of cells under both conditions together, ``n_labels``."""
+    cells: np.ndarray
+    """Those cells, ``n_cells x n_genes``."""
 
     @property
     def change(self) -> np.ndarray:
@@ -45,8 +48,10 @@ def centroids(
         np.array([values[cells & condition].mean(0) for cells in cells_of])
         for condition in (is_source, is_target)
     )
-    n_cells = np.array([(cells & (is_source | is_target)).sum() for cells in cells_of])
-    return Centroids(names.tolist(), source, target, n_cells)
+    is_either = is_source | is_target
+    n_cells = np.array([(cells & is_either).sum() for cells in cells_of])
+    cells = values[is_either & np.isin(label, names)]
+    return Centroids(names.tolist(), source, target, n_cells, cells)
 
 
 def shifted_cells(control: np.ndarray, others: Centroids) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Baselines and a ceiling, with which any number of predictions of the same cells are compared."""
+"""Baselines and a replicate, with which any number of predictions of the same cells are compared."""
 
 from __future__ import annotations
 
@@ -7,19 +7,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from trvae._utils._arguments import POSITIVE_INTEGER, SEED, check_arguments
+from trvae._utils._arguments import POSITIVE_INTEGER, SEED, check_arguments, integer
 from trvae._utils._matrices import dense
 from trvae.data._cells import loaded
 from trvae.data._checks import check_obs_column, get_matrix
 from trvae.metrics._all_measures import AllMeasures
-from trvae.metrics._baselines import Centroids, centroids, shifted_cells
+from trvae.metrics._baselines import REPLICATE, Centroids, centroids, shifted_cells
 from trvae.metrics._comparable import check_comparable
-from trvae.metrics._normalize import log_normalized, median_library_size
+from trvae.metrics._normalize import is_counts, log_normalized, median_library_size
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-_RULES = {"n_top_genes": POSITIVE_INTEGER, "n_pcs": POSITIVE_INTEGER, "seed": SEED}
+_RULES = {
+    "n_top_genes": POSITIVE_INTEGER,
+    "n_pcs": POSITIVE_INTEGER,
+    "n_bootstrap": integer("0, or an integer from 2 on", lambda n: n == 0 or n > 1),
+    "seed": SEED,
+}
 
 
 class TransferComparison:
@@ -51,6 +56,7 @@ class TransferComparison:
         normalize: bool = True,
         n_top_genes: int = 100,
         n_pcs: int = 30,
+        n_bootstrap: int = 0,
         seed: int = 0,
     ):
         check_arguments(locals(), _RULES)
@@ -65,29 +71,45 @@ class TransferComparison:
         self._target_sum = median_library_size(control, layer, library_key) if normalize else None
         before = self._values(control)
         predictions = {"no change": before}
-        change_of_others = None
+        others = None
         self._nearest: str | None = None
         if reference is not None:
             keys = condition_key, labels_key, source_condition, target_condition
             others = _other_labels(reference, self._values(reference), control, *keys)
             predictions |= shifted_cells(before, others)
-            change_of_others = others.change.mean(0)
             self._nearest = others.names[others.nearest(before.mean(0))]
+        counted = normalize and is_counts(get_matrix(control, layer))
         self._measures = AllMeasures(
-            before, self._values(observed), change_of_others, n_top_genes, n_pcs, seed
+            before,
+            self._values(observed),
+            others,
+            n_top_genes,
+            n_pcs,
+            seed,
+            # Of a cell with the median library size, which all are scaled to.
+            one_count=np.log(2) if counted else 0.0,
+            is_log=normalize,
         )
-        self.rows = {name: self._measures.row(values) for name, values in predictions.items()}
-        """Measures of the baselines and the ceiling, by name."""
-        self.rows["ceiling"] = self._measures.ceiling()
+        self._n_bootstrap = n_bootstrap
+        self.rows = {name: self._row(values) for name, values in predictions.items()}
+        """Measures of the baselines and the replicate, by name."""
+        self.rows[REPLICATE] = self._measures.replicate()
 
     def table(self, predicted: AnnData) -> pd.DataFrame:
         """Compare a prediction: the result of :func:`transfer_metrics`."""
         predicted = loaded(predicted)
         check_comparable({"predicted": predicted, **self._groups}, self._layer, self._normalize)
-        rows = {"prediction": self._measures.row(self._values(predicted)), **self.rows}
+        rows = {"prediction": self._row(self._values(predicted)), **self.rows}
         table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
         table.attrs["nearest"] = self._nearest
         return table
+
+    def _row(self, predicted: np.ndarray) -> dict[str, float]:
+        row = self._measures.row(predicted)
+        if self._n_bootstrap:
+            errors = self._measures.standard_errors(predicted, self._n_bootstrap)
+            row |= {f"{name}_se": error for name, error in errors.items()}
+        return row
 
     def _values(self, adata: AnnData) -> np.ndarray:
         """The values to compare, ``n_cells x n_genes``, with the genes of the observed cells."""

@@ -109,6 +109,60 @@ def rmse_of_means(
     return float(error)
 
 
+def rmse_of_log_fold_changes(predicted: np.ndarray, observed: np.ndarray) -> float:
+    r"""Root mean squared error, over genes, of the log2 fold change of pseudobulks.
+
+    .. math:: \sqrt{\overline{\left(\log_2 \frac{p_g + 1}{o_g + 1}\right)^2}}
+
+    with the pseudobulks :math:`p_g, o_g` of predicted and observed cells, per 10,000 counts of these
+    genes. The control, which both fold changes are relative to, cancels.
+
+    Parameters
+    ----------
+    predicted, observed
+        Log-normalised values ``log(1 + x)``, ``n_cells x n_genes``; the numbers of cells may differ.
+
+    Returns
+    -------
+    At least 0; NaN if a mean of ``x`` is negative.
+
+    Raises
+    ------
+    ValueError
+        If the numbers of genes differ.
+    """
+    bulks = [np.expm1(values).mean(0) for values in (predicted, observed)]
+    if any((bulk < 0).any() or not bulk.any() for bulk in bulks):
+        return float("nan")
+    logs = [np.log2(1e4 * bulk / bulk.sum() + 1) for bulk in bulks]
+    return float(root_mean_squared_error(*logs))
+
+
+def discrimination(predicted: np.ndarray, observed: np.ndarray, others: np.ndarray) -> float:
+    """Whether a predicted response is closer to the observed one than to those of other labels.
+
+    Parameters
+    ----------
+    predicted, observed
+        Change of the means, ``n_genes``.
+    others
+        Change of the means of other labels, ``n_labels x n_genes``.
+
+    Returns
+    -------
+    Share of the other labels whose response is farther (in Euclidean distance) from the predicted
+    one than the observed response is: 1 is best, 0.5 is chance. NaN without other labels.
+
+    References
+    ----------
+    Wu et al., *arXiv* 2408.10609 (2024): the rank of the right perturbation.
+    """
+    if len(others) == 0:
+        return float("nan")
+    distances = np.linalg.norm(others - predicted, axis=1)
+    return float(np.mean(distances > np.linalg.norm(observed - predicted)))
+
+
 def _pearson(a: np.ndarray, b: np.ndarray) -> float:
     # Rounding errors of constant values would correlate.
     if any(np.ptp(v) <= 1e-12 * max(1.0, np.abs(v).max()) for v in (a, b)):

@@ -1,4 +1,4 @@
-"""A prediction, beside baselines that need no model and a ceiling that none can exceed."""
+"""A prediction, beside baselines that need no model and a replicate of the experiment."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ def transfer_metrics(
     normalize: bool = True,
     n_top_genes: int = 100,
     n_pcs: int = 30,
+    n_bootstrap: int = 0,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Compare predicted with observed cells, beside baselines and a ceiling.
+    """Compare predicted with observed cells, beside baselines and a replicate of the experiment.
 
     File-backed cells are read into memory.
 
@@ -58,13 +59,18 @@ def transfer_metrics(
         Whether to normalise counts. ``False`` compares all values as they are, such as pixels.
     n_top_genes
         Number of top genes: those that differ most clearly between ``control`` and ``observed``
-        (Welch's t). They are chosen with the held-out cells, so they are for evaluation only.
+        (:func:`welch_t`). They are chosen with the held-out cells, so they are for evaluation only.
     n_pcs
-        Number of principal components, of ``control`` and ``observed`` together, in which the
-        energy distance and the MMD are computed.
+        Number of principal components in which ``energy_distance`` and ``mmd`` are computed, beside
+        the direction of the observed change. They are those of the other labels' cells: components
+        of ``control`` and ``observed``, which are used without a reference, follow the noise of
+        these cells, so that a new sample of the observed cells would score worse than it should.
+    n_bootstrap
+        Number of resamples of predicted and of observed cells, from which the standard error of
+        every measure is estimated; 0 for none. Each takes as long as the comparison itself.
     seed
-        Seed of the random halves, and of the random subsets of 2,000 cells between which the energy
-        distance and the MMD are computed if there are more.
+        Seed of replicates and resamples, and of the random subsets between which distances are
+        computed: 2,000 cells in principal components and 1,000 in genes, if there are more.
 
     Returns
     -------
@@ -78,23 +84,35 @@ def transfer_metrics(
       is named in ``DataFrame.attrs["nearest"]``
     * ``linear shift``: control plus the change predicted from the control mean by ridge regression
       over the other labels; the mean shift with fewer than three labels
-    * ``ceiling``: one half of the observed cells against the other, averaged over five random
-      splits
+    * ``replicate``: what an independent repetition of the experiment would score. A sample of the
+      observed cells (as many as in ``control``) is compared with another sample of them (as many as
+      were observed), both with replacement, averaged over five pairs
 
     One column per measure:
 
     * ``r2_mean``, ``r2_variance``: squared Pearson correlation of per-gene means, variances
     * ``r2_mean_top``, ``r2_variance_top``: the same over the top genes
-    * ``change``, ``change_top``: Pearson correlation of the change from control
+    * ``change``, ``change_top``: Pearson correlation of the change from control;
+      ``change_specific``: of the change beyond the mean change of the other labels
+    * ``discrimination``: whether the predicted change is closer to the observed one than to those of
+      the other labels (:func:`discrimination`)
     * ``rmse``: of the per-gene means; ``rmse_weighted``: with the squared t of the observed change
-      as weights (Mejia et al., 2025); ``rmse_specific``: over the ``n_top_genes`` genes whose
-      change differs most from the other labels' mean change
-    * ``energy_distance``, ``mmd``: between the groups of cells, in principal components
+      as weights; ``rmse_specific``: over the ``n_top_genes`` genes whose change differs most between
+      the other labels; ``rmse_log_fold_change``: of pseudobulks
+      (:func:`rmse_of_log_fold_changes`)
+    * ``wasserstein``: per gene (:func:`wasserstein_distance`)
+    * ``energy_distance``, ``mmd``: between the groups of cells, in principal components; with
+      ``_genes``, in all genes; with ``_top``, in the top genes
     * ``coverage_top``: share of the observed values of the top genes within the central 90 % of
       the predicted ones; 0.9 if the prediction is calibrated
-    * ``de_overlap``, ``de_direction``, ``de_rank_correlation``: agreement of the differentially
-      expressed genes, see :mod:`trvae.metrics`
+    * ``de_overlap``: shared top genes; ``de_precision``, ``de_recall``, ``de_direction``: of the
+      genes that change significantly, at a false discovery rate of 5 %; ``de_rank_correlation``: of
+      all genes (see :mod:`trvae.metrics`)
 
+    and, with ``n_bootstrap``, the standard error of each, named ``rmse_se`` and so on.
+
+    What needs other labels is NaN without a reference; ``rmse_specific`` needs two.
+    :data:`MEASURES` has the best value of each, and :func:`skill_scores` puts them on one scale.
     Counts are compared as ``log(1 + count / library size * median library size of control)``.
 
     Raises
@@ -109,7 +127,9 @@ def transfer_metrics(
     ----------
     Ahlmann-Eltze, Huber & Anders, *Nature Methods* 22, 1657 (2025): why to compare a prediction
     with the mean and with linear models; Mejia et al., *arXiv* 2506.22641 (2025): errors weighted
-    by significance. For the other measures see :mod:`trvae.metrics`.
+    by significance; Viñas Torné et al., *Nature Biotechnology* (2025): changes beyond the mean change;
+    Efron & Tibshirani, *Statistical Science* 1, 54 (1986), section 2: standard errors. For the other
+    measures see :mod:`trvae.metrics`.
     """
     comparison = TransferComparison(
         observed,
@@ -124,6 +144,7 @@ def transfer_metrics(
         normalize=normalize,
         n_top_genes=n_top_genes,
         n_pcs=n_pcs,
+        n_bootstrap=n_bootstrap,
         seed=seed,
     )
     return comparison.table(predicted)

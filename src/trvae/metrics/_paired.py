@@ -1,0 +1,91 @@
+"""Whether a method is ahead of the baselines, or of another method, label by label."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from trvae._utils._arguments import STRICT_SHARE, check_arguments, join_names
+from trvae.metrics._baselines import BASELINES
+from trvae.metrics._skill import MEASURES, errors
+
+
+def paired_differences(
+    table: pd.DataFrame,
+    method: str = "trVAE",
+    other: str | None = None,
+    *,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Compare two methods of an evaluation on the same held-out cells.
+
+    The two are compared by how far a measure is from its best value (see
+    :data:`MEASURES`), averaged over seeds. The held-out labels and target conditions are
+    the sample of which the interval tells.
+
+    Parameters
+    ----------
+    table
+        Result of :func:`trvae.evaluate`.
+    method
+        Name of the method.
+    other
+        Name of the method or baseline to compare with. By default, the best baseline for each
+        measure, label and target condition, which no single baseline need be.
+    level
+        Level of the intervals.
+
+    Returns
+    -------
+    One row per measure, with the columns
+
+    * ``n``: number of pairs of label and target condition for which both have the measure;
+    * ``advantage``: mean of the other's error minus the method's; positive if the method is better;
+    * ``low``, ``high``: Student's interval of the advantage, NaN for a single pair;
+    * ``n_better``: number of pairs for which the method is better;
+    * ``sd_of_seeds``: standard deviation of the method's measure over seeds, averaged over pairs;
+    * ``verdict``: ``"ahead"`` or ``"behind"`` if the interval excludes 0, and otherwise
+      ``"undecided"``.
+
+    Raises
+    ------
+    ValueError
+        If the table has no such method, or ``level`` is not between 0 and 1.
+
+    References
+    ----------
+    Student, *Biometrika* 6, 1 (1908).
+    """
+    check_arguments(locals(), {"level": STRICT_SHARE})
+    known = table["method"].unique()
+    for name in (method, other):
+        if name is not None and name not in known:
+            raise ValueError(f"table has no method {name!r}, only {join_names(known)}.")
+    pair = ["label", "target_condition"]
+    keyed = pd.concat([table[[*pair, "method"]], errors(table)], axis=1)
+    means = keyed.groupby([*pair, "method"], observed=True, sort=False).mean()
+    own = means.xs(method, level="method")
+    if other is None:
+        is_baseline = means.index.get_level_values("method").isin(BASELINES)
+        others = means[is_baseline].groupby(pair, observed=True, sort=False).min()
+    else:
+        others = means.xs(other, level="method")
+    of_method = table[table["method"] == method].groupby(pair, observed=True)[list(MEASURES)]
+    difference = others.reindex(own.index) - own
+    n, mean = difference.count(), difference.mean()
+    half = stats.t.ppf((1 + level) / 2, (n - 1).clip(lower=1)) * difference.std() / np.sqrt(n)
+    result = pd.DataFrame(
+        {
+            "n": n,
+            "advantage": mean,
+            "low": mean - half,
+            "high": mean + half,
+            "n_better": (difference > 0).sum(),
+            "sd_of_seeds": of_method.std().mean(),
+        }
+    )
+    result["verdict"] = np.select(
+        [result["low"] > 0, result["high"] < 0], ["ahead", "behind"], "undecided"
+    )
+    return result.rename_axis("measure")

@@ -1,0 +1,79 @@
+"""Measures on a scale from the best baseline to a replicate of the experiment."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from trvae.metrics._baselines import BASELINES, REPLICATE
+
+MEASURES = {
+    "r2_mean": 1.0,
+    "r2_variance": 1.0,
+    "r2_mean_top": 1.0,
+    "r2_variance_top": 1.0,
+    "change": 1.0,
+    "change_top": 1.0,
+    "change_specific": 1.0,
+    "discrimination": 1.0,
+    "rmse_specific": 0.0,
+    "rmse": 0.0,
+    "rmse_weighted": 0.0,
+    "rmse_log_fold_change": 0.0,
+    "wasserstein": 0.0,
+    "energy_distance": 0.0,
+    "energy_distance_genes": 0.0,
+    "energy_distance_top": 0.0,
+    "mmd": 0.0,
+    "mmd_genes": 0.0,
+    "mmd_top": 0.0,
+    "coverage_top": 0.9,
+    "de_overlap": 1.0,
+    "de_precision": 1.0,
+    "de_recall": 1.0,
+    "de_direction": 1.0,
+    "de_rank_correlation": 1.0,
+}
+"""Columns of :func:`transfer_metrics`, and the value of each that is best."""
+
+_SPLIT = ["label", "source_condition", "target_condition"]
+
+
+def errors(table: pd.DataFrame) -> pd.DataFrame:
+    """Return how far each measure in a table is from its best value."""
+    return (table[list(MEASURES)] - pd.Series(MEASURES)).abs()
+
+
+def skill_scores(table: pd.DataFrame) -> pd.DataFrame:
+    r"""Put every measure on a scale on which 0 is the best baseline, and 1 a replicate.
+
+    .. math:: \frac{\text{value} - \text{baseline}}{\text{replicate} - \text{baseline}}
+
+    The best baseline is chosen for each measure, label and target condition. Coverage counts by its
+    distance from the nominal 0.9.
+
+    Parameters
+    ----------
+    table
+        Result of :func:`transfer_metrics` or :func:`trvae.evaluate`.
+
+    Returns
+    -------
+    The table with scores in place of the measures. Negative: worse than a baseline that needs no
+    model. NaN: not defined, or the best baseline is as good as a replicate, so that there is nothing
+    to be gained.
+
+    References
+    ----------
+    Murphy, *Monthly Weather Review* 116, 2417 (1988), equation 4: the skill score.
+    """
+    method = table["method"] if "method" in table else pd.Series(table.index, table.index)
+    split = [table[name] for name in _SPLIT if name in table] or [pd.Series(0, table.index)]
+    error = errors(table)
+
+    def of_split(rows: pd.Series) -> pd.DataFrame:
+        return error.where(rows, float("nan")).groupby(split, observed=True).transform("min")
+
+    best, replicate = of_split(method.isin(BASELINES)), of_split(method == REPLICATE)
+    to_gain = best - replicate
+    scores = (best - error) / to_gain.where(to_gain > 0)
+    return table.assign(**scores)
