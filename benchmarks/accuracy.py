@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ["trvae-tools", "scvi-tools", "torch", "anndata", "scanpy", "numpy", "scipy"]
+N_BOOTSTRAP = 10
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 
 
@@ -236,6 +237,7 @@ def main() -> None:
         labels_key="cell_type",
         methods={name: others.get(name) or trvae_method(name) for name in arguments.methods},
         seeds=arguments.seeds,
+        n_bootstrap=N_BOOTSTRAP,
         out=out,
         **settings,
     )

@@ -327,6 +327,41 @@ MUTATIONS = [
         "decoder.bias.copy_(0 * logits)",
         "train/test_initial_means.py",
     ),
+    Mutation(
+        "genes without variance change most clearly",
+        "metrics/_differential_expression.py",
+        "(_PRIOR_CELLS * prior + n_others * variance) / (_PRIOR_CELLS + n_others)",
+        "variance",
+        "metrics",
+    ),
+    Mutation(
+        "a replicate has half of the cells",
+        "metrics/_all_measures.py",
+        "sizes = len(self._control), len(self._observed)",
+        "sizes = len(self._observed) // 2, len(self._observed) // 2",
+        "metrics",
+    ),
+    Mutation(
+        "distances are in components of the compared cells' noise",
+        "metrics/_all_measures.py",
+        "cells = own if self._others is None else self._others.cells",
+        "cells = own",
+        "metrics",
+    ),
+    Mutation(
+        "genes are those at which the mean shift errs",
+        "metrics/_all_measures.py",
+        "others.change.std(0)",
+        "observed.mean(0) - control.mean(0) - others.change.mean(0)",
+        "metrics",
+    ),
+    Mutation(
+        "results of other values are taken",
+        "evaluation/_results.py",
+        'digest_of_matrix(get_matrix(adata, settings["layer"]))',
+        'float(get_matrix(adata, settings["layer"]).sum())',
+        "evaluation",
+    ),
 ]
 
 

@@ -200,7 +200,8 @@ def test_skill_is_0_for_the_best_baseline_and_1_for_a_replicate(groups):
         tables[0].set_index("method").loc[name, "rmse"]
         for name in ("prediction", "linear shift", REPLICATE)
     )
-    single = metrics.skill_scores(tables[0].set_index("method"))
+    single = metrics.skill_scores(tables[0].set_index("method").assign(rmse_se=0.1))
+    assert "rmse_se" not in single
     best = tables[0].set_index("method").loc[list(BASELINES), "rmse"].min()
     expected = (value - best) / (replicate - best)
     assert single.loc["prediction", "rmse"] == pytest.approx(expected)

@@ -60,7 +60,7 @@ class AllMeasures:
         one_count: float = 0.0,
         is_log: bool = True,
     ):
-        control, observed = _in_an_order_of_their_own(control), _in_an_order_of_their_own(observed)
+        control, observed = _sorted_by_value(control), _sorted_by_value(observed)
         self._control, self._observed, self._others = control, observed, others
         self._n_top_genes, self._seed = n_top_genes, seed
         self._one_count, self._is_log = one_count, is_log
@@ -74,7 +74,7 @@ class AllMeasures:
 
     def row(self, predicted: np.ndarray) -> dict[str, float]:
         """Compare predicted cells, ``n_cells x n_genes``, with the observed cells."""
-        return self._compare(_in_an_order_of_their_own(predicted), self._observed)
+        return self._compare(_sorted_by_value(predicted), self._observed)
 
     def replicate(self) -> dict[str, float]:
         """Compare two independent samples of the observed cells, averaged over pairs of samples.
@@ -93,7 +93,7 @@ class AllMeasures:
     def standard_errors(self, predicted: np.ndarray, n_bootstrap: int) -> dict[str, float]:
         """Bootstrap over the cells: standard deviation of each measure between resamples."""
         rng = np.random.default_rng(self._seed)
-        cells = _in_an_order_of_their_own(predicted), self._observed
+        cells = _sorted_by_value(predicted), self._observed
         rows = [
             self._compare(*(_resampled(group, rng, len(group)) for group in cells))
             for _ in range(n_bootstrap)
@@ -186,7 +186,7 @@ class AllMeasures:
         return values[rng.permutation(len(values))[:_MAX_CELLS_FOR_DISTANCE]]
 
 
-def _in_an_order_of_their_own(cells: np.ndarray) -> np.ndarray:
+def _sorted_by_value(cells: np.ndarray) -> np.ndarray:
     """Sort cells by their values, so that what is drawn of them doesn't depend on their order."""
     direction = np.random.default_rng(0).normal(size=cells.shape[1])
     return cells[np.argsort(cells @ direction, kind="stable")]

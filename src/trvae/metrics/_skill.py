@@ -58,7 +58,7 @@ def skill_scores(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns
     -------
-    The table with scores in place of the measures. Negative: worse than a baseline that needs no
+    The table with scores in place of the measures, and without standard errors. Negative: worse than a baseline that needs no
     model. NaN: not defined, or the best baseline is as good as a replicate, so that there is nothing
     to be gained.
 
@@ -76,4 +76,4 @@ def skill_scores(table: pd.DataFrame) -> pd.DataFrame:
     best, replicate = of_split(method.isin(BASELINES)), of_split(method == REPLICATE)
     to_gain = best - replicate
     scores = (best - error) / to_gain.where(to_gain > 0)
-    return table.assign(**scores)
+    return table.drop(columns=table.filter(regex="_se$").columns).assign(**scores)

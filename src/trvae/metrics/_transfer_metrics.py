@@ -84,9 +84,10 @@ def transfer_metrics(
       is named in ``DataFrame.attrs["nearest"]``
     * ``linear shift``: control plus the change predicted from the control mean by ridge regression
       over the other labels; the mean shift with fewer than three labels
-    * ``replicate``: what an independent repetition of the experiment would score. A sample of the
-      observed cells (as many as in ``control``) is compared with another sample of them (as many as
-      were observed), both with replacement, averaged over five pairs
+    * ``replicate``: about what a repetition of the experiment would score. A sample of the observed
+      cells (as many as in ``control``) is compared with another sample of them (as many as were
+      observed), both with replacement, averaged over five pairs. Where nothing changes, the noise
+      that both samples share makes it too good in measures of the change
 
     One column per measure:
 
