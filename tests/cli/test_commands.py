@@ -99,7 +99,9 @@ def test_transfer(cells, model, tmp_path, monkeypatch, suffix, targets, n_assess
         targets
     )
     assert sum(group["n_cells"] for group in groups) == n_assessed * len(targets)
-    assert all(group["summary"] in " ".join(result.stderr.split()) for group in groups)
+    printed = " ".join(result.stderr.split())
+    assert all(group["summary"] in printed for group in groups)
+    assert (f"random sample of {n_assessed} of the 120 cells" in printed) == (n_assessed < 120)
 
 
 @pytest.mark.parametrize("labels", ["absent", "missing", "of another type"])
@@ -205,6 +207,11 @@ def test_demo(tmp_path, monkeypatch):
     assert json.loads(result.stdout)["metrics"].keys() >= {"prediction", "replicate"}
     assert set(saved[0][0].predicted.obs["cell_type"]) == {"NK"}
     assert saved[0][1].is_dir()
+    (tmp_path / "demo" / "model").mkdir()
+    again = run("demo", "--out", tmp_path / "demo", *ONE_EPOCH, exit_code=1)
+    assert "exists already" in " ".join(again.stderr.split())
+    run("demo", "--out", tmp_path / "demo", *ONE_EPOCH, "--overwrite")
+    assert len(saved) == 2
 
 
 def test_demo_of_images(tmp_path, monkeypatch):

@@ -131,10 +131,14 @@ def transfer(
 def _assess(
     model: TRVAE, data: AnnData | MuData, target: Any, source: Any, seed: int
 ) -> pd.DataFrame:
-    """Assess the transfer of a sample of the cells."""
+    """Assess the transfer of the cells, or of a sample if there are many."""
     cells = model.registered_data.cells_of(data)
     positions, _ = chosen_cells(model.registered_data, in_memory(cells.obs), source, None)
     if len(positions) > _MAX_CELLS_TO_ASSESS:
+        console.print(
+            f"Of a random sample of {_MAX_CELLS_TO_ASSESS:,} of the {len(positions):,} cells:",
+            highlight=False,
+        )
         rng = np.random.default_rng(seed)
         positions = np.sort(rng.choice(positions, _MAX_CELLS_TO_ASSESS, replace=False))
     sample = cells[positions].to_memory()

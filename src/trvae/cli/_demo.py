@@ -12,8 +12,9 @@ import typer
 from matplotlib.figure import Figure
 
 from trvae import ImageTRVAE, TRVAEMethod, datasets, metrics, pl
-from trvae.cli._options import AsJson, MaxEpochs, Seed
+from trvae.cli._options import AsJson, MaxEpochs, Overwrite, Seed
 from trvae.cli._output import (
+    check_new,
     console,
     predict,
     print_metrics,
@@ -46,6 +47,7 @@ def demo(
     ] = False,
     seed: Seed = 0,
     max_epochs: MaxEpochs = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> dict:
     """Predict NK cells under interferon-beta that the model has never seen.
@@ -56,6 +58,7 @@ def demo(
 
     Example: trvae demo --out results
     """
+    check_new(out / "model", overwrite)
     out.mkdir(parents=True, exist_ok=True)
     if images:
         return _demo_of_images(out, seed, max_epochs)
