@@ -8,7 +8,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 folder=$1
 shift
-declare -A python=([scarches]=3.11 [trvaep]=3.11 [cpa]=3.10 [pertpy]=3.12)
+declare -A python=([scarches]=3.11 [trvaep]=3.11 [cpa]=3.10 [pertpy]=3.12 [scpram]=3.10 [biolord]=3.11)
 for tool in "${@:-${!python[@]}}"; do
     named=PYTHON_${python[$tool]//./_}
     "${!named:-python${python[$tool]}}" -m venv "$folder/$tool"

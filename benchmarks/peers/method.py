@@ -136,4 +136,6 @@ def peers(environments: Path) -> dict[str, Callable[[], trvae.TransferMethod]]:
         "trvaep": lambda: LogNormalized(Peer("trvaep_trvae", environments)),
         "scGen (pertpy)": lambda: LogNormalized(Peer("pertpy_scgen", environments)),
         "CPA": lambda: Peer("cpa_cpa", environments),
+        "scPRAM": lambda: LogNormalized(Peer("scpram_scpram", environments)),
+        "biolord": lambda: LogNormalized(Peer("biolord_biolord", environments)),
     }
