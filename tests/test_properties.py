@@ -28,6 +28,8 @@ ALWAYS_THE_SAME = settings(
 )
 # Of a training each.
 FEW = settings(ALWAYS_THE_SAME, max_examples=20)
+# Of eleven questions each.
+FORMS = settings(ALWAYS_THE_SAME, max_examples=8)
 MANY = settings(ALWAYS_THE_SAME, max_examples=60)
 CONTAINERS = {
     "dense": np.asarray,
@@ -302,7 +304,7 @@ def forms(draw):
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-@FEW
+@FORMS
 @given(form=forms())
 def test_the_form_of_the_cells_makes_no_difference(
     with_covariates, tmp_path_factory, question, form
@@ -321,7 +323,7 @@ def test_the_form_of_the_cells_makes_no_difference(
 
 
 @pytest.mark.parametrize("question", EACH_CELL)
-@FEW
+@FORMS
 @given(
     column=st.sampled_from([*COLUMNS, "age"]),
     rows=st.lists(st.integers(0, 95), min_size=1),
