@@ -39,7 +39,9 @@ SETTINGS = [
     ("mean", 0.0),
 ]
 N_SIMULATED, SEEDS = [60, 20, 8, 2], [0, 1]
-KANG, KANG_LABELS, KANG_SEEDS = "Kang, 8 donors x 2", ["B", "CD8T"], [0]
+KANG, KANG_LABELS, KANG_SEEDS = "Kang, 8 donors x 2", ["B"], [0]
+# Of a donor and condition, to be compared with.
+MIN_CELLS = 10
 
 
 def change(model: trvae.TRVAE, source: AnnData, target: str, estimate: str, before) -> np.ndarray:
@@ -116,7 +118,9 @@ def kang(path: Path, label: str, reduction: str, weight: float, seed: int) -> di
     predicted, true = {estimate: {} for estimate in ESTIMATES}, {}
     for donor in donors.unique():
         cells = adata[(donors == donor) & (adata.obs["cell_type"] == label)]
-        is_control = cells.obs["condition"] == f"{donor} control"
+        is_control = (cells.obs["condition"] == f"{donor} control").to_numpy()
+        if min(is_control.sum(), (~is_control).sum()) < MIN_CELLS:
+            continue
         means = [
             np.asarray(
                 (each.X.multiply(1e4 / each.obs["n_counts"].to_numpy()[:, None])).mean(0)
