@@ -55,11 +55,10 @@ def multi_scale_mmd(
     bandwidths
         The values :math:`s`, in units of squared distance.
     reduction
-        ``"mean"``: the mean over pairs, times :math:`2 / K` for :math:`K` conditions that are
-        compared; cells that are not compared count as 0. ``"sum"``: the sum over pairs (the
-        paper's). The more conditions share a minibatch, the fewer cells has each, and the V-statistic
-        of :math:`n / K` cells each has a noise of order :math:`K / n`. The factor keeps what that
-        noise adds, and how much a cell is pulled, as it is with two conditions.
+        ``"mean"``: the mean over pairs, in which cells that can't be compared count as 0.
+        ``"sum"``: the sum over pairs (the paper's), and the mean over the labels that can be
+        compared. With many conditions a minibatch has few cells of each. The sum grows with the
+        number of pairs, and would rest on whichever few cells have another one of their group.
 
     Returns
     -------
@@ -107,7 +106,7 @@ def _pair_coefficients(
     compared = (part > 0).to(dtype)
     n_compared = same_label @ compared
     if reduction == "mean":
-        weight = n_compared / len(condition) / (n_others * (n_others + 1) ** 2 / 4).clamp(min=1)
+        weight = n_compared / len(condition) / (n_others * (n_others + 1) / 2).clamp(min=1)
     else:
         weight = n_compared / compared.sum().clamp(min=1)
     within = torch.where(same_group, n_others[:, None] + 1, 0.0) - same_label
