@@ -25,6 +25,8 @@ SHOWN = {
     "energy_distance": "Energy distance",
     "de_recall": "Significant genes that are found",
 }
+# Of these, the definition has not changed.
+SAME_AS_BEFORE = ["rmse", "r2_mean", "r2_variance", "change"]
 # Settings were chosen on these labels.
 TUNED_ON = {"kang": ["B", "CD8T", "Dendritic"]}
 TITLES = {
@@ -112,6 +114,40 @@ def print_comparison(table: pd.DataFrame) -> None:
     print(pd.DataFrame(by_single).T.rename(columns=SHOWN).to_markdown(), "\n")
 
 
+def former(name: str, baselines: tuple[str, ...]) -> pd.DataFrame:
+    """Mean over labels of the measures that are defined as before, of every method."""
+    table = read_results(RESULTS / name)
+    measures = {name: SHOWN.get(name, "Change") for name in SAME_AS_BEFORE}
+    others = table["method"].isin({*BASELINES, "ceiling"} - {*baselines})
+    by_label = table[~others].groupby(["method", "label", "target"], sort=False)
+    of_all = by_label[SAME_AS_BEFORE].mean().groupby("method", sort=False)
+    means = of_all.mean()[of_all.size() == of_all.size().max()]
+    shown = means.rename(columns=measures).map("{:.3f}".format)
+    shown["seeds"] = table.groupby("method")["seed"].nunique().replace(0, "")[shown.index]
+    return shown
+
+
+def print_former() -> None:
+    """Other tools, settings and data, which were run with the former defaults and measures."""
+    print("## Other tools, other settings and other data\n")
+    print(
+        "Run with trVAE's former defaults of training, 4,500 minibatches at a learning rate of 1e-3; only "
+        "measures that were defined as they are now. The other tools use the settings of their "
+        "tutorials and at most 100 epochs; CPA uses its own early stopping. For scArches' TRVAE, whose "
+        "tutorial trains for 500 epochs, this shortens training. Its MMD is on the decoder's first "
+        "layer, as in the paper. trvaep's trainer reads copies of the cells and drops a last minibatch "
+        "of only a few cells.\n"
+    )
+    print(f"### {TITLES['kang']}\n\n{former('kang_former', ()).to_markdown()}\n")
+    hows = [how(RESULTS / "kang_former")]
+    for name, title in (TITLES | {name: f"Simulated: {name}" for name in SIMULATIONS}).items():
+        folder = name.replace(" ", "_")
+        if read(name) is None and (RESULTS / folder).exists():
+            print(f"### {title}\n\n{former(folder, BASELINES).to_markdown()}\n")
+            hows.append(how(RESULTS / folder))
+    print("### Commands and environments\n\n" + "\n".join(hows) + "\n")
+
+
 def print_calibration() -> None:
     """Print how often the intervals of means cover the truth."""
     folder = RESULTS / "calibration"
@@ -159,6 +195,7 @@ def main() -> None:
         print_comparison(table)
         folder = RESULTS / name.replace(" ", "_")
         print(f"### Commands and environments\n\n{how(folder)}\n")
+    print_former()
     print_calibration()
 
 
