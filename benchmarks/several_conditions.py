@@ -145,10 +145,14 @@ def report(rows: pd.DataFrame) -> None:
         "alike, so that no MMD is needed, and too much of it does harm. Of Kang et al., the B cells "
         "of seven or eight donors are held out, whose means are noisy: no prediction can reach 1.\n"
     )
+    order = {setting: place for place, setting in enumerate(SETTINGS)}
+    place = [order[setting] for setting in zip(rows["reduction"], rows["weight"], strict=True)]
+    rows = rows.iloc[pd.Series(place).argsort(kind="stable")].copy()
     rows["MMD"] = rows["weight"].map("{:g}".format) + ", " + rows["reduction"]
     rows.loc[rows["weight"] == 0, "MMD"] = "none"
     for estimate in ESTIMATES:
         table = rows.pivot_table(estimate, "MMD", "cells", sort=False)
+        table = table[[f"{n} conditions" for n in sorted(N_SIMULATED)] + [KANG]]
         print(
             f"## {estimate.capitalize()}\n\n{table.round(3).reset_index().to_markdown(index=False)}\n"
         )
