@@ -124,10 +124,21 @@ def read(dataset: str, path: Path | None) -> tuple[ad.AnnData, dict]:
     return {"kang": read_kang, "glioblastoma": read_glioblastoma}[dataset](path)
 
 
+def stored_rows(folder: Path) -> list[dict]:
+    """Return the results that a folder has so far."""
+    path = folder / "results.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def store(folder: Path, *rows: dict) -> None:
+    """Add results to those of a folder."""
+    with (folder / "results.jsonl").open("a") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def read_results(folder: Path) -> pd.DataFrame:
     """Return what ``trvae.evaluate`` has kept there, one row a result."""
-    rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(stored_rows(folder))
     keys = pd.DataFrame(
         table.pop("key").map(json.loads).tolist(), columns=["label", "target", "method", "seed"]
     )

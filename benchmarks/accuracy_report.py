@@ -7,10 +7,8 @@ Run from the root of the repository::
 
 from __future__ import annotations
 
-import json
-
 import pandas as pd
-from accuracy import RESULTS, SIMULATIONS, how, read_results
+from accuracy import RESULTS, SIMULATIONS, how, read_results, stored_rows
 
 from trvae.metrics import MEASURES, paired_differences, skill_scores
 from trvae.metrics._baselines import BASELINES, REPLICATE
@@ -153,7 +151,6 @@ def print_calibration() -> None:
     folder = RESULTS / "calibration"
     if not folder.exists():
         return
-    rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     table = pd.DataFrame(
         {
             row["label"]: {
@@ -162,7 +159,7 @@ def print_calibration() -> None:
                 if level != "label"
                 for genes, share in shares.items()
             }
-            for row in rows
+            for row in stored_rows(folder)
         }
     ).T
     table.loc["average"] = table.mean()

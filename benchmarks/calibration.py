@@ -11,11 +11,19 @@ of the repository::
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
-from accuracy import RESULTS, quiet, read_kang, record_environment, trvae_method, use_threads
+from accuracy import (
+    RESULTS,
+    quiet,
+    read_kang,
+    record_environment,
+    store,
+    stored_rows,
+    trvae_method,
+    use_threads,
+)
 
 from trvae.evaluation._split import hold_out
 from trvae.metrics import log_normalized, rank_changed_genes
@@ -65,14 +73,11 @@ def main() -> None:
     adata, settings = read_kang(arguments.data)
     out = RESULTS / "calibration"
     out.mkdir(parents=True, exist_ok=True)
-    results = out / "results.jsonl"
-    known = results.read_text().splitlines() if results.exists() else []
-    done = {json.loads(line)["label"] for line in known}
+    done = {row["label"] for row in stored_rows(out)}
     for label in adata.obs["cell_type"].cat.remove_unused_categories().cat.categories:
         if label not in done:
             row = {"label": label, **covered(adata, label, settings)}
-            with results.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            store(out, row)
             print(row, flush=True)
     record_environment(out, ["trVAE"], [SEED])
 

@@ -13,11 +13,20 @@ repository::
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import pandas as pd
-from accuracy import QUIET, RESULTS, how, quiet, read_kang, record_environment, use_threads
+from accuracy import (
+    QUIET,
+    RESULTS,
+    how,
+    quiet,
+    read_kang,
+    record_environment,
+    store,
+    stored_rows,
+    use_threads,
+)
 
 import trvae
 from trvae.evaluation._split import hold_out
@@ -62,8 +71,7 @@ def measure(adata, label: str, settings: dict) -> list[dict]:
 
 def report() -> None:
     """Print what is there as Markdown."""
-    lines = (OUT / "results.jsonl").read_text().splitlines()
-    table = pd.DataFrame(map(json.loads, lines))
+    table = pd.DataFrame(stored_rows(OUT))
     print("# Can a prediction be trusted?\n")
     print("## An ensemble of three models against single models\n\nMean over cell types.\n")
     table["method"] = table["method"].replace(r"seed \d+", "one model", regex=True)
@@ -108,15 +116,12 @@ def main() -> None:
     quiet()
     adata, settings = read_kang(arguments.data)
     OUT.mkdir(parents=True, exist_ok=True)
-    results = OUT / "results.jsonl"
-    known = results.read_text().splitlines() if results.exists() else []
-    done = {json.loads(line)["label"] for line in known}
+    done = {row["label"] for row in stored_rows(OUT)}
     record_environment(OUT, ["trVAE"], list(range(SEED, SEED + N_MODELS)))
     for label in adata.obs["cell_type"].cat.remove_unused_categories().cat.categories:
         if label not in done:
             rows = measure(adata, label, settings)
-            with results.open("a") as file:
-                file.write("".join(json.dumps(row) + "\n" for row in rows))
+            store(OUT, *rows)
             print(*rows[:1], flush=True)
 
 

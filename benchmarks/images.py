@@ -14,7 +14,6 @@ repository; needs scikit-image::
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,16 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import pandas as pd
-from accuracy import QUIET, RESULTS, how, quiet, record_environment, use_threads
+from accuracy import (
+    QUIET,
+    RESULTS,
+    how,
+    quiet,
+    record_environment,
+    store,
+    stored_rows,
+    use_threads,
+)
 from sklearn.neural_network import MLPClassifier
 
 import trvae
@@ -162,8 +170,7 @@ def run(adata: ad.AnnData, judge: Judge, digits: list[str], method: str, seed: i
 
 def read(folder: Path) -> pd.DataFrame:
     """Results, one row for each digit, target and seed; thickness as a share of the real one."""
-    lines = (folder / "results.jsonl").read_text().splitlines()
-    table = pd.DataFrame(map(json.loads, lines)).drop_duplicates(
+    table = pd.DataFrame(stored_rows(folder)).drop_duplicates(
         ["digit", "target", "method", "seed"]
     )
     table["thickness / real"] = table["thickness"] / table["real thickness"]
@@ -253,9 +260,7 @@ def main() -> None:
     use_threads(arguments.threads)
     quiet()
     folder.mkdir(parents=True, exist_ok=True)
-    results = folder / "results.jsonl"
-    known = map(json.loads, results.read_text().splitlines()) if results.exists() else []
-    done = {(row["method"], row["seed"]) for row in known}
+    done = {(row["method"], row["seed"]) for row in stored_rows(folder)}
     adata = trvae.datasets.stroke_digits(root=arguments.mnist)
     judge = Judge(adata)
     record_environment(folder, methods, seeds)
@@ -265,8 +270,7 @@ def main() -> None:
         if (method, seed) in done:
             continue
         rows = run(adata, judge, folds[seed], method, seed)
-        with results.open("a") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows))
+        store(folder, *rows)
         means = pd.DataFrame(rows).groupby(["target", "method"])[MEASURES].mean().round(3)
         print(seed, means.to_string(), sep="\n", flush=True)
 

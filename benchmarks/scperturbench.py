@@ -15,7 +15,6 @@ of the repository::
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import anndata as ad
@@ -23,7 +22,17 @@ import numpy as np
 import ot
 import pandas as pd
 import scanpy as sc
-from accuracy import QUIET, RESULTS, how, quiet, read_kang, record_environment, use_threads
+from accuracy import (
+    QUIET,
+    RESULTS,
+    how,
+    quiet,
+    read_kang,
+    record_environment,
+    store,
+    stored_rows,
+    use_threads,
+)
 
 import trvae
 from trvae.metrics import energy_distance
@@ -184,8 +193,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--threads", type=int, help="by default all")
     arguments = parser.parse_args()
-    path = OUT / "results.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = stored_rows(OUT)
     if arguments.report:
         report(rows)
         return
@@ -217,8 +225,7 @@ def main() -> None:
                     observed = rng.permutation(observed)[len(observed) // 2 :]
                 row = {"method": method, "label": label, "seed": seed}
                 row |= scores(predicted, observed, control, adata.var_names)
-                with path.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                store(OUT, row)
 
 
 if __name__ == "__main__":

@@ -18,14 +18,23 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import scanpy as sc
-from accuracy import QUIET, RESULTS, how, quiet, read_kang, record_environment, use_threads
+from accuracy import (
+    QUIET,
+    RESULTS,
+    how,
+    quiet,
+    read_kang,
+    record_environment,
+    store,
+    stored_rows,
+    use_threads,
+)
 
 import trvae
 
@@ -175,8 +184,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="print the tables")
     parser.add_argument("--threads", type=int, help="by default all")
     arguments = parser.parse_args()
-    path = OUT / "results.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = stored_rows(OUT)
     if arguments.report:
         report(pd.DataFrame(rows))
         return
@@ -204,8 +212,7 @@ def main() -> None:
             "weight": weight,
             "seed": seed,
         }
-        with path.open("a") as file:
-            file.write(json.dumps(row | measured) + "\n")
+        store(OUT, row | measured)
 
 
 if __name__ == "__main__":

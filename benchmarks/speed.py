@@ -26,7 +26,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from accuracy import QUIET, RESULTS, quiet, record_environment
+from accuracy import QUIET, RESULTS, quiet, record_environment, store, stored_rows
 from peers.timing import time_mmd, write_result
 from scvi import settings
 from speed_data import (
@@ -219,10 +219,9 @@ def main() -> None:
     if arguments.task:
         run_task(json.loads(arguments.task))
         return
-    out = OUT / arguments.run / "results.jsonl"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    known = out.read_text().splitlines() if out.exists() else []
-    done = {json.loads(line)["name"] for line in known}
+    out = OUT / arguments.run
+    out.mkdir(parents=True, exist_ok=True)
+    done = {row["name"] for row in stored_rows(out)}
     with tempfile.TemporaryDirectory() as folder:
         environments = arguments.environments and arguments.environments.resolve()
         for name, task in tasks(Path(folder), environments, arguments.threads).items():
@@ -234,11 +233,10 @@ def main() -> None:
             elif path.name.startswith("simulated"):
                 prepare_source(path, task["arguments"]["source"])
             result = {"name": name, "threads": arguments.threads, **measure(task)}
-            with out.open("a") as file:
-                file.write(json.dumps(result) + "\n")
+            store(out, result)
             print(result, flush=True)
     torch.set_num_threads(arguments.threads)
-    record_environment(out.parent, [], [SEED])
+    record_environment(out, [], [SEED])
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pandas as pd
-from accuracy import RESULTS, how
+from accuracy import RESULTS, how, stored_rows
 from gpu import FULL, rows
 from gpu_record import markdown
 from speed import OUT
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 def report(folder: Path) -> None:
     """Print the tables of one run."""
-    results = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-    table = pd.DataFrame(results)
+    table = pd.DataFrame(stored_rows(folder))
     table[["what", "tool"]] = table.pop("name").str.split(" | ", regex=False, expand=True)
     threads = ", ".join(map(str, sorted(table["threads"].unique())))
     print(f"## Run {folder.name}\n\nThreads: {threads}.\n")

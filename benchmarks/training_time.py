@@ -14,13 +14,21 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import time
 from contextlib import nullcontext
 from unittest.mock import patch
 
 import pandas as pd
-from accuracy import QUIET, RESULTS, how, quiet, record_environment, use_threads
+from accuracy import (
+    QUIET,
+    RESULTS,
+    how,
+    quiet,
+    record_environment,
+    store,
+    stored_rows,
+    use_threads,
+)
 
 import trvae
 from trvae.metrics import log_normalized, median_library_size, r2_of_means, r2_of_variances
@@ -85,8 +93,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="print the table")
     parser.add_argument("--threads", type=int, help="by default all")
     arguments = parser.parse_args()
-    path = OUT / "results.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = stored_rows(OUT)
     if arguments.report:
         report(pd.DataFrame(rows))
         return
@@ -96,8 +103,7 @@ def main() -> None:
     done = {(row["method"], row["minibatches"], row["label"], row["seed"]) for row in rows}
     for seed, n_steps, method, label in itertools.product(SEEDS, STEPS, METHODS, LABELS):
         if (method, n_steps, label, seed) not in done:
-            with path.open("a") as file:
-                file.write(json.dumps(measure(method, n_steps, label, seed)) + "\n")
+            store(OUT, measure(method, n_steps, label, seed))
 
 
 if __name__ == "__main__":

@@ -97,6 +97,17 @@ def assert_same_weights(module, weights):
         assert torch.equal(state[name].cpu(), value.cpu()), name
 
 
+class Unchanged:
+    """A method that predicts no change."""
+
+    def fit(self, adata, **kwargs):
+        self.key = kwargs["condition_key"]
+
+    def transfer(self, adata, target_condition, *, seed):
+        adata.obs[self.key] = target_condition
+        return adata
+
+
 def untrained(adata, **kwargs):
     trvae.TRVAE.setup_anndata(adata, condition_key="condition", labels_key="cell_type")
     model = trvae.TRVAE(adata, **({"seed": 0} | SMALL | kwargs))

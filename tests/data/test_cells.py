@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata.experimental import read_lazy
-from helpers import QUIET, SMALL, assert_unchanged, content, dense, fit
+from helpers import QUIET, SMALL, Unchanged, assert_unchanged, content, dense, fit
 from mudata import MuData
 from scipy import sparse
 
@@ -43,17 +43,6 @@ def on_disk(adata, path):
         assert_unchanged(backed.to_memory(), content(adata))
 
     return backed, check
-
-
-class Unchanged:
-    """A method that predicts no change."""
-
-    def fit(self, adata, **kwargs):
-        self.key = kwargs["condition_key"]
-
-    def transfer(self, adata, target_condition, *, seed):
-        adata.obs[self.key] = target_condition
-        return adata
 
 
 def of_first_label(cells):

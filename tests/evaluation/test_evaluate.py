@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import QUIET, SMALL, bars
+from helpers import QUIET, SMALL, Unchanged, bars
 from mudata import MuData
 
 import trvae
@@ -38,16 +38,6 @@ class Truth:
         assert not truth.obs_names.isin(self.seen).any()
         assert seed == self.seed
         return truth.copy()
-
-
-class Unchanged:
-    """A method that predicts no change."""
-
-    def fit(self, adata, **keys):
-        pass
-
-    def transfer(self, adata, target_condition, *, seed):
-        return adata
 
 
 def test_one_row_for_each_label_condition_method_and_seed():

@@ -64,6 +64,13 @@ def test_baselines_of_other_labels_need_a_reference(groups):
     assert table.loc["no change"].drop([*need_others, "change", "change_top"]).notna().any()
 
 
+def new_counts(rates, seed):
+    """Counts of as many new cells, drawn as the simulated ones are from theirs."""
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(0, len(rates), len(rates))
+    return rng.poisson(rng.gamma(5.0, rates[rows] / 5.0))
+
+
 def draw_from_the_truth(n_draws, n_cells=150):
     """Measures of baselines, and of cells drawn from the rates that the observed were drawn from."""
     adata = trvae.datasets.simulated(
@@ -76,9 +83,7 @@ def draw_from_the_truth(n_draws, n_cells=150):
     rates = split["observed"].layers["rate"]
     tables = []
     for seed in range(n_draws):
-        rng = np.random.default_rng(seed)
-        rows = rng.integers(0, len(rates), n_cells)
-        counts = rng.poisson(rng.gamma(5.0, rates[rows] / 5.0))
+        counts = new_counts(rates, seed)
         tables.append(compare(AnnData(counts.astype(float), var=adata.var[[]]), split, seed=seed))
     return tables
 
@@ -160,11 +165,7 @@ def test_standard_errors_are_those_of_new_samples():
     rates = cells["treated"].layers["rate"]
 
     def draw(seed):
-        rng = np.random.default_rng(seed)
-        rows = rng.integers(0, len(rates), len(rates))
-        return AnnData(
-            rng.poisson(rng.gamma(5.0, rates[rows] / 5.0)).astype(float), var=adata.var[[]]
-        )
+        return AnnData(new_counts(rates, seed).astype(float), var=adata.var[[]])
 
     tables = [
         metrics.transfer_metrics(draw(seed), draw(100 + seed), cells["control"])

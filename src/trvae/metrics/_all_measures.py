@@ -19,11 +19,7 @@ from trvae.metrics._differential_expression import (
     significant_genes,
     welch_t,
 )
-from trvae.metrics._distances import (
-    energy_distance,
-    maximum_mean_discrepancy,
-    wasserstein_distance,
-)
+from trvae.metrics._distances import energy_distance_and_mmd, wasserstein_distance
 from trvae.metrics._moments import (
     discrimination,
     pearson_of_change,
@@ -107,6 +103,8 @@ class AllMeasures:
         projected = [subset @ self._axes for subset in subsets]
         subsets = [subset[:_MAX_CELLS_IN_GENE_SPACE] for subset in subsets]
         top_subsets = [subset[:, self._top] for subset in subsets]
+        spaces = {"": projected, "_genes": subsets, "_top": top_subsets}
+        distances = {space: energy_distance_and_mmd(*groups) for space, groups in spaces.items()}
         t = self._t(predicted), self._t(observed)
         signs = [
             np.sign(values) * significant_genes(values, len(self._control) + len(group))
@@ -126,12 +124,8 @@ class AllMeasures:
             if self._is_log
             else _NOT_KNOWN,
             "wasserstein": wasserstein_distance(*cells),
-            "energy_distance": energy_distance(*projected),
-            "energy_distance_genes": energy_distance(*subsets),
-            "energy_distance_top": energy_distance(*top_subsets),
-            "mmd": maximum_mean_discrepancy(*projected),
-            "mmd_genes": maximum_mean_discrepancy(*subsets),
-            "mmd_top": maximum_mean_discrepancy(*top_subsets),
+            **{f"energy_distance{space}": energy for space, (energy, _) in distances.items()},
+            **{f"mmd{space}": mmd for space, (_, mmd) in distances.items()},
             "coverage_top": coverage(*top),
             "de_overlap": de_overlap(*t, self._n_top_genes),
             "de_precision": de_precision(*signs),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from scipy import stats
 from sklearn.metrics.pairwise import euclidean_distances
@@ -32,9 +34,7 @@ def energy_distance(predicted: np.ndarray, observed: np.ndarray) -> float:
     Székely & Rizzo, *Journal of Statistical Planning and Inference* 143, 1249 (2013),
     equation 6 (the V-statistic).
     """
-    between = euclidean_distances(predicted, observed).mean()
-    within = sum(euclidean_distances(group).mean() for group in (predicted, observed))
-    return float(2 * between - within)
+    return _energy_distance(_squared_distances(predicted, observed))
 
 
 def wasserstein_distance(predicted: np.ndarray, observed: np.ndarray) -> float:
@@ -127,15 +127,45 @@ def maximum_mean_discrepancy(predicted: np.ndarray, observed: np.ndarray) -> flo
     ----------
     Gretton et al., *JMLR* 13, 723 (2012), equation 5 and section 8.
     """
-    within = [euclidean_distances(group, squared=True) for group in (observed, predicted)]
-    between = euclidean_distances(predicted, observed, squared=True)
-    median = np.median(within[0][np.triu_indices(len(observed), 1)])
+    return _maximum_mean_discrepancy(_squared_distances(predicted, observed))
+
+
+def energy_distance_and_mmd(predicted: np.ndarray, observed: np.ndarray) -> tuple[float, float]:
+    """Both distances, for which cells are compared once."""
+    squared = _squared_distances(predicted, observed)
+    return _energy_distance(squared), _maximum_mean_discrepancy(squared)
+
+
+class _SquaredDistances(NamedTuple):
+    """Squared Euclidean distances between the cells of two groups, and within each."""
+
+    between: np.ndarray
+    predicted: np.ndarray
+    observed: np.ndarray
+
+
+def _squared_distances(predicted: np.ndarray, observed: np.ndarray) -> _SquaredDistances:
+    return _SquaredDistances(
+        euclidean_distances(predicted, observed, squared=True),
+        euclidean_distances(predicted, squared=True),
+        euclidean_distances(observed, squared=True),
+    )
+
+
+def _energy_distance(squared: _SquaredDistances) -> float:
+    between, predicted, observed = (np.sqrt(distances).mean() for distances in squared)
+    within = predicted + observed
+    return float(2 * between - within)
+
+
+def _maximum_mean_discrepancy(squared: _SquaredDistances) -> float:
+    median = np.median(squared.observed[np.triu_indices(len(squared.observed), 1)])
     # Cells that are all the same have no scale of their own.
-    unit = 0.5 * (median or between.mean() or 1.0)
+    unit = 0.5 * (median or squared.between.mean() or 1.0)
     total = 0.0
     for factor in (0.25, 0.5, 1.0, 2.0, 4.0):
-        means = (
-            np.exp(distances / (-2 * factor * unit)).mean() for distances in (*within, between)
+        between, predicted, observed = (
+            np.exp(distances / (-2 * factor * unit)).mean() for distances in squared
         )
-        total += np.dot([1, 1, -2], list(means)) / 5
+        total += (observed + predicted - 2 * between) / 5
     return float(total)
