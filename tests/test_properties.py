@@ -241,10 +241,12 @@ EACH_CELL = {
     ),
 }
 QUESTIONS = EACH_CELL | {
-    "means": lambda model, cells: model.get_transferred_means(cells, "treated", n_samples=3),
-    "assessment": lambda model, cells: model.assess_transfer(
-        cells, "treated", n_samples=2, **OF_CELLS
-    ).drop(columns="verdict", errors="ignore"),
+    "means": lambda model, cells: model.get_transferred_means(
+        cells, "treated", source_condition="control"
+    ),
+    "assessment": lambda model, cells: model.assess_transfer(cells, "treated", **OF_CELLS).drop(
+        columns="summary"
+    ),
     "ranking": lambda model, cells: model.rank_transferred_genes(
         cells, "treated", **OF_CELLS
     ).set_index(["group", "names"]),

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import trvae
 from trvae.cli import _commands, _demo, _output, app
+from trvae.model._calibration import _Fold
 
 KEYS = ("--condition-key", "condition", "--labels-key", "cell_type")
 BETWEEN = ("--from", "control", "--to", "treated")
@@ -77,6 +78,30 @@ def test_an_interrupted_model_is_saved_and_the_status_tells(data, tmp_path, monk
     out = tmp_path / "model"
     run("train", data, *KEYS, "--out", out, "--max-epochs", 3, exit_code=128 + signal.SIGTERM)
     assert len(trvae.TRVAE.load(out, adata=False).history["train_loss"]) == 1
+
+
+def test_calibrate(cells, data, tmp_path, monkeypatch):
+    out = tmp_path / "model"
+    run("train", data, *KEYS, "--out", out, "--max-epochs", 1)
+    changes = _Fold.changes
+
+    def interrupted(fold):
+        if fold.labels == ["type_1"]:
+            raise KeyboardInterrupt
+        return changes(fold)
+
+    monkeypatch.setattr(_Fold, "changes", interrupted)
+    run("calibrate", out, data, "--to", "treated", exit_code=130)
+    assert trvae.TRVAE.load(out, adata=False).calibration_ == {}
+    done = []
+    monkeypatch.setattr(_Fold, "changes", lambda fold: done.append(fold) or changes(fold))
+    result = run("calibrate", out, data, "--to", "treated", "--json")
+    assert 1 <= len(done) < 3
+    left_out = json.loads(result.stdout)["left_out"]
+    assert [row["label"] for row in left_out] == ["type_0", "type_1", "type_2"]
+    assert "r2_mean_no_change" in result.stderr
+    assert list(tmp_path.glob("*calibration*")) == []
+    assert "0>1" in trvae.TRVAE.load(out, adata=False).calibration_
 
 
 @pytest.mark.parametrize(
@@ -291,7 +316,7 @@ def test_json_has_neither_nan_nor_numbers_of_numpy():
 
 
 def test_help_lists_the_commands_in_order_with_an_example_of_each():
-    names = ["demo", "train", "transfer", "map", "evaluate"]
+    names = ["demo", "train", "calibrate", "transfer", "map", "evaluate"]
     listed = run("--help").output.split("Commands")[1]
     assert re.findall(r"^\W*(\w+)  ", listed, re.M) == names
     for name in names:

@@ -10,8 +10,11 @@ import trvae
 from trvae.counterfactual._label_response import (
     LinearResponse,
     ResponseOfLabels,
+    Weights,
     group_means,
-    left_out_errors,
+    has_enough_cells,
+    log_share,
+    share_of_log,
 )
 
 RNG = np.random.default_rng(0)
@@ -26,12 +29,15 @@ def tensor(values):
     return torch.from_numpy(np.array(values))
 
 
-def response_of(before, after, weight, is_counts=True, ratio=None, **kwargs):
+def response_of(before, after, weights, is_counts=True, ratio=None, **kwargs):
     one = np.ones(len(before))
     ratio = one if ratio is None else ratio
     return ResponseOfLabels(
-        before, after, one, ratio, weight=weight, is_counts=is_counts, **kwargs
+        before, after, one, ratio, weights=Weights(*weights), is_counts=is_counts, **kwargs
     )
+
+
+NETWORK, LINEAR, SHIFT = np.eye(3)
 
 
 def test_the_regression_finds_linear_and_common_changes():
@@ -55,20 +61,47 @@ def test_the_regression_does_not_depend_on_units_or_order():
     np.testing.assert_allclose(scaled, 10 * expected)
 
 
+def test_fewer_than_three_labels_have_their_mean_change():
+    before, after, new = (RNG.normal(size=(2, 6)) for _ in range(3))
+    for n in (1, 2):
+        change = LinearResponse(before[:n], after[:n]).change(new)
+        np.testing.assert_allclose(change, [(after - before)[:n].mean(0)] * 2)
+
+
+def test_labels_with_enough_cells_are_learnt_from():
+    assert list(has_enough_cells(np.array([20, 19, 50, 300]))) == [True, False, True, True]
+    # Two are too few.
+    assert list(has_enough_cells(np.array([20, 1, 0, 300]))) == [True, True, False, True]
+
+
+def test_shares_and_their_logarithms():
+    share = np.array([0, 1e-9, 1e-4, 1])
+    np.testing.assert_allclose(share_of_log(log_share(share)), share, atol=1e-15)
+    assert share_of_log(np.array(-1.0)) == 0
+
+
 @pytest.mark.parametrize("is_counts", [True, False])
-def test_weight_is_the_share_of_the_linear_response(is_counts):
+def test_changes_add_up_with_their_weights(is_counts):
     before, after = shares(4), shares(4)
     source, target = tensor(500 * shares(3)), tensor(500 * shares(3))
-    decoder, mixed, linear = (
-        response_of(before, after, weight, is_counts)(source, target) for weight in (0, 0.25, 1)
+
+    def change(weights):
+        response = response_of(before, after, weights, is_counts)(source, target)
+        # Ten thousand counts in place of 500.
+        return np.log1p(20 * response) - np.log1p(20 * source) if is_counts else response - source
+
+    parts = [change(weights) for weights in (NETWORK, LINEAR, SHIFT)]
+    expected = np.log1p(20 * target) - np.log1p(20 * source) if is_counts else target - source
+    np.testing.assert_allclose(parts[0], expected)
+    profiles = [log_share(x) if is_counts else x for x in (before, after)]
+    np.testing.assert_allclose(parts[2], [(profiles[1] - profiles[0]).mean(0)] * 3)
+    np.testing.assert_allclose(
+        change((0.5, 0.1, 0.2)), 0.5 * parts[0] + 0.1 * parts[1] + 0.2 * parts[2]
     )
-    np.testing.assert_allclose(decoder, target)
-    np.testing.assert_allclose(mixed, 0.75 * decoder + 0.25 * linear)
+    np.testing.assert_allclose(change((0, 0, 0)), 0, atol=1e-12)
     # Labels that do not change leave cells as they are.
-    still = response_of(before, before, 1, is_counts)
+    still = response_of(before, before, LINEAR, is_counts)
     np.testing.assert_allclose(still(source, target), source)
-    if is_counts:
-        assert (linear >= 0).all()
 
 
 @pytest.mark.parametrize("is_counts", [True, False])
@@ -82,7 +115,7 @@ def test_no_gene_changes_more_than_the_labels_do_times_the_limit(is_counts):
     of_labels = log(after, 1) - log(before, 1)
     change = log(target, 500) - log(source, 500)
     for limit in (0.0, 0.5, 1.5, 1e3):
-        limited = response_of(before, after, 0, is_counts, limit=limit)(source, target)
+        limited = response_of(before, after, NETWORK, is_counts, limit=limit)(source, target)
         least, most = limit * of_labels.min(0), limit * of_labels.max(0)
         expected = change.clip(least.clip(max=-0.5), most.clip(min=0.5))
         np.testing.assert_allclose(log(limited, 500) - log(source, 500), expected, atol=1e-9)
@@ -91,37 +124,8 @@ def test_no_gene_changes_more_than_the_labels_do_times_the_limit(is_counts):
 def test_a_growing_share_of_the_modelled_genes_raises_all_rates():
     before, source, target = shares(4), tensor(500 * shares(3)), tensor(500 * shares(3))
     for ratio, expected in ([1.5, 1.5, 1.5, np.nan], 1.5), ([np.nan] * 4, 1.0):
-        response = response_of(before, before, 0, ratio=np.array(ratio))
+        response = response_of(before, before, NETWORK, ratio=np.array(ratio))
         np.testing.assert_allclose(response(source, target), expected * target)
-
-
-def test_left_out_errors_are_what_the_other_labels_do_not_predict():
-    before, change = RNG.normal(size=(5, 6)), RNG.normal(size=(5, 6))
-    np.testing.assert_allclose(left_out_errors(before, before + change[0]), 0, atol=1e-12)
-    # Labels that were alike before predict the mean of the others.
-    alike = np.tile(before[0], (5, 1))
-    expected = 5 / 4 * (change - change.mean(0))
-    np.testing.assert_allclose(left_out_errors(alike, alike + change), expected)
-
-
-def test_deviations_spread_like_the_left_out_errors():
-    before, after = shares(8), shares(8)
-    response, rng = response_of(before, after, 0.3), np.random.default_rng(0)
-    draws = np.array([response.draw_deviation(rng) for _ in range(20_000)])
-    errors = left_out_errors(np.log1p(1e4 * before), np.log1p(1e4 * after))
-    # The covariance of a t distribution with 8 degrees of freedom.
-    np.testing.assert_allclose(np.cov(draws.T), 8 / 6 * errors.T @ errors / 8, rtol=0.1, atol=0.05)
-
-
-@pytest.mark.parametrize("is_counts", [True, False])
-def test_deviations_are_added_on_the_scale_of_the_profiles(is_counts):
-    response, source = response_of(shares(4), shares(4), 0.3, is_counts), tensor(500 * shares(3))
-    plain = response(source, source)
-    np.testing.assert_allclose(response(source, source, tensor(np.zeros(6))), plain, rtol=1e-10)
-    shifted = response(source, source, tensor(np.full(6, 0.5)))
-    if is_counts:
-        plain, shifted = (np.log1p(1e4 * x / 500) for x in (plain, shifted))
-    np.testing.assert_allclose(shifted, plain + 0.5)
 
 
 @pytest.mark.parametrize("is_counts", [True, False])
@@ -134,10 +138,9 @@ def test_float32_is_precise_enough(is_counts):
 
     before, after = profiles(7, 1 if is_counts else 800), profiles(7, 1 if is_counts else 800)
     source, target = tensor(profiles(20, 800)), tensor(profiles(20, 800))
-    deviation = tensor(RNG.normal(0, 0.2, n_genes))
-    response = response_of(before, after, 0.3, is_counts, limit=1.25)
-    exact = response(source, target, deviation)
-    single = response.float()(source.float(), target.float(), deviation.float())
+    response = response_of(before, after, (0.6, 0.3, 0.2), is_counts, limit=1.25)
+    exact = response(source, target)
+    single = response.float()(source.float(), target.float())
     assert single.dtype == torch.float32
     error = (single - exact).abs()
     # One in ten thousand counts, or one log unit: below that, precision hardly matters.
@@ -159,6 +162,8 @@ def test_group_means(convert, monkeypatch):
     of_group = (label == 1) & (condition == 1)
     np.testing.assert_allclose(means.profile[1, 1], (counts / sums[:, None])[of_group].mean(0))
     np.testing.assert_allclose(means.modelled_share[1, 1], (sums / library)[of_group].mean())
+    assert means.n_cells[1, 1] == of_group.sum()
+    assert means.n_cells[2, 1] == 0
     assert np.isnan(means.profile[2, 1]).all()
     assert (group_means(*groups, is_counts=True).modelled_share[:2] == 1).all()
     plain = group_means(*groups, is_counts=False)
@@ -207,20 +212,44 @@ def test_log_normalised_values_have_a_linear_response(adata):
     assert np.corrcoef(change, adata.var["effect_treated"])[0, 1] > 0.8
 
 
-def test_only_counterfactuals_are_linear_and_only_with_enough_labels(adata):
-    def answers(model, estimate):
-        for model.linear_weight in (0.0, 1.0):
-            yield model.get_transferred_expression(**BETWEEN, estimate=estimate)
+def test_only_counterfactuals_are_linear(trained):
+    def answers(estimate):
+        for trained.linear_weight in (0.0, 1.0, 0.3):
+            yield trained.get_transferred_expression(**BETWEEN, estimate=estimate)
 
-    # Of three labels, one was measured under one condition only.
-    two, three = fit(adata[~is_group(adata, "treated")]), fit(adata)
-    for model, estimate, is_same in (
-        (two, "counterfactual", True),
-        (three, "decoded", True),
-        (three, "counterfactual", False),
-    ):
-        one, other = answers(model, estimate)
+    for estimate, is_same in (("counterfactual", False), ("decoded", True), ("linear", True)):
+        one, other, _ = answers(estimate)
         assert one.equals(other) == is_same
+
+
+def test_the_linear_estimate_is_that_of_the_labels_alone(trained, monkeypatch):
+    linear = trained.get_transferred_expression(**BETWEEN, estimate="linear")
+    drawn = trained.transfer(**BETWEEN, estimate="linear")
+    np.testing.assert_allclose(drawn.X.toarray().mean(0), linear.mean(), rtol=0.1, atol=0.1)
+    monkeypatch.setattr(trained, "linear_weight", 1.0)
+    pd.testing.assert_frame_equal(trained.get_transferred_expression(**BETWEEN), linear)
+    monkeypatch.setattr(trained, "mean_profiles_", None)
+    with pytest.raises(ValueError, match="estimate='linear' needs .* 'treated' and 'control'"):
+        trained.transfer(**BETWEEN, estimate="linear")
+
+
+def test_two_labels_limit_the_decoder_and_add_their_mean_change(adata):
+    # Of three labels, one was measured under one condition only.
+    two = fit(adata[~is_group(adata, "treated")])
+    cells = adata[is_group(adata, "control")].copy()
+    profiles = [log_share(two.mean_profiles_[1:, code]) for code in (0, 1)]
+    shift = (profiles[1] - profiles[0]).mean(0)
+    two.linear_weight = 1.0
+    rates = two.get_transferred_expression(cells, "treated").to_numpy().mean(0)
+    change = log_share(rates / rates.sum()) - log_share(
+        cells.X.toarray().mean(0) / cells.X.sum() * 40
+    )
+    assert np.corrcoef(change, shift)[0, 1] > 0.95
+    two.linear_weight, sizes = 0.0, []
+    for two.response_limit in (0.0, None):
+        after = two.get_transferred_expression(cells, "treated").to_numpy()
+        sizes.append(np.abs(np.log1p(after) - np.log1p(cells.X.toarray())).mean())
+    assert sizes[0] < sizes[1]
     with pytest.raises(ValueError, match="3 labels .* 'treated'"):
         two.get_transferred_means(**BETWEEN)
 
@@ -252,17 +281,8 @@ def test_intervals_of_means_cover_the_response_of_a_held_out_label():
     half = model.get_transferred_means(cells, **arguments, level=0.5, gene_list=["gene_3"])
     assert means["low"]["gene_3"] < half["low"]["gene_3"] < half["high"]["gene_3"]
     assert half["high"]["gene_3"] < means["high"]["gene_3"]
-    few = {**arguments, "n_samples": 3}
-    pd.testing.assert_frame_equal(
-        model.get_transferred_means(cells, **few, batch_size=7),
-        model.get_transferred_means(cells, **few),
-        rtol=1e-4,
-    )
-    # Most of the uncertainty is about the label's response, not about z.
-    model.mean_profiles_ = None
-    draws = model.get_transferred_expression(cells, **arguments, n_samples=50, return_mean=False)
-    low, high = np.quantile(draws.mean(1), [0.05, 0.95], axis=0)
-    assert ((low < share) & (share < high)).mean() < 0.5
+    with pytest.raises(ValueError, match="cells of one condition, not of 'control', 'treated'"):
+        model.get_transferred_means(adata, **arguments)
 
 
 def test_library_sizes_change_the_share_of_the_modelled_genes():

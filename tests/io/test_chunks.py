@@ -161,9 +161,12 @@ def test_an_interrupted_transfer_resumes_and_refuses_chunks_of_others(tmp_path, 
     ):
         with pytest.raises(ValueError, match=rf"another transfer \(they differ in {differing}\)"):
             model.transfer(data, **(QUESTION | out | change))
-    with monkeypatch.context() as changed, pytest.raises(ValueError, match="differ in model"):
-        changed.setattr(model, "linear_weight", 0.0)
-        model.transfer(cells, **QUESTION, **out)
+    left_out = {"network": np.ones((2, 30)), "linear": np.ones((2, 30)), "counts_per_cell": 100.0}
+    calibrated = {"0>1": left_out | {"labels": np.arange(2), "fold": np.arange(2)}}
+    for name, value in (("linear_weight", 0.0), ("calibration_", calibrated)):
+        with monkeypatch.context() as changed, pytest.raises(ValueError, match="differ in model"):
+            changed.setattr(model, name, value)
+            model.transfer(cells, **QUESTION, **out)
 
     # Only one chunk is missing.
     monkeypatch.setattr(_streaming, "predict", failing_after(1, predict, AssertionError))

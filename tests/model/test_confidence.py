@@ -1,4 +1,4 @@
-"""Support and spread: by definition, calibrated, and low where a model has seen nothing."""
+"""Support: by definition, and low where a model has seen nothing. Errors: as large as expected."""
 
 import numpy as np
 import pandas as pd
@@ -68,23 +68,56 @@ def test_support_depends_on_the_cell_only(held_out, tmp_path):
 def test_assessment_of_groups(held_out):
     model, cells = held_out
     before = content(cells)
-    table = model.assess_transfer(cells, **FROM_CONTROL, n_samples=5)
+    table = model.assess_transfer(cells, **FROM_CONTROL)
     assert dict(table["n_cells"]) == {f"type_{i}": 100 for i in range(4)}
     assert table["supported"].idxmin() == "type_0"
-    assert "extrapolates" in table["summary"]["type_0"]
-    assert "close to data" in table["summary"]["type_1"]
-    # All types have the same simulated effect, which is far from what a draw of z changes.
-    assert (table["change"] > 3 * table["spread"]).all()
-    assert (table["spread"] > 0).all()
+    assert (table["error_low"] < table["error"]).all()
+    assert (table["error"] < table["error_high"]).all()
+    # All types have the same simulated effect.
+    assert (table["error_high"] < table["change"]).all()
+    assert table["summary"].str.startswith("type_").sum() == 3
+    assert table["summary"].str.contains("Not calibrated").all()
+    assert "was measured under treated" in table["summary"]["type_1"]
 
     # Where nothing is changed, there is no change.
-    same = model.assess_transfer(cells, "control", source_condition="control", n_samples=5)
+    same = model.assess_transfer(cells, "control", source_condition="control")
     np.testing.assert_allclose(same["change"], 0, atol=1e-6)
-    assert same["summary"].str.contains("less than twice its spread").all()
+    assert same["summary"].str.contains("nothing is predicted").all()
+    mixed = model.assess_transfer(cells, "treated")
+    assert mixed["summary"]["type_1"].startswith("type_1: the cells are of several conditions")
+    assert np.isnan(mixed.loc["type_1", "error"])
 
-    grouped = model.assess_transfer(cells, "treated", groupby="condition", n_samples=2)
+    grouped = model.assess_transfer(cells, "treated", groupby="condition")
     assert list(grouped.index) == ["control", "treated"]
     assert_unchanged(cells, before)
+
+
+def test_the_expected_error_is_that_of_the_held_out_cells(held_out):
+    model, cells = held_out
+    is_type = (cells.obs["cell_type"] == "type_0").to_numpy()
+    is_control = (cells.obs["condition"] == "control").to_numpy()
+    control, observed = cells[is_type & is_control].copy(), cells[is_type & ~is_control]
+    row = model.assess_transfer(control, "treated").loc["type_0"]
+    size = np.median(control.X.sum(1).A1)
+    predicted = model.get_transferred_expression(control, "treated").to_numpy()
+    predicted, observed = (
+        np.log1p(size * (x / x.sum(1, keepdims=True)).mean(0))
+        for x in (predicted, observed.X.toarray())
+    )
+    error = np.sqrt(np.square(predicted - observed).mean())
+    assert row["error_low"] / 1.5 < error < row["error_high"] * 1.5
+
+
+def test_few_labels_and_unknown_ones_are_named(adata, held_out):
+    model, cells = held_out
+    strange = cells[cells.obs["condition"] == "control"].copy()
+    strange.obs["cell_type"] = "unknown"
+    (summary,) = model.assess_transfer(strange, "treated")["summary"]
+    assert summary.startswith("unknown is not a label of the training cells.")
+    few = fit(adata[~adata.obs["cell_type"].eq("type_0") | adata.obs["condition"].eq("control")])
+    table = few.assess_transfer(**FROM_CONTROL)
+    assert table["summary"].str.contains("2 labels were measured .* too few").all()
+    assert table["error"].isna().all()
 
 
 @pytest.mark.parametrize("labels_key", ["cell_type", None])
@@ -94,7 +127,8 @@ def test_log_normalised_values_and_cells_without_labels(adata, labels_key):
     table = model.assess_transfer(**FROM_CONTROL)
     assert list(table["n_cells"]) == ([120] if labels_key is None else [40] * 3)
     assert labels_key is not None or list(table.index) == ["all cells"]
-    assert np.isfinite(table[["distance", "change", "spread"]]).all(axis=None)
+    assert np.isfinite(table[["distance", "change"]]).all(axis=None)
+    assert table["error"].notna().all() == (labels_key is not None)
 
 
 def test_a_query_adds_its_cells(trained, control):
@@ -113,10 +147,9 @@ def test_a_query_adds_its_cells(trained, control):
     [
         ("assess_transfer", "target_condition", "x"),
         ("assess_transfer", "groupby", "x"),
-        ("assess_transfer", "n_samples", 1),
         ("assess_transfer", "level", 5),
         ("get_transfer_support", "n_neighbors", 0),
-        ("get_transferred_means", "n_samples", 1),
+        ("get_transferred_means", "level", 1),
     ],
 )
 def test_wrong_arguments(trained, method, argument, value):

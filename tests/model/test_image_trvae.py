@@ -158,7 +158,7 @@ def test_transfers_what_was_there(trained, source):
     assert (images != decoded).any()
     same = trained.get_transferred_images(source, "dark")
     np.testing.assert_array_equal(same, source.X.reshape(same.shape))
-    table = trained.assess_transfer(source, "bright", n_samples=3)
+    table = trained.assess_transfer(source, "bright")
     assert table.loc["upright", "n_cells"] == 60
     assert table.loc["upright", "change"] > 0
 

@@ -21,8 +21,8 @@ OF_THE_LATENT_SPACE = {
 OF_EXPRESSION = {
     "transfer": {"target_condition": "treated"},
     "get_transferred_expression": {"target_condition": "treated", "n_samples": 2},
-    "get_transferred_means": {"target_condition": "treated", "n_samples": 2},
-    "assess_transfer": {"target_condition": "treated", "n_samples": 2},
+    "get_transferred_means": {"target_condition": "treated", "source_condition": "control"},
+    "assess_transfer": {"target_condition": "treated"},
     "rank_transferred_genes": {"target_condition": "treated"},
     "differential_expression": {"groupby": "condition", "group1": "treated", "silent": True},
 }

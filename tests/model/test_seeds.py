@@ -159,10 +159,14 @@ def save(given, model):
 TRANSFER = {
     "transfer": {},
     "get_transferred_expression": {"n_samples": 2},
-    "assess_transfer": {"n_samples": 2},
+    "assess_transfer": {},
     "get_transfer_support": {},
 }
-OF_GENES = {"get_transferred_means": {"n_samples": 2}, "rank_transferred_genes": {}}
+OF_GENES = {
+    "calibrate": {"progress_bar": False},
+    "get_transferred_means": {"source_condition": "control"},
+    "rank_transferred_genes": {},
+}
 REPRESENT = {
     "get_latent_representation": {},
     "get_mmd_representation": {},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,11 +19,14 @@ if TYPE_CHECKING:
 # With fewer labels, leave-one-out has too little to choose the penalty by.
 MIN_LABELS = 3
 
+# Means over fewer cells are mostly noise.
+MIN_CELLS = 20
+
 # Candidate penalties, in units of the mean squared norm of the centred features.
 _PENALTIES = np.logspace(-3, 3, 13)
 
 # Library size to which profiles are scaled before the logarithm.
-_TARGET_SUM = 1e4
+TARGET_SUM = 1e4
 
 # A gene may always change by this much, on the scale of log_share or of log-normalised values.
 _MIN_CHANGE_LIMIT = 0.5
@@ -33,16 +35,22 @@ _MIN_CHANGE_LIMIT = 0.5
 class LinearResponse:
     """Ridge regression, over labels, of each gene's change on the profile before the change.
 
-    The penalty is chosen by leave-one-out cross-validation over labels.
+    The penalty is chosen by leave-one-out cross-validation over labels. With fewer than three
+    labels, it is the mean change.
 
     Parameters
     ----------
     before, after
         Mean profiles of the labels under two conditions, log-transformed,
-        ``n_labels x n_genes`` with at least three labels.
+        ``n_labels x n_genes``.
     """
 
     def __init__(self, before: np.ndarray, after: np.ndarray):
+        if len(before) < MIN_LABELS:
+            self.axes, self.origin = np.zeros((before.shape[1], 0)), np.zeros(0)
+            self.coefficients = np.zeros((0, before.shape[1]))
+            self.intercept = (after - before).mean(0)
+            return
         center, scale = before.mean(0), max(float(before.std()), 1e-12)
         features = (before - center) / scale
         unit = max(float(np.square(features).sum(1).mean()), 1e-12)
@@ -69,32 +77,24 @@ class LinearResponse:
         return (profiles @ self.axes - self.origin) @ self.coefficients + self.intercept
 
 
-def left_out_errors(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Difference between each label's change and its prediction from the other labels.
+class Weights(NamedTuple):
+    """Shares of three predictions in a change; they need not add up to 1."""
 
-    Parameters
-    ----------
-    before, after
-        See :class:`LinearResponse`: mean profiles, ``n_labels x n_genes``.
-
-    Returns
-    -------
-    ``n_labels x n_genes``.
-    """
-    errors = []
-    for label in range(len(before)):
-        others = np.arange(len(before)) != label
-        predicted = LinearResponse(before[others], after[others]).change(before[[label]])[0]
-        errors.append(after[label] - before[label] - predicted)
-    return np.array(errors)
+    network: float
+    """Of the decoder's change, limited to the range of the labels' changes."""
+    linear: float
+    """Of :class:`LinearResponse`."""
+    shift: float
+    """Of the labels' mean change."""
 
 
 class ResponseOfLabels(nn.Module):
-    """Keeps the decoder's prediction close to the measured response of the labels.
+    """A change of expression, made of the decoder's change and the measured changes of labels.
 
     The decoder's change of a gene is limited to ``limit`` times the range of the labels' changes.
-    The result is averaged with the labels' linear response, with ``weight`` for the latter. It is
-    computed in the type and on the device to which this module is moved, at first in float64.
+    It is added up with the labels' linear response and their mean change on the scale of
+    :func:`log_share`, or of log-normalised values. All is computed in the type and on the device to
+    which this module is moved, at first in float64.
 
     Parameters
     ----------
@@ -103,8 +103,8 @@ class ResponseOfLabels(nn.Module):
         :class:`GroupMeans`, ``n_labels x n_genes``.
     share_before, share_after
         Shares of the modelled genes in all counts, ``n_labels``.
-    weight
-        Weight of the linear response, from 0 to 1.
+    weights
+        Weights of the three changes.
     is_counts
         Whether profiles are shares of counts, or log-normalised values.
     limit
@@ -126,102 +126,91 @@ class ResponseOfLabels(nn.Module):
         share_before: np.ndarray,
         share_after: np.ndarray,
         *,
-        weight: float,
+        weights: Weights,
         is_counts: bool,
         limit: float = np.inf,
     ):
         super().__init__()
-        self._weight = weight
+        self._weight_of_network = weights.network
         self._is_counts = is_counts
         if is_counts:
             before, after = log_share(before), log_share(after)
-        self._profiles = before, after
         change = after - before
         self._is_limited = bool(np.isfinite(limit))
         if self._is_limited:
             lowest = (limit * change.min(0)).clip(max=-_MIN_CHANGE_LIMIT)
             highest = (limit * change.max(0)).clip(min=_MIN_CHANGE_LIMIT)
-            if is_counts:
-                # As factors, so that cells need no logarithm. A log share is at most 9.3.
-                lowest, highest = np.exp(lowest), np.exp(highest.clip(max=10))
             self.register_buffer("_lowest", torch.from_numpy(lowest))
             self.register_buffer("_highest", torch.from_numpy(highest))
         linear = LinearResponse(before, after)
-        for name in ("axes", "origin", "coefficients", "intercept"):
-            self.register_buffer(f"_{name}", torch.as_tensor(getattr(linear, name)))
+        of_labels = {
+            "axes": linear.axes,
+            "origin": linear.origin,
+            "coefficients": weights.linear * linear.coefficients,
+            "intercept": weights.linear * linear.intercept + weights.shift * change.mean(0),
+        }
+        for name, values in of_labels.items():
+            self.register_buffer(f"_{name}", torch.as_tensor(values))
         log_ratio = np.log(share_after / share_before)
         known = np.isfinite(log_ratio)
         self._library_ratio = float(np.exp(log_ratio[known].mean())) if known.any() else 1.0
 
-    def forward(
-        self, source: torch.Tensor, target: torch.Tensor, deviation: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Expectation under the target condition.
 
         Parameters
         ----------
         source, target
             Decoded expected counts or values under both conditions, ``n_cells x n_genes``.
-        deviation
-            A deviation of the response from :meth:`draw_deviation`, ``n_genes``.
 
         Returns
         -------
         ``n_cells x n_genes``.
         """
         if not self._is_counts:
-            if self._is_limited:
-                target = target.clamp(source + self._lowest, source + self._highest)
-            response = torch.lerp(target, source + self._linear_change(source), self._weight)
-            return response if deviation is None else response + deviation
+            return source + self._change(source, target - source)
         # log_share(x / library) = log((pseudocount + x) / pseudocount)
-        pseudocount = source.sum(1, keepdim=True) / _TARGET_SUM
-        shifted = pseudocount + source
+        pseudocount = source.sum(1, keepdim=True) / TARGET_SUM
+        before = (pseudocount + source).div_(pseudocount).log_()
+        after = (pseudocount + target).div_(pseudocount).log_()
+        change = self._change(before, after.sub_(before))
+        response = before.add_(change).exp_().sub_(1).mul_(pseudocount)
+        return response.clamp_(min=0).mul_(self._library_ratio)
+
+    def _change(self, profiles: torch.Tensor, of_network: torch.Tensor) -> torch.Tensor:
+        """Add up the changes, ``n_cells x n_genes``."""
         if self._is_limited:
-            target = target.clamp(
-                shifted * self._lowest - pseudocount, shifted * self._highest - pseudocount
-            )
-        factor = self._linear_change((shifted / pseudocount).log_()).exp_()
-        linear = factor.mul_(shifted).sub_(pseudocount).clamp_(min=0)
-        response = torch.lerp(target, linear, self._weight)
-        if deviation is not None:
-            response = ((pseudocount + response) * deviation.exp() - pseudocount).clamp(min=0)
-        return response.mul_(self._library_ratio)
-
-    def _linear_change(self, profiles: torch.Tensor) -> torch.Tensor:
-        """Like :meth:`LinearResponse.change`."""
+            of_network = of_network.clamp(self._lowest, self._highest)
         features = torch.addmm(self._origin, profiles, self._axes, beta=-1)
-        return torch.addmm(self._intercept, features, self._coefficients)
+        of_labels = torch.addmm(self._intercept, features, self._coefficients)
+        return of_labels.add_(of_network, alpha=self._weight_of_network)
 
-    def draw_deviation(self, rng: np.random.Generator) -> np.ndarray:
-        """Draw a deviation of a label's response from its prediction.
 
-        The spread is estimated by leaving out each label in turn: a multivariate t distribution
-        with as many degrees of freedom as labels, whose scatter matrix is that of
-        :func:`left_out_errors`.
+def has_enough_cells(n_cells: np.ndarray) -> np.ndarray:
+    """Which labels to learn from: those with 20 cells under both conditions, if there are three.
 
-        Parameters
-        ----------
-        rng
-            Random number generator.
+    Parameters
+    ----------
+    n_cells
+        Number of each label's cells under the condition with fewer of them, ``n_labels``.
 
-        Returns
-        -------
-        ``n_genes``, on the scale of the log-transformed profiles.
-        """
-        n_labels = len(self._errors)
-        weights = rng.standard_normal(n_labels) / np.sqrt(rng.chisquare(n_labels))
-        return weights @ self._errors
-
-    @functools.cached_property
-    def _errors(self) -> np.ndarray:
-        return left_out_errors(*self._profiles)
+    Returns
+    -------
+    A mask, ``n_labels``; of all labels with cells if fewer than three have 20.
+    """
+    enough = n_cells >= MIN_CELLS
+    return enough if enough.sum() >= MIN_LABELS else n_cells > 0
 
 
 def log_share(share: np.ndarray) -> np.ndarray:
     """``log(1 + 10,000 share)`` for shares of the library."""
     # Several times faster than log1p; precision close to 0 does not matter here.
-    return np.log(1 + _TARGET_SUM * share)
+    return np.log(1 + TARGET_SUM * share)
+
+
+def share_of_log(log: np.ndarray) -> np.ndarray:
+    """Inverse of :func:`log_share`; 0 for what is below."""
+    return np.expm1(log).clip(min=0) / TARGET_SUM
 
 
 class GroupMeans(NamedTuple):
@@ -231,6 +220,8 @@ class GroupMeans(NamedTuple):
     """``n_labels x n_conditions x n_genes``; of counts, mean shares of the library."""
     modelled_share: np.ndarray
     """Share of the modelled genes in all counts, ``n_labels x n_conditions``; 1 if unknown."""
+    n_cells: np.ndarray
+    """``n_labels x n_conditions``."""
 
 
 def group_means(
@@ -298,8 +289,10 @@ def group_means_of_blocks(
             block = sparse.diags_array(1 / sums) @ block
             share += indicator @ (np.ones(len(sums)) if library is None else sums / library)
         total = total + dense(indicator @ block)
-    n_cells[n_cells == 0] = np.nan
-    modelled_share = share / n_cells if is_counts else np.ones(n_groups)
+    divisor = np.where(n_cells > 0, n_cells, np.nan)
+    modelled_share = share / divisor if is_counts else np.ones(n_groups)
     return GroupMeans(
-        (total / n_cells[:, None]).reshape(*shape, -1), modelled_share.reshape(shape)
+        (total / divisor[:, None]).reshape(*shape, -1),
+        modelled_share.reshape(shape),
+        n_cells.reshape(shape),
     )

@@ -11,7 +11,7 @@ from trvae._utils._matrices import nonzero_positions
 from trvae.counterfactual._draws import is_below, tail_probability
 from trvae.counterfactual._quantiles import binomial_quantile, count_quantile
 
-Estimate = Literal["counterfactual", "decoded"]
+Estimate = Literal["counterfactual", "decoded", "linear"]
 
 
 def expected_counts(

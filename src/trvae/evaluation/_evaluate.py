@@ -186,5 +186,6 @@ def evaluate(
         }
         for label, target in pairs
         for method, seed in [*runs, *((name, None) for name in (*BASELINES, REPLICATE))]
+        if (label, target, method, seed) in results
     ]
     return pd.DataFrame(rows).astype({"seed": "Int64"})

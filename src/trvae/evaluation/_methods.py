@@ -85,6 +85,8 @@ class TRVAEMethod:
         names, such as ``categorical_covariate_keys`` or ``image_shape``.
     model_cls
         Class of the model.
+    calibrate_kwargs
+        Passed to :meth:`trvae.TRVAE.calibrate`, before cells are transferred. ``None`` does not calibrate.
     """
 
     model_kwargs: dict = field(default_factory=dict)
@@ -92,6 +94,7 @@ class TRVAEMethod:
     transfer_kwargs: dict = field(default_factory=dict)
     setup_kwargs: dict = field(default_factory=dict)
     model_cls: type[BaseTRVAE] = TRVAE
+    calibrate_kwargs: dict | None = None
     _model: BaseTRVAE | None = field(default=None, init=False, repr=False)
 
     @property
@@ -133,4 +136,9 @@ class TRVAEMethod:
         RuntimeError
             If :meth:`fit` was not called.
         """
+        if self.calibrate_kwargs is not None:
+            (source,) = adata.obs[self.model.registered_data.condition_key].unique()
+            self.model.calibrate(
+                target_condition, source_condition=source, **self.calibrate_kwargs
+            )
         return self.model.transfer(adata, target_condition, seed=seed, **self.transfer_kwargs)

@@ -5,10 +5,27 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
-from trvae.counterfactual._label_response import MIN_LABELS, LinearResponse
+from trvae.counterfactual._draws import random_tails
+from trvae.counterfactual._label_response import (
+    LinearResponse,
+    has_enough_cells,
+    log_share,
+    share_of_log,
+)
+from trvae.counterfactual._residual import draw_counts
 
-BASELINES = ("no change", "mean shift", "cell-weighted shift", "nearest shift", "linear shift")
+LINEAR_COUNTS = "linear counts"
+
+BASELINES = (
+    "no change",
+    "mean shift",
+    "cell-weighted shift",
+    "nearest shift",
+    "linear shift",
+    LINEAR_COUNTS,
+)
 """Rows of a comparison with a reference, beside the prediction and the replicate."""
 
 REPLICATE = "replicate"
@@ -41,8 +58,12 @@ class Centroids(NamedTuple):
 def centroids(
     values: np.ndarray, label: np.ndarray, is_source: np.ndarray, is_target: np.ndarray
 ) -> Centroids:
-    """Average ``values`` (``n_cells x n_genes``) of each label that has cells of both conditions."""
+    """Average ``values`` (``n_cells x n_genes``) of each label that has enough cells of both conditions."""
     names = np.intersect1d(label[is_source], label[is_target])
+    fewest = [
+        min((label[group] == name).sum() for group in (is_source, is_target)) for name in names
+    ]
+    names = names[has_enough_cells(np.array(fewest))]
     cells_of = [label == name for name in names]
     source, target = (
         np.array([values[cells & condition].mean(0) for cells in cells_of])
@@ -64,14 +85,35 @@ def shifted_cells(control: np.ndarray, others: Centroids) -> dict[str, np.ndarra
         "mean shift": change.mean(0),
         "cell-weighted shift": np.average(change, axis=0, weights=others.n_cells),
         "nearest shift": change[others.nearest(profile)],
-        "linear shift": _linear_change(profile, others),
+        "linear shift": LinearResponse(others.source, others.target).change(profile[None])[0],
     }
     lowest = min(control.min(), 0.0)
     return {name: np.maximum(control + shift, lowest) for name, shift in changes.items()}
 
 
-def _linear_change(profile: np.ndarray, others: Centroids) -> np.ndarray:
-    """Change predicted from the control mean by ridge regression, or the mean change."""
-    if len(others.names) < MIN_LABELS:
-        return others.change.mean(0)
-    return LinearResponse(others.source, others.target).change(profile[None])[0]
+def linear_counts(
+    counts: np.ndarray, library: np.ndarray, keys: np.ndarray, others: Centroids, seed: int
+) -> np.ndarray:
+    """Predict by thinning the control's counts and adding Poisson counts, without a network.
+
+    Parameters
+    ----------
+    counts
+        Counts of the control cells, ``n_cells x n_genes``.
+    library
+        Library size of each, ``n_cells``.
+    keys, seed
+        See :func:`random_tails`: keys of the cells, and a seed.
+    others
+        Means of the shares of the library, not of log-normalised values.
+
+    Returns
+    -------
+    Counts, ``n_cells x n_genes``.
+    """
+    before = (counts / library[:, None]).mean(0)
+    linear = LinearResponse(log_share(others.source), log_share(others.target))
+    after = share_of_log(log_share(before) + linear.change(log_share(before)[None])[0])
+    rates = [torch.from_numpy(library[:, None] * shares) for shares in (before, after)]
+    tails = random_tails(keys, seed, counts.shape[1])
+    return draw_counts(torch.from_numpy(counts), rates[0], rates[1], None, tails).numpy()

@@ -9,12 +9,25 @@ import pandas as pd
 
 from trvae._utils._arguments import POSITIVE_INTEGER, SEED, check_arguments, integer
 from trvae._utils._matrices import dense
+from trvae.counterfactual._draws import cell_keys
 from trvae.data._cells import loaded
 from trvae.data._checks import check_obs_column, get_matrix
 from trvae.metrics._all_measures import AllMeasures
-from trvae.metrics._baselines import REPLICATE, Centroids, centroids, shifted_cells
+from trvae.metrics._baselines import (
+    LINEAR_COUNTS,
+    REPLICATE,
+    Centroids,
+    centroids,
+    linear_counts,
+    shifted_cells,
+)
 from trvae.metrics._comparable import check_comparable
-from trvae.metrics._normalize import is_counts, log_normalized, median_library_size
+from trvae.metrics._normalize import (
+    is_counts,
+    library_sizes,
+    log_normalized,
+    median_library_size,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -73,12 +86,16 @@ class TransferComparison:
         predictions = {"no change": before}
         others = None
         self._nearest: str | None = None
+        counted = normalize and is_counts(get_matrix(control, layer))
         if reference is not None:
             keys = condition_key, labels_key, source_condition, target_condition
-            others = _other_labels(reference, self._values(reference), control, *keys)
+            groups, values = _other_labels(reference, control, *keys), self._values(reference)
+            others = centroids(values, *groups)
             predictions |= shifted_cells(before, others)
+            if counted:
+                shares = centroids(np.expm1(values) / self._target_sum, *groups)
+                predictions[LINEAR_COUNTS] = self._linear_counts(control, shares, seed)
             self._nearest = others.names[others.nearest(before.mean(0))]
-        counted = normalize and is_counts(get_matrix(control, layer))
         self._measures = AllMeasures(
             before,
             self._values(observed),
@@ -111,6 +128,13 @@ class TransferComparison:
             row |= {f"{name}_se": error for name, error in errors.items()}
         return row
 
+    def _linear_counts(self, control: AnnData, others: Centroids, seed: int) -> np.ndarray:
+        cells = control[:, self._groups["observed"].var_names]
+        counts = dense(get_matrix(cells, self._layer)).astype(float)
+        library = library_sizes(cells, self._layer, self._library_key).clip(min=1)
+        drawn = linear_counts(counts, library, cell_keys(cells.obs_names), others, seed)
+        return np.log1p(drawn / library[:, None] * self._target_sum)
+
     def _values(self, adata: AnnData) -> np.ndarray:
         """The values to compare, ``n_cells x n_genes``, with the genes of the observed cells."""
         cells = adata[:, self._groups["observed"].var_names]
@@ -123,32 +147,28 @@ class TransferComparison:
 
 def _other_labels(
     reference: AnnData,
-    values: np.ndarray,
     control: AnnData,
     condition_key: str | None,
     labels_key: str | None,
     source: Any,
     target: Any,
-) -> Centroids:
-    """Average the reference's cells of each label that ``control`` doesn't have."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels of the reference's cells, and which are other labels' under source and target."""
     if condition_key is None or labels_key is None or source is None or target is None:
         raise ValueError(
             "With a reference, condition_key, labels_key, source_condition and target_condition "
             "are needed as well."
         )
     own_labels = check_obs_column(control, "labels_key", labels_key).unique()
-    label = check_obs_column(reference, "labels_key", labels_key)
+    column = check_obs_column(reference, "labels_key", labels_key)
     condition = check_obs_column(reference, "condition_key", condition_key)
-    is_other = ~label.isin(own_labels)
-    others = centroids(
-        values,
-        label.to_numpy().astype(str),
-        (is_other & (condition == source)).to_numpy(dtype=bool),
-        (is_other & (condition == target)).to_numpy(dtype=bool),
+    label, is_other = column.to_numpy().astype(str), ~column.isin(own_labels)
+    is_source, is_target = (
+        (is_other & (condition == name)).to_numpy(dtype=bool) for name in (source, target)
     )
-    if not others.names:
+    if not len(np.intersect1d(label[is_source], label[is_target])):
         raise ValueError(
             f"reference has no other label with cells of both {source!r} and {target!r} in "
             f"obs[{condition_key!r}], from which the baselines could learn."
         )
-    return others
+    return label, is_source, is_target

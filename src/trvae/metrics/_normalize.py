@@ -51,7 +51,7 @@ def log_normalized(
     matrix = get_matrix(adata, layer)
     values = dense(matrix).astype(float)
     if is_counts(values):
-        library = _library_sizes(adata, matrix, library_key)
+        library = library_sizes(adata, layer, library_key)
         return np.log1p(values / np.maximum(library, 1)[:, None] * target_sum)
     scaled_to = stated_target_sum(adata)
     if scaled_to is None or target_sum is None:
@@ -83,7 +83,7 @@ def median_library_size(
     matrix = get_matrix(adata, layer)
     if not is_counts(matrix):
         return stated_target_sum(adata)
-    return max(float(np.median(_library_sizes(adata, matrix, library_key))), 1.0)
+    return max(float(np.median(library_sizes(adata, layer, library_key))), 1.0)
 
 
 def is_counts(matrix: Any) -> bool:
@@ -97,7 +97,8 @@ def stated_target_sum(adata: AnnData) -> float | None:
     return adata.uns.get("log1p", {}).get("target_sum")
 
 
-def _library_sizes(adata: AnnData, matrix: Any, library_key: str | None) -> np.ndarray:
+def library_sizes(adata: AnnData, layer: str | None, library_key: str | None) -> np.ndarray:
+    """Counts of each cell, in the layer or as the column states, ``n_cells``."""
     if library_key is None:
-        return np.ravel(matrix.sum(1))
+        return np.ravel(get_matrix(adata, layer).sum(1))
     return check_obs_column(adata, "library_key", library_key).to_numpy(dtype=float)

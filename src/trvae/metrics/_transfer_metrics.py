@@ -84,10 +84,15 @@ def transfer_metrics(
       is named in ``DataFrame.attrs["nearest"]``
     * ``linear shift``: control plus the change predicted from the control mean by ridge regression
       over the other labels; the mean shift with fewer than three labels
+    * ``linear counts``: the same regression on mean shares of counts; genes that fall keep a random part of
+      the control's counts, and to genes that rise Poisson counts are added. Only for counts
     * ``replicate``: about what a repetition of the experiment would score. A sample of the observed
       cells (as many as in ``control``) is compared with another sample of them (as many as were
       observed), both with replacement, averaged over five pairs. Where nothing changes, the noise
       that both samples share makes it too good in measures of the change
+
+    The baselines learn from the labels with at least 20 cells under both conditions, if there are three such labels,
+    otherwise from all.
 
     One column per measure:
 

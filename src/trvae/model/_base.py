@@ -34,6 +34,7 @@ from trvae._utils._arguments import (
     list_of,
 )
 from trvae._utils._seeds import seeded
+from trvae.counterfactual._label_response import MIN_CELLS, GroupMeans
 from trvae.data._cells import private_copy
 from trvae.data._checks import (
     cell_positions,
@@ -150,6 +151,9 @@ class BaseTRVAE(
         self.ensemble_: dict[str, Any] | None = None
         self.mean_profiles_: np.ndarray | None = None
         self.modelled_shares_: np.ndarray | None = None
+        self.profile_cells_: np.ndarray | None = None
+        self.training_ = None
+        self.calibration_ = {}
         self.reference_cells_: dict[str, np.ndarray] | None = None
         self.expression_is_nonnegative_ = False
         self.data_is_sparse_ = True
@@ -187,6 +191,17 @@ class BaseTRVAE(
     @property
     def _models(self) -> list[BaseTRVAE]:
         return [self]
+
+    @property
+    def _group_means(self) -> GroupMeans | None:
+        """Mean profiles of the training cells by label and condition, if they are known."""
+        if self.mean_profiles_ is None or self.modelled_shares_ is None:
+            return None
+        n_cells = self.profile_cells_
+        if n_cells is None:
+            # Of a model that was saved before they were counted.
+            n_cells = np.where(np.isnan(self.modelled_shares_), 0, MIN_CELLS)
+        return GroupMeans(self.mean_profiles_, self.modelled_shares_, n_cells)
 
     # -------------------------------------------------------------- data registration
 

@@ -149,8 +149,8 @@ def keep_known_profiles(means: GroupMeans, known: GroupMeans) -> GroupMeans:
         Averages of the reference, NaN for conditions that it doesn't have.
     """
     n_known = known.profile.shape[1] - int(np.isnan(known.profile).all((0, 2)).sum())
-    means.profile[:, :n_known] = known.profile[:, :n_known]
-    means.modelled_share[:, :n_known] = known.modelled_share[:, :n_known]
+    for values, known_values in zip(means, known, strict=True):
+        values[:, :n_known] = known_values[:, :n_known]
     return means
 
 
@@ -165,8 +165,9 @@ def enlarge_profiles(means: GroupMeans, shape: tuple[int, int]) -> GroupMeans:
         Number of labels and of conditions to return.
     """
     n_labels, n_conditions, n_genes = means.profile.shape
-    profile = np.full((*shape, n_genes), np.nan)
-    profile[:n_labels, :n_conditions] = means.profile
-    share = np.full(shape, np.nan)
-    share[:n_labels, :n_conditions] = means.modelled_share
-    return GroupMeans(profile, share)
+    enlarged = GroupMeans(
+        np.full((*shape, n_genes), np.nan), np.full(shape, np.nan), np.zeros(shape)
+    )
+    for values, before in zip(enlarged, means, strict=True):
+        values[:n_labels, :n_conditions] = before
+    return enlarged

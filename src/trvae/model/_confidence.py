@@ -1,4 +1,4 @@
-"""Whether a prediction can be trusted: support by training cells, spread over draws."""
+"""How wrong a prediction will be, and whether cells are like those that were seen."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scvi import REGISTRY_KEYS
 
 from trvae._utils._arguments import (
-    AT_LEAST_2,
     POSITIVE_INTEGER,
-    SEED,
     STRICT_SHARE,
     check_arguments,
 )
-from trvae._utils._matrices import dense
-from trvae.counterfactual._label_response import log_share
+from trvae.counterfactual._label_response import MIN_LABELS
+from trvae.counterfactual._left_out import log_normalized_after
 from trvae.counterfactual._support import support_of_cells
 from trvae.data._checks import check_obs_column
-from trvae.model._selection import Selection, select
+from trvae.model._labels import (
+    counts_per_cell,
+    errors_of_labels,
+    labels_of_both,
+    profile_of,
+    table_of_left_out,
+)
+from trvae.model._selection import Selection, own_values, select
 from trvae.model._transfer import TransferMixin, for_each_target
 
 if TYPE_CHECKING:
@@ -29,16 +33,11 @@ if TYPE_CHECKING:
 
     from trvae.model._base import BaseTRVAE
 
-_RULES = {
-    "n_samples": AT_LEAST_2,
-    "n_neighbors": POSITIVE_INTEGER,
-    "level": STRICT_SHARE,
-    "seed": SEED,
-}
+_RULES = {"n_neighbors": POSITIVE_INTEGER, "level": STRICT_SHARE}
 
 
 class ConfidenceMixin(TransferMixin):
-    """Support and spread of predictions."""
+    """Support and expected errors of predictions."""
 
     @for_each_target
     def get_transfer_support(
@@ -104,13 +103,15 @@ class ConfidenceMixin(TransferMixin):
         source_condition: Any = None,
         indices: Sequence[int] | Sequence[bool] | None = None,
         groupby: str | None = None,
-        n_samples: int = 20,
         n_neighbors: int = 15,
         level: float = 0.05,
-        seed: int = 0,
         batch_size: int | None = None,
     ) -> pd.DataFrame:
-        r"""Assess, group by group, how far a prediction can be trusted.
+        r"""Assess, group by group, how wrong a prediction will be.
+
+        What is known of that are the errors of labels which were measured, when they are left out. After
+        :meth:`~trvae.TRVAE.calibrate` they are those of models that were trained without them, before it
+        those of the other labels' linear response only.
 
         Parameters
         ----------
@@ -119,9 +120,6 @@ class ConfidenceMixin(TransferMixin):
         groupby
             Column of ``adata.obs`` with the groups, by default that of the labels. Without such a
             column, all cells are one group; cells without a label are the group "unlabelled".
-        n_samples, seed
-            Number of posterior draws, at least 2, and their seed; see
-            :meth:`get_transferred_expression`.
         n_neighbors
             See :meth:`get_transfer_support`: number of nearest training cells.
         level
@@ -133,11 +131,14 @@ class ConfidenceMixin(TransferMixin):
 
         * ``n_cells``;
         * ``distance``, the median of :meth:`get_transfer_support`;
-        * ``supported``, the share of supported cells;
-        * ``change`` and ``spread``: root mean square, over genes, of the predicted change of the
-          group's mean, and of the standard deviation of that mean over the draws, for counts as
-          :math:`\log(1 + \text{counts per ten thousand})`;
-        * ``summary``, one sentence.
+        * ``supported``, the share of supported cells. It tells groups that the model has seen from others,
+          not right predictions from wrong ones;
+        * ``change``: root mean square, over genes, of the predicted change of the group's mean;
+        * ``error``, ``error_low``, ``error_high``: root mean squared error to expect of the predicted
+          mean, and its range if the group is like the left-out labels. For counts both are of
+          :math:`\log(1 + \text{counts})` at the cells' median library size. NaN if fewer than three
+          labels were measured under both conditions, or the cells are of several conditions;
+        * ``summary``, a few sentences.
 
         For a list of conditions, the condition is in the index before the group.
 
@@ -152,51 +153,39 @@ class ConfidenceMixin(TransferMixin):
         check_arguments(locals(), _RULES)
         first = self._models[0]
         selection = select(
-            first, adata, target_condition, source_condition, indices, "counterfactual", seed
+            first, adata, target_condition, source_condition, indices, "counterfactual", 0
         )
-        known = first.registered_data
-        labels_key = known.arguments["labels_key"]
-        if groupby is None and labels_key not in selection.adata.obs:
-            groups = np.full(len(selection.indices), f"all {known.cells}")
-        else:
-            is_given, groupby = groupby is not None, groupby or labels_key
-            column = check_obs_column(selection.adata, "groupby", groupby, complete=is_given)
-            column = column.astype(object).where(column.notna(), "unlabelled")
-            groups = column.iloc[selection.indices].to_numpy(dtype=str)
-        names, codes = np.unique(groups, return_inverse=True)
-        indicator = np.eye(len(names))[:, codes]
-        indicator /= indicator.sum(1, keepdims=True)
-
-        def group_means(expression: np.ndarray) -> np.ndarray:
-            if not first.module.is_count_model:
-                return indicator @ expression
-            sums = np.maximum(expression.sum(1, keepdims=True), 1e-12)
-            return log_share(indicator @ (expression / sums))
-
+        groups, groupby = _groups_of(first, selection, groupby)
+        own = own_values(first, selection)
         every = np.arange(first.module.n_input)
-
-        def means_of_draws(n: int) -> np.ndarray:
-            draws = self._expectations(selection, every, "observed", batch_size, n)
-            return np.stack([group_means(expression) for expression in draws])
-
-        (after,), spread = means_of_draws(1), means_of_draws(n_samples).std(0)
-        change = after - group_means(_expression_of(first, selection))
+        (expected,) = self._expectations(selection, every, "observed", batch_size, 1)
         support = self._support_of(selection, n_neighbors, batch_size)
-        by_group = support.groupby(groups)
-        table = pd.DataFrame(
-            {
-                "n_cells": by_group.size(),
-                "distance": by_group["distance"].median(),
-                "supported": by_group["support"].agg(lambda s: (s >= level).mean()),
-                "change": _root_mean_square(change),
-                "spread": _root_mean_square(spread),
-            },
-            index=pd.Index(names, name=groupby),
-        )
-        table["summary"] = [
-            _sentence(name, row, target_condition, known.cells) for name, row in table.iterrows()
-        ]
-        return table
+        target, size = first.conditions.index(target_condition), counts_per_cell(first, own)
+        rows = {}
+        for name in np.unique(groups):
+            cells = groups == name
+            sources = pd.unique(selection.source[cells])
+            before, after = profile_of(first, own[cells]), profile_of(first, expected[cells])
+            errors, error = None, (np.nan, np.nan, np.nan)
+            if len(sources) == 1 and sources[0] != target_condition:
+                source = first.conditions.index(sources[0])
+                errors = errors_of_labels(first, source, target, size)
+            if errors is not None:
+                error = errors.expected_rmse(before, after - before)
+            change = log_normalized_after(before, after - before, size) - log_normalized_after(
+                before, np.zeros(1), size
+            )
+            of_group = support[cells]
+            row = {
+                "n_cells": int(cells.sum()),
+                "distance": of_group["distance"].median(),
+                "supported": (of_group["support"] >= level).mean(),
+                "change": np.sqrt(np.square(change).mean()),
+                **dict(zip(("error", "error_low", "error_high"), error, strict=True)),
+            }
+            row["summary"] = _summary(first, name, row, sources, target_condition, groupby)
+            rows[name] = row
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis(groupby)
 
     def _support_of(
         self, selection: Selection, n_neighbors: int, batch_size: int | None
@@ -224,25 +213,77 @@ def _support_by(
     return pd.DataFrame({"distance": distance, "support": support}, index=selection.names)
 
 
-def _expression_of(model: BaseTRVAE, selection: Selection) -> np.ndarray:
-    """The selected cells' own counts or values, ``n_cells x n_genes``."""
-    manager = model.get_anndata_manager(selection.registered, required=True)
-    return dense(manager.get_from_registry(REGISTRY_KEYS.X_KEY)[selection.indices])
+def _groups_of(
+    model: BaseTRVAE, selection: Selection, groupby: str | None
+) -> tuple[np.ndarray, str | None]:
+    """Group of each selected cell as text, and the column with the groups if there is one."""
+    known = model.registered_data
+    labels_key = known.arguments["labels_key"]
+    if groupby is None and labels_key not in selection.adata.obs:
+        return np.full(len(selection.indices), f"all {known.cells}"), None
+    is_given, groupby = groupby is not None, groupby or labels_key
+    column = check_obs_column(selection.adata, "groupby", groupby, complete=is_given)
+    column = column.astype(object).where(column.notna(), "unlabelled")
+    return column.iloc[selection.indices].to_numpy(dtype=str), groupby
 
 
-def _root_mean_square(values: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.square(values).mean(1))
-
-
-def _sentence(group: str, row: pd.Series, target: Any, cells: str) -> str:
-    share = f"{row['supported']:.0%} of the {int(row['n_cells']):,} {cells} of {group}"
-    if row["supported"] >= 0.5:
-        sentence = f"{share} resemble {cells} seen under {target}: the prediction is close to data"
-    else:
-        sentence = (
-            f"Only {share} resemble {cells} seen under {target}: the prediction extrapolates, so "
-            "hold out similar groups with trvae.evaluate before relying on it"
+def _summary(
+    model: BaseTRVAE,
+    group: str,
+    row: dict[str, Any],
+    sources: np.ndarray,
+    target: Any,
+    groupby: str | None,
+) -> str:
+    """What is known of the error of a group's prediction, in words."""
+    known = model.registered_data
+    if len(sources) > 1:
+        return f"{group}: the {known.cells} are of several conditions, choose one to assess it."
+    (source,) = sources
+    if source == target:
+        return f"{group}: nothing is predicted, as the {known.cells} are of {target}."
+    codes = model.conditions.index(source), model.conditions.index(target)
+    labels = labels_of_both(model, *codes)
+    is_label = groupby is not None and groupby == known.arguments["labels_key"]
+    names = list(map(str, known.labels))
+    sentences = []
+    if is_label and group not in names:
+        sentences.append(f"{group} is not a label of the training {known.cells}.")
+    if is_label and group in [names[code] for code in labels]:
+        sentences.append(f"{group} was measured under {target}, so it is not predicted blindly.")
+    if len(labels) < MIN_LABELS:
+        sentences.append(
+            f"{group}: {len(labels)} labels were measured under both {source} and {target}, too few "
+            "to say how large the error will be. Hold out others with trvae.evaluate."
         )
-    if row["change"] < 2 * row["spread"]:
-        sentence += "; the change is less than twice its spread over draws"
-    return sentence + "."
+        return " ".join(sentences)
+    table = table_of_left_out(model, *codes)
+    is_calibrated = "r2_mean" in table
+    own = table["r2_mean" if is_calibrated else "r2_mean_linear"]
+    numbers = f"{own.mean():.2f} ({own.min():.2f} to {own.max():.2f})"
+    if is_calibrated:
+        sentences.append(
+            f"Left out one at a time, {len(own)} measured labels were predicted with an R2 of means of "
+            f"{numbers}; the linear response of the others has {table['r2_mean_linear'].mean():.2f}, "
+            f"no change {table['r2_mean_no_change'].mean():.2f}."
+        )
+        best = table.filter(like="rmse_").drop(columns="rmse_network").mean()
+        if best.min() < table["rmse"].mean():
+            name = best.idxmin().removeprefix("rmse_").replace("_", " ")
+            sentences.append(
+                f"Of these predictions, the {name} is the best."
+                if name != "no change"
+                else "No change was the best prediction of them."
+            )
+    else:
+        sentences.append(
+            f"Not calibrated. Left out one at a time, {len(own)} measured labels are predicted by the "
+            f"linear response of the others with an R2 of means of {numbers}; no change has "
+            f"{table['r2_mean_no_change'].mean():.2f}. What the network adds is only known after "
+            "TRVAE.calibrate."
+        )
+    sentences.append(
+        f"For {group}, expect an error of {row['error']:.2g} ({row['error_low']:.2g} to "
+        f"{row['error_high']:.2g})."
+    )
+    return " ".join(sentences)

@@ -86,8 +86,7 @@ def decode_both(
 ) -> Iterator[Minibatch]:
     """Encode cells under the source and decode them under both conditions.
 
-    With ``draw``, the number of a posterior draw of ``z`` and of the labels' response, models take
-    turns; by default cells are decoded at the posterior mean and models are averaged.
+    With ``draw``, the number of a posterior draw of ``z``, models take turns; by default cells are decoded at the posterior mean and models are averaged.
     """
     check_trained(models)
     if draw is not None:
@@ -132,15 +131,6 @@ def _decode_with(
     module = model.module
     target_code = model.conditions.index(selection.target)
     source_codes = codes_of(selection.source, model.conditions)
-    deviations = {
-        code: torch.as_tensor(
-            response.draw_deviation(np.random.default_rng((selection.seed, draw))),
-            dtype=torch.float32,
-            device=module.device,
-        )
-        for code, response in selection.responses.items()
-        if draw is not None
-    }
     start = 0
     for tensors, inferred in encode(model, selection, batch_size):
         x = tensors[REGISTRY_KEYS.X_KEY]
@@ -162,9 +152,7 @@ def _decode_with(
                 target.mean[index] = source.mean[index]
             elif code in selection.responses:
                 response = selection.responses[code].to(source.mean)
-                target.mean[index] = response(
-                    source.mean[index], target.mean[index], deviations.get(code)
-                )
+                target.mean[index] = response(source.mean[index], target.mean[index])
         size_factor = inputs["size_factor"]
         # All cells are under one condition.
         spread = module.spread(other[0].long())

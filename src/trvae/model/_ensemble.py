@@ -20,6 +20,7 @@ from trvae.train._checkpoint import has_checkpoint
 from trvae.train._interruption import end_if_interrupted
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
     from scvi.data import AnnDataManager
 
@@ -33,8 +34,8 @@ class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
     conditions are averaged over the models, then a cell's counterfactual is made of these, so that
     :meth:`~TRVAE.transfer` draws around :meth:`~TRVAE.get_transferred_expression`. A counterfactual
     is not linear in the decoded means, so it is not the average of the models' counterfactuals.
-    Posterior draws (``n_samples``) come from one model after another, so intervals and spreads
-    include the variation between seeds.
+    Posterior draws (``n_samples``) come from one model after another, so they include the variation
+    between seeds.
 
     Parameters
     ----------
@@ -157,6 +158,27 @@ class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
                 del own["resume_from"]
             model.train(*args, **own)
             end_if_interrupted(model)
+
+    def calibrate(self, target_condition: Any, **kwargs: Any) -> pd.DataFrame:
+        """Learn from labels that are left out, with models like the first of the ensemble.
+
+        Parameters
+        ----------
+        target_condition, **kwargs
+            See :meth:`TRVAE.calibrate`: the condition to predict, and how to calibrate.
+
+        Returns
+        -------
+        See :meth:`TRVAE.calibrate`.
+
+        Raises
+        ------
+        ValueError, RuntimeError, OSError
+            See :meth:`TRVAE.calibrate`.
+        KeyboardInterrupt, SystemExit
+            If Ctrl-C or SIGTERM interrupt a training. The same call continues.
+        """
+        return self.models[0].calibrate(target_condition, **kwargs)
 
     def save(self, dir_path: str | Path, overwrite: bool = False, **kwargs: Any) -> None:
         """Save each model in its own folder within ``dir_path``.

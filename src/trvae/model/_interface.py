@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from mudata import MuData
     from scvi.data import AnnDataManager
 
+    from trvae.counterfactual._label_response import GroupMeans
     from trvae.data._registered import RegisteredData
 
 
@@ -38,6 +39,11 @@ class Model(Protocol):
     @property
     def registry(self) -> dict[str, Any]:
         """What was registered of the data."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> Any:
+        """Where the network is."""
         raise NotImplementedError
 
     @property
@@ -89,7 +95,16 @@ class Model(Protocol):
     mapping_: dict[str, Any] | None
     cells_digest_: str | None
     reference_cells_: dict[str, np.ndarray] | None
+    training_: dict[str, Any] | None
+    calibration_: dict[str, dict[str, Any]]
+    linear_weight: float
+    response_limit: float | None
     expression_is_nonnegative_: bool
+
+    @property
+    def _group_means(self) -> GroupMeans | None:
+        """Mean profiles of the training cells by label and condition, if they are known."""
+        raise NotImplementedError
 
     @property
     def registered_data(self) -> RegisteredData:

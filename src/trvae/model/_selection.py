@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 from scvi import REGISTRY_KEYS
 
+from trvae._utils._arguments import join_names
 from trvae.counterfactual._draws import cell_keys
-from trvae.counterfactual._label_response import MIN_LABELS, ResponseOfLabels
+from trvae.counterfactual._label_response import ResponseOfLabels, Weights
 from trvae.data._checks import cell_positions, check_not_empty, check_not_lazy
+from trvae.model._labels import response_of_labels
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from trvae.counterfactual._residual import Estimate
     from trvae.data._registered import RegisteredData
     from trvae.model._base import BaseTRVAE
+    from trvae.model._interface import Model
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Selection:
     """The target condition."""
     estimate: Estimate
     seed: int
+    weights: Weights | None
+    """Weights of the parts of a counterfactual, or ``None`` for the model's."""
     responses: dict[int, ResponseOfLabels]
     """Mean responses of the labels, by code of the source condition, where they are used."""
 
@@ -59,6 +64,7 @@ def select(
     indices: Any,
     estimate: Estimate,
     seed: int,
+    weights: Weights | None = None,
 ) -> Selection:
     """Validate arguments and select cells; see :meth:`trvae.TRVAE.transfer`."""
     model._check_if_trained(warn=False)
@@ -79,9 +85,9 @@ def select(
         obs = with_condition(known, adata.obs.iloc[rows], source)
         obs.index = adata.obs.index
         registered = model._validate_anndata(adata, obs=obs)
-    if estimate == "counterfactual" and not _has_expression(model, registered):
+    if estimate != "decoded" and not _has_expression(model, registered):
         raise ValueError(
-            f"estimate='counterfactual' needs the {known.cells}' own values, which this minified "
+            f"estimate={estimate!r} needs the {known.cells}' own values, which this minified "
             "AnnData does not have. Use estimate='decoded', or pass the full AnnData."
         )
     selection = Selection(
@@ -94,6 +100,7 @@ def select(
         target,
         estimate,
         seed,
+        Weights(0.0, 1.0, 0.0) if estimate == "linear" else weights,
         {},
     )
     return with_target(model, selection, target)
@@ -108,12 +115,19 @@ def with_target(model: BaseTRVAE, selection: Selection, target: Any) -> Selectio
     responses = {
         code: response
         for code in sources - {target_code}
-        if (response := _response_of_labels(model, code, target_code)) is not None
+        if (response := response_of_labels(model, code, target_code, selection.weights))
+        is not None
     }
+    without = [model.conditions[code] for code in sources - {target_code} - set(responses)]
+    if selection.estimate == "linear" and without:
+        raise ValueError(
+            f"estimate='linear' needs a model of expression with labels that were measured under "
+            f"both {target!r} and {join_names(sorted(without, key=str))}."
+        )
     return replace(selection, target=target, responses=responses)
 
 
-def own_data(model: BaseTRVAE) -> AnnData | MuData:
+def own_data(model: Model) -> AnnData | MuData:
     """Return the model's own data; a ``ValueError`` if there are none or they have changed."""
     if model.adata is None:
         raise ValueError(
@@ -163,18 +177,7 @@ def _has_expression(model: BaseTRVAE, registered: AnnData) -> bool:
     )
 
 
-def _response_of_labels(model: BaseTRVAE, source: int, target: int) -> ResponseOfLabels | None:
-    """Response of the labels measured under both conditions (codes); ``None`` if too few."""
-    if model.mean_profiles_ is None or model.modelled_shares_ is None:
-        return None
-    profiles = model.mean_profiles_[:, [source, target]]
-    both = ~np.isnan(profiles).any((1, 2))
-    if both.sum() < MIN_LABELS:
-        return None
-    return ResponseOfLabels(
-        *profiles[both].swapaxes(0, 1),
-        *model.modelled_shares_[both][:, [source, target]].T,
-        weight=model.linear_weight,
-        is_counts=model.module.is_count_model,
-        limit=np.inf if model.response_limit is None else model.response_limit,
-    )
+def own_values(model: BaseTRVAE, selection: Selection) -> Any:
+    """The selected cells' own counts or values, dense or sparse, ``n_cells x n_genes``."""
+    manager = model.get_anndata_manager(selection.registered, required=True)
+    return manager.get_from_registry(REGISTRY_KEYS.X_KEY)[selection.indices]

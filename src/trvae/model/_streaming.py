@@ -118,10 +118,12 @@ def digest_of_models(models: Sequence[BaseTRVAE]) -> str:
 def _state(model: BaseTRVAE) -> Iterator[np.ndarray]:
     for weight in model.module.state_dict().values():
         yield weight.cpu().numpy()
-    if model.mean_profiles_ is not None and model.modelled_shares_ is not None:
-        yield model.mean_profiles_
-        yield model.modelled_shares_
+    if model._group_means is not None:
+        yield from model._group_means
         yield np.array([model.linear_weight, model.response_limit], float)
+    for pair, kept in sorted(model.calibration_.items()):
+        yield np.array([pair])
+        yield from (kept["network"], kept["linear"])
 
 
 def _on_cluster(

@@ -71,13 +71,16 @@ _RULES = {
 }
 
 _MIN_EPOCHS, _MAX_EPOCHS = 10, 400
-_SHARE_OF_KL_WARMUP = 0.25
-_SHARE_OF_PATIENCE = 0.2
+_SHARE_OF_KL_WARMUP, _SHARE_OF_PATIENCE = 0.25, 0.2
+
+# Arguments with which calibration trains other models.
+_KEPT = ("train_size", "validation_size", "batch_size", "early_stopping", "condition_balanced")
 
 # Attributes that training sets.
 _SET_BY_TRAINING = (
     "is_trained_", "history_", "trainer", "train_indices_", "validation_indices_",
-    "test_indices_", "reference_cells_", "mean_profiles_", "modelled_shares_",
+    "test_indices_", "reference_cells_", "mean_profiles_", "modelled_shares_", "profile_cells_",
+    "training_", "calibration_",
 )  # fmt: skip
 
 
@@ -87,6 +90,7 @@ class TrainingMixin(Model):
     is_trained_: bool
     history_: dict[str, pd.DataFrame] | None
     reference_cells_: dict[str, np.ndarray] | None
+    training_: dict[str, Any] | None
     # Minibatches that training takes by default, whatever the number of cells.
     _default_steps = 4_500
     _default_plan_kwargs: dict[str, Any] = {}
@@ -207,6 +211,7 @@ class TrainingMixin(Model):
         ``objective``, each for ``train`` and ``validation``, and ``train_loss`` and
         ``validation_loss``.
         """
+        kept = {name: value for name, value in locals().items() if name in _KEPT}
         check_arguments(locals(), _RULES)
         check_split_sizes(train_size, validation_size)
         check_precision(trainer_kwargs.get("precision"))
@@ -279,6 +284,9 @@ class TrainingMixin(Model):
                     **trainer_kwargs,
                 )
             self._take_best_weights(tracker, early_stopping)
+            n_epochs = max_epochs if early_stopping else self.trainer.current_epoch
+            n_epochs += (self.training_ or {"max_epochs": 0})["max_epochs"]
+            self.training_ = kept | {"max_epochs": n_epochs, "plan_kwargs": plan_kwargs}
             self._learn_from_cells(datamodule)
         if isinstance(self.trainer.stopped_by, Exception):
             raise self.trainer.stopped_by

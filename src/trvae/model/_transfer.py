@@ -12,7 +12,6 @@ import torch
 from mudata import MuData
 
 from trvae._utils._arguments import (
-    AT_LEAST_2,
     NONE,
     POSITIVE_INTEGER,
     POSITIVE_NUMBER,
@@ -24,13 +23,14 @@ from trvae._utils._arguments import (
     join_names,
 )
 from trvae._utils._matrices import stacked
-from trvae.counterfactual._label_response import MIN_LABELS
+from trvae.counterfactual._label_response import MIN_LABELS, share_of_log
 from trvae.counterfactual._residual import Estimate
 from trvae.data._checks import is_list_of_conditions
 from trvae.io._chunks import check_output
 from trvae.model._decoding import decode_both, predict, with_columns
+from trvae.model._labels import counts_per_cell, errors_of_labels, profile_of
 from trvae.model._prediction import as_anndata, in_place_of
-from trvae.model._selection import Selection, own_data, select, with_target
+from trvae.model._selection import Selection, own_data, own_values, select, with_target
 from trvae.model._streaming import transfer_to_disk
 
 if TYPE_CHECKING:
@@ -55,9 +55,7 @@ _EXPECTATION_RULES = {
 }
 _INTERVAL_RULES = {
     "library_size": _EXPECTATION_RULES["library_size"],
-    "n_samples": AT_LEAST_2,
     "level": STRICT_SHARE,
-    "seed": SEED,
 }
 
 
@@ -107,8 +105,9 @@ class TransferMixin:
         r"""Predict cells as they would be under another condition.
 
         Cells are encoded under their own condition and decoded under both, which gives expected
-        counts :math:`r_0` and :math:`r_1`. The decoder's change is limited and averaged with that
-        of a linear model, see ``response_limit`` and ``linear_weight`` of :class:`~trvae.TRVAE`.
+        counts :math:`r_0` and :math:`r_1`. The decoder's change is limited and added up with that
+        of a linear model of the labels, with weights from labels that were left out
+        (:meth:`~trvae.TRVAE.calibrate`), or by default with ``linear_weight`` of :class:`~trvae.TRVAE`.
         A cell's residual, which the decoder misses, is carried over: if a gene's rate falls, the
         cell keeps :math:`\mathrm{Binomial}(x, r_1 / r_0)` of its counts :math:`x`; if it rises,
         negative-binomial counts of mean :math:`r_1 - r_0` are added. The residual of log-normalised values shrinks if the likelihood's standard deviation
@@ -131,6 +130,8 @@ class TransferMixin:
             Positions of the cells to transfer, or a mask. By default all.
         estimate
             * ``"counterfactual"``: these very cells, as described above.
+            * ``"linear"``: the same, but with the change of the linear model alone. It is the better one
+              where :meth:`~trvae.TRVAE.calibrate` says so.
             * ``"decoded"``: what the decoder gives for the target condition (the paper's
               prediction): counts drawn from the likelihood, or the mean of log-normalised values.
         seed
@@ -235,8 +236,7 @@ class TransferMixin:
             ``"observed"``: expected counts at the cell's own library size, or size factor. A
             number: expected counts per that many. Log-normalised values are not scaled.
         n_samples
-            ``1``: at the posterior mean of ``z``. More: the number of draws of ``z`` from its posterior
-            and, for counterfactuals, of the labels' response (see :meth:`get_transferred_means`).
+            ``1``: at the posterior mean of ``z``. More: the number of draws of ``z`` from its posterior.
         seed
             Seed of the posterior draws.
         return_mean
@@ -291,28 +291,21 @@ class TransferMixin:
         indices: Sequence[int] | Sequence[bool] | None = None,
         gene_list: Sequence[str] | None = None,
         library_size: float | Literal["observed"] = "observed",
-        n_samples: int = 100,
         level: float = 0.9,
-        seed: int = 0,
         batch_size: int | None = None,
     ) -> pd.DataFrame:
         """Mean expression of a group of cells under another condition, with an interval.
 
-        The interval is meant for a label that was not measured under the target condition, whose
-        response may differ from that of the measured labels. The spread is estimated by leaving out
-        each measured label in turn and predicting it with the linear model of :meth:`transfer`;
-        draws of ``z`` from its posterior add to it.
+        The interval is that of a label which was not measured under the target condition. Its width
+        comes from labels that were: each was left out and predicted, by :meth:`~trvae.TRVAE.calibrate`
+        with models trained without it, or else by the linear response of the others.
 
         Parameters
         ----------
         adata, target_condition, source_condition, indices, gene_list, library_size, batch_size
-            See :meth:`get_transferred_expression`: cells, conditions, genes and scale.
-        n_samples
-            Number of draws, at least 2.
+            See :meth:`get_transferred_expression`: cells of one condition, target, genes and scale.
         level
-            Share of the draws between ``low`` and ``high``.
-        seed
-            Seed of the draws.
+            Share of the genes whose mean is to lie between ``low`` and ``high``.
 
         Returns
         -------
@@ -323,36 +316,54 @@ class TransferMixin:
         ------
         ValueError
             If a condition or gene is unknown or cells do not fit the model (see
-            :meth:`get_transferred_expression`), if ``level`` is not between 0 and 1, or if fewer
-            than three labels were measured under both conditions.
+            :meth:`get_transferred_expression`), if ``level`` is not between 0 and 1, if the cells are
+            of several conditions, or if fewer than three labels were measured under both conditions.
         RuntimeError
             If the model is not trained.
+
+        References
+        ----------
+        Vovk, Lindsay, Nouretdinov & Gammerman, *Mondrian confidence machine* (2003): intervals from
+        the errors of similar cases, here of genes with a similar expected error.
         """
         check_arguments(locals(), _INTERVAL_RULES)
         first = self._models[0]
         selection = select(
-            first, adata, target_condition, source_condition, indices, "counterfactual", seed
+            first, adata, target_condition, source_condition, indices, "counterfactual", 0
         )
-        without = set(selection.source) - {target_condition}
-        without -= {first.conditions[code] for code in selection.responses}
-        if without:
+        columns = self._columns(selection, gene_list)
+        sources = pd.unique(selection.source)
+        if len(sources) > 1:
+            raise ValueError(
+                "an interval needs cells of one condition, not of "
+                f"{join_names(sorted(sources, key=str))}: source_condition=..."
+            )
+        (source,) = sources
+        own = own_values(first, selection)
+        before, size = profile_of(first, own), counts_per_cell(first, own)
+        errors = errors_of_labels(
+            first, first.conditions.index(source), first.conditions.index(target_condition), size
+        )
+        if errors is None:
             raise ValueError(
                 f"an interval needs {MIN_LABELS} labels measured under both {target_condition!r} "
-                f"and {join_names(sorted(without, key=str))}. get_transferred_expression gives "
-                "means without an interval."
+                f"and {source!r}. get_transferred_expression gives means without an interval."
             )
-        columns = self._columns(selection, gene_list)
-
-        def means(n: int) -> list[np.ndarray]:
-            draws = self._expectations(selection, columns, library_size, batch_size, n)
-            return [expression.mean(0) for expression in draws]
-
-        (transferred,) = means(1)
-        low, high = np.quantile(means(n_samples), [(1 - level) / 2, (1 + level) / 2], axis=0)
+        every = np.arange(first.module.n_input)
+        (expected,) = self._expectations(selection, every, library_size, batch_size, 1)
+        transferred = expected.mean(0)
+        after = profile_of(first, expected)
+        ends = errors.interval(before, after - before, level)
+        if size is not None:
+            # Shares of the counts, on the scale of the mean.
+            total = float(expected.sum(1, dtype=float).mean())
+            ends = tuple(
+                (transferred + total * (end - share_of_log(after))).clip(min=0) for end in ends
+            )
         return pd.DataFrame(
-            {"transferred": transferred, "low": low, "high": high},
-            index=selection.registered.var_names[columns],
-        )
+            {"transferred": transferred, "low": ends[0], "high": ends[1]},
+            index=selection.registered.var_names,
+        ).iloc[columns]
 
     def _columns(self, selection: Selection, gene_list: Sequence[str] | None) -> np.ndarray:
         """Positions, among the model's genes, of the genes to return."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from mudata import MuData
 from scvi import REGISTRY_KEYS
 
@@ -19,9 +20,10 @@ from trvae._utils._arguments import (
     number,
 )
 from trvae._utils._seeds import seeded
-from trvae.counterfactual._label_response import GroupMeans, group_means
+from trvae.counterfactual._label_response import group_means
 from trvae.data._checks import check_expression
 from trvae.model._base import BaseTRVAE
+from trvae.model._calibration import CalibrationMixin
 from trvae.model._cell_summaries import (
     enlarge_profiles,
     get_codes,
@@ -60,7 +62,7 @@ ARGUMENTS = {
 }
 
 
-class TRVAE(SetupMixin, RankingMixin, ExpressionMixin, BaseTRVAE):
+class TRVAE(SetupMixin, CalibrationMixin, RankingMixin, ExpressionMixin, BaseTRVAE):
     """Transfer variational autoencoder (trVAE).
 
     A conditional VAE whose first decoder layer is matched across conditions by maximum mean
@@ -210,6 +212,7 @@ class TRVAE(SetupMixin, RankingMixin, ExpressionMixin, BaseTRVAE):
             )
         self.linear_weight = linear_weight
         self.response_limit = response_limit
+        self._finished_folds: dict[str, dict[str, np.ndarray]] = {}
         self._make_module(
             n_input=self.summary_stats.n_vars,
             use_size_factor_key=uses_size_factors,
@@ -313,6 +316,9 @@ class TRVAE(SetupMixin, RankingMixin, ExpressionMixin, BaseTRVAE):
 
     def _learn_from_cells(self, datamodule: Any | None = None) -> None:
         super()._learn_from_cells(datamodule)
+        if self.mapping_ is None or not self._is_frozen:
+            # Of earlier weights.
+            self.calibration_ = {}
         arguments = self.registered_data.arguments
         if arguments.get("labels_key") is None:
             return
@@ -332,16 +338,15 @@ class TRVAE(SetupMixin, RankingMixin, ExpressionMixin, BaseTRVAE):
             )
         else:
             means = mean_profiles_of(datamodule, shape, is_counts=is_counts)
-        if self.mean_profiles_ is not None and self.modelled_shares_ is not None:
-            known = GroupMeans(self.mean_profiles_, self.modelled_shares_)
-            means = keep_known_profiles(means, known)
-        self.mean_profiles_, self.modelled_shares_ = means
+        if self._group_means is not None:
+            means = keep_known_profiles(means, self._group_means)
+        self.mean_profiles_, self.modelled_shares_, self.profile_cells_ = means
 
     def _take_from_reference(self, reference: TRVAE) -> None:
         super()._take_from_reference(reference)
-        if reference.mean_profiles_ is not None and reference.modelled_shares_ is not None:
+        if reference._group_means is not None:
             # The reference's labels and conditions keep their codes; new ones follow.
-            self.mean_profiles_, self.modelled_shares_ = enlarge_profiles(
-                GroupMeans(reference.mean_profiles_, reference.modelled_shares_),
-                (self.summary_stats.n_labels, self.summary_stats.n_batch),
-            )
+            shape = (self.summary_stats.n_labels, self.summary_stats.n_batch)
+            means = enlarge_profiles(reference._group_means, shape)
+            self.mean_profiles_, self.modelled_shares_, self.profile_cells_ = means
+            self.calibration_ = dict(reference.calibration_)

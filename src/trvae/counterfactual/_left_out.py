@@ -1,0 +1,268 @@
+"""What happened to labels that were left out: weights of predictions, and their errors."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+from scipy.optimize import nnls
+
+from trvae.counterfactual._label_response import (
+    TARGET_SUM,
+    LinearResponse,
+    Weights,
+    share_of_log,
+)
+
+# Genes with a similar expected error share a quantile. More genes make quantiles exact, fewer local.
+_GENES_PER_BIN, _MAX_BINS = 200, 20
+
+_N_REWEIGHTINGS = 5
+
+
+class LeftOut(NamedTuple):
+    """Changes of labels, and what was predicted without them. All are ``n_labels x n_genes``.
+
+    The scale is that of :func:`log_share`, or of log-normalised values.
+    """
+
+    before: np.ndarray
+    """Mean profiles under the source condition."""
+    change: np.ndarray
+    """Measured change."""
+    network: np.ndarray
+    """Change that a network predicts which was trained without the label's treated cells."""
+    linear: np.ndarray
+    """The same from :class:`LinearResponse`."""
+    shift: np.ndarray
+    """Mean change of the labels that were not left out."""
+
+    def weighted(self, weights: Weights) -> np.ndarray:
+        """Add up the predictions, ``n_labels x n_genes``."""
+        return sum(weight * getattr(self, name) for name, weight in weights._asdict().items())
+
+    def without(self, label: int) -> LeftOut:
+        """Remove a label."""
+        return LeftOut(*(np.delete(values, label, axis=0) for values in self))
+
+
+def fit_weights(left_out: LeftOut, counts_per_cell: float | None, prior: Weights) -> Weights:
+    r"""Weights with which left-out labels are predicted best.
+
+    Non-negative least squares over labels and genes,
+
+    .. math::
+
+        \min_{w \ge 0} \sum_s \frac{\lVert y_s - X_s w \rVert^2}{\sigma_s^2}
+        + \frac{1}{K} \sum_s \frac{\lVert X_s (w - w_0) \rVert^2}{\sigma_s^2}
+
+    with :math:`y_s` the measured change of label :math:`s`, :math:`X_s` the predicted ones, on the
+    scale of log-normalised values, and :math:`\sigma_s` the label's own error, without which the labels
+    that change most would decide alone. The second term is a label more that the prior weights
+    :math:`w_0` would predict without error, so that few labels hardly move them.
+
+    Parameters
+    ----------
+    left_out
+        Labels that were left out, on the scale of :func:`log_share` or of values.
+    counts_per_cell
+        Library size to which log-normalised values are scaled; ``None`` if profiles are values.
+    prior
+        Weights to shrink to.
+
+    References
+    ----------
+    Breiman, *Machine Learning* 24, 49 (1996): stacked regressions, by non-negative least squares on
+    cross-validated predictions; Aitken, *Proc. R. Soc. Edinb.* 55, 42 (1936): weighted least squares.
+    """
+    changes = np.stack([getattr(left_out, name) for name in Weights._fields], axis=-1)
+    slope = _slope(left_out, counts_per_cell)
+    x, y, weights = slope[..., None] * changes, slope * left_out.change, np.array(prior)
+    at_prior = x @ weights
+    for _ in range(_N_REWEIGHTINGS):
+        error = np.sqrt(np.square(y - x @ weights).mean(1)) + 1e-12
+        of_label, of_prior = 1 / error, 1 / (error * np.sqrt(len(x)))
+        features = [of_label[:, None, None] * x, of_prior[:, None, None] * x]
+        answers = [of_label[:, None] * y, of_prior[:, None] * at_prior]
+        weights = nnls(
+            np.concatenate(features).reshape(-1, len(prior)), np.concatenate(answers).ravel()
+        )[0]
+    return Weights(*weights.tolist())
+
+
+def predicted_by_others(
+    left_out: LeftOut, counts_per_cell: float | None, prior: Weights
+) -> np.ndarray:
+    """Predict each label with the weights of the others, ``n_labels x n_genes``.
+
+    Parameters
+    ----------
+    left_out, counts_per_cell, prior
+        See :func:`fit_weights`: the labels, their scale, and the weights to shrink to.
+    """
+    predicted = []
+    for label in range(len(left_out.before)):
+        weights = prior
+        if len(left_out.before) > 1:
+            weights = fit_weights(left_out.without(label), counts_per_cell, prior)
+        predicted.append(left_out.weighted(weights)[label])
+    return np.array(predicted)
+
+
+def linear_left_out(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Predict each label's change by the linear response of the others, ``n_labels x n_genes``.
+
+    Parameters
+    ----------
+    before, after
+        See :class:`LinearResponse`: profiles of the labels, ``n_labels x n_genes``.
+    """
+    predicted = []
+    for label in range(len(before)):
+        others = np.arange(len(before)) != label
+        linear = LinearResponse(before[others], after[others])
+        predicted.append(linear.change(before[[label]])[0])
+    return np.array(predicted)
+
+
+def log_normalized_after(
+    before: np.ndarray, change: np.ndarray, counts_per_cell: float | None
+) -> np.ndarray:
+    """Mean expression after a change, as ``log(1 + counts per counts_per_cell)`` or as values.
+
+    Parameters
+    ----------
+    before, change
+        Profiles and changes on the scale of :func:`log_share` or of values, ``... x n_genes``.
+    counts_per_cell
+        See :func:`fit_weights`: the library size to scale to.
+    """
+    if counts_per_cell is None:
+        return before + change
+    return np.log1p(counts_per_cell * share_of_log(before + change))
+
+
+class ErrorsOfLabels:
+    """Errors of left-out labels, from which those of another label are expected.
+
+    A gene's squared error is a non-negative combination of its squared predicted change, the
+    variance of its change between labels, and the noise of counting, fitted by least squares.
+
+    Parameters
+    ----------
+    before, change
+        See :class:`LeftOut`: profiles and measured changes of the labels, ``n_labels x n_genes``
+        with at least three labels.
+    predicted
+        Change of each, predicted without it, ``n_labels x n_genes``.
+    counts_per_cell
+        See :func:`fit_weights`: the library size to scale to.
+    """
+
+    def __init__(
+        self,
+        before: np.ndarray,
+        change: np.ndarray,
+        predicted: np.ndarray,
+        counts_per_cell: float | None,
+    ):
+        self._change, self._counts_per_cell = change, counts_per_cell
+        after, expected = self._values(before, change), self._values(before, predicted)
+        errors = after - expected
+        others = [np.delete(change, label, axis=0) for label in range(len(change))]
+        causes = np.stack(list(map(self._causes, before, predicted, others)))
+        units = causes.mean((0, 1)) + 1e-12
+        self._coefficients = nnls((causes / units).reshape(-1, 3), errors.ravel() ** 2)[0] / units
+        variance = self._variance(causes)
+        self._ratios = np.sqrt(np.square(errors).mean(1) / variance.mean(1))
+        sd, self._units = np.sqrt(variance).ravel(), np.abs(errors / np.sqrt(variance)).ravel()
+        n_bins = int(np.clip(len(sd) // _GENES_PER_BIN, 1, _MAX_BINS))
+        # Each of them the lowest of its bin, so that none is empty where many are equal.
+        edges = np.unique(np.quantile(sd, np.arange(1, n_bins) / n_bins, method="higher"))
+        self._edges = edges[edges > sd.min()]
+        self._bins = np.digitize(sd, self._edges)
+
+    def expected_rmse(
+        self, before: np.ndarray, predicted: np.ndarray
+    ) -> tuple[float, float, float]:
+        """Error to expect of a label's prediction: root mean square over genes, and a range.
+
+        Parameters
+        ----------
+        before, predicted
+            The label's profile and predicted change, ``n_genes``.
+
+        Returns
+        -------
+        The expectation, and the range in which it lies with a probability of 0.8.
+        """
+        variance = self._variance(self._causes(before, predicted, self._change))
+        ratios, n = np.log(self._ratios.clip(min=1e-12)), len(self._ratios)
+        expected = np.log(variance.mean()) / 2 + ratios.mean()
+        half = stats.t.ppf(0.9, n - 1) * ratios.std(ddof=1) * np.sqrt(1 + 1 / n)
+        expected, low, high = np.exp([expected, expected - half, expected + half]).tolist()
+        return expected, low, high
+
+    def interval(
+        self, before: np.ndarray, predicted: np.ndarray, level: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Interval for the mean of each gene of a label.
+
+        Its width is a quantile of the errors of genes with a similar expected error, in units of the
+        latter. As labels are few, it is widened as Student's t is wider than the normal distribution.
+
+        Parameters
+        ----------
+        before, predicted
+            The label's profile and predicted change, ``n_genes``.
+        level
+            Share of the intervals that are to hold the mean.
+
+        Returns
+        -------
+        Lower and upper ends, ``n_genes`` each: shares of the counts, or values.
+
+        References
+        ----------
+        Vovk, Lindsay, Nouretdinov & Gammerman, *Mondrian confidence machine* (2003).
+        """
+        sd = np.sqrt(self._variance(self._causes(before, predicted, self._change)))
+        quantiles = [
+            np.quantile(self._units[self._bins == number], level)
+            for number in range(len(self._edges) + 1)
+        ]
+        upper = (1 + level) / 2
+        few_labels = stats.t.ppf(upper, len(self._change)) / stats.norm.ppf(upper)
+        half = few_labels * sd * np.array(quantiles)[np.digitize(sd, self._edges)]
+        center = self._values(before, predicted)
+        if self._counts_per_cell is None:
+            return center - half, center + half
+        ends = (np.expm1((center + side * half).clip(min=0)) for side in (-1, 1))
+        low, high = (end / self._counts_per_cell for end in ends)
+        return low, high
+
+    def _values(self, before: np.ndarray, change: np.ndarray | float) -> np.ndarray:
+        return log_normalized_after(before, np.asarray(change), self._counts_per_cell)
+
+    def _causes(self, before: np.ndarray, predicted: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """What errors grow with, ``n_genes x 3``."""
+        own, after = self._values(before, 0.0), self._values(before, predicted)
+        spread = (self._values(before, others) - own).var(0)
+        noise = np.ones_like(own)
+        if self._counts_per_cell is not None:
+            # Of log(1 + counts) with the variance of a Poisson distribution.
+            highest = np.maximum(own, after)
+            noise = np.expm1(highest) * np.exp(-2 * highest)
+        return np.stack([(after - own) ** 2, spread, noise], axis=-1)
+
+    def _variance(self, causes: np.ndarray) -> np.ndarray:
+        return causes @ self._coefficients + 1e-12
+
+
+def _slope(left_out: LeftOut, counts_per_cell: float | None) -> np.ndarray:
+    """Derivative of log-normalised values by :func:`log_share`, halfway through the change."""
+    if counts_per_cell is None:
+        return np.ones_like(left_out.before)
+    share = share_of_log(left_out.before + left_out.change / 2)
+    return counts_per_cell * (share + 1 / TARGET_SUM) / (1 + counts_per_cell * share)

@@ -1,0 +1,164 @@
+"""What the labels that were measured under two conditions say of a change between them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from trvae.counterfactual._label_response import (
+    MIN_LABELS,
+    TARGET_SUM,
+    ResponseOfLabels,
+    Weights,
+    group_means,
+    has_enough_cells,
+    log_share,
+)
+from trvae.counterfactual._left_out import (
+    ErrorsOfLabels,
+    LeftOut,
+    fit_weights,
+    linear_left_out,
+    log_normalized_after,
+    predicted_by_others,
+)
+
+if TYPE_CHECKING:
+    from trvae.model._interface import Model
+
+
+def labels_of_both(model: Model, source: int, target: int) -> np.ndarray:
+    """Codes of the labels to learn from, which were measured under both conditions (codes)."""
+    means = model._group_means
+    if means is None:
+        return np.array([], int)
+    return np.flatnonzero(has_enough_cells(means.n_cells[:, [source, target]].min(1)))
+
+
+def response_of_labels(
+    model: Model, source: int, target: int, weights: Weights | None = None
+) -> ResponseOfLabels | None:
+    """Response of the labels measured under both conditions; ``None`` if there are none.
+
+    ``weights`` are by default those that the model was calibrated to, or its own.
+    """
+    labels, means = labels_of_both(model, source, target), model._group_means
+    if means is None or not len(labels):
+        return None
+    pair = [source, target]
+    return ResponseOfLabels(
+        *means.profile[labels][:, pair].swapaxes(0, 1),
+        *means.modelled_share[labels][:, pair].T,
+        weights=weights_of(model, source, target) if weights is None else weights,
+        is_counts=model.module.is_count_model,
+        limit=np.inf if model.response_limit is None else model.response_limit,
+    )
+
+
+def weights_of(model: Model, source: int, target: int) -> Weights:
+    """Weights between two conditions: from left-out labels, if the model was calibrated."""
+    kept = model.calibration_.get(key_of(source, target))
+    if kept is None:
+        return default_weights(model)
+    left_out = left_out_of(model, source, target)
+    return fit_weights(left_out, kept["counts_per_cell"], default_weights(model))
+
+
+def default_weights(model: Model) -> Weights:
+    """Weights of a model that was not calibrated."""
+    return Weights(1 - model.linear_weight, model.linear_weight, 0.0)
+
+
+def left_out_of(model: Model, source: int, target: int) -> LeftOut:
+    """What :meth:`TRVAE.calibrate` has kept of labels that were left out."""
+    kept = model.calibration_[key_of(source, target)]
+    before, change = _before_and_change(model, kept["labels"], source, target)
+    is_other = kept["fold"][:, None] != kept["fold"]
+    shift = is_other @ change / is_other.sum(1, keepdims=True)
+    return LeftOut(before, change, kept["network"], kept["linear"], shift)
+
+
+def errors_of_labels(
+    model: Model, source: int, target: int, counts_per_cell: float | None
+) -> ErrorsOfLabels | None:
+    """Errors of labels that were left out, of the linear response alone if not calibrated.
+
+    ``None`` if fewer than three labels were measured under both conditions.
+    """
+    if len(labels_of_both(model, source, target)) < MIN_LABELS:
+        return None
+    before, change, predictions = _left_out_predictions(model, source, target)
+    return ErrorsOfLabels(before, change, next(iter(predictions.values())), counts_per_cell)
+
+
+def table_of_left_out(model: Model, source: int, target: int) -> pd.DataFrame:
+    """Errors of each label, by the model's own prediction and by its parts.
+
+    See :meth:`TRVAE.calibrate`: the columns. Without calibration, it is only known of the linear
+    response, and the scale is that of 10,000 counts.
+    """
+    before, change, predictions = _left_out_predictions(model, source, target)
+    kept = model.calibration_.get(key_of(source, target))
+    scale = TARGET_SUM if model.module.is_count_model else None
+    if kept is not None:
+        scale = kept["counts_per_cell"]
+    observed = log_normalized_after(before, change, scale)
+    columns = {}
+    for name, predicted_change in predictions.items():
+        predicted = log_normalized_after(before, predicted_change, scale)
+        columns[f"rmse{name}"] = np.sqrt(np.square(predicted - observed).mean(1))
+        columns[f"r2_mean{name}"] = [
+            np.corrcoef(*pair)[0, 1] ** 2 for pair in zip(predicted, observed, strict=True)
+        ]
+    labels = labels_of_both(model, source, target) if kept is None else kept["labels"]
+    names = [model.registered_data.labels[code] for code in labels]
+    return pd.DataFrame(columns, index=pd.Index(names, name="label"))
+
+
+def profile_of(model: Model, matrix: Any) -> np.ndarray:
+    """Mean of cells on the scale on which changes add up, ``n_genes``."""
+    one = np.zeros(matrix.shape[0], int)
+    is_counts = model.module.is_count_model
+    profile = group_means(matrix, one, one, (1, 1), is_counts=is_counts).profile[0, 0]
+    return log_share(profile) if is_counts else profile
+
+
+def counts_per_cell(model: Model, matrix: Any) -> float | None:
+    """Median counts of cells, or ``None`` if they have values."""
+    return float(np.median(np.ravel(matrix.sum(1)))) if model.module.is_count_model else None
+
+
+def key_of(source: int, target: int) -> str:
+    """Key of two conditions in ``TRVAE.calibration_``."""
+    return f"{source}>{target}"
+
+
+def _before_and_change(
+    model: Model, labels: np.ndarray, source: int, target: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Profiles and measured changes, each ``n_labels x n_genes``."""
+    assert model._group_means is not None
+    profiles = model._group_means.profile[labels]
+    if model.module.is_count_model:
+        profiles = log_share(profiles)
+    return profiles[:, source], profiles[:, target] - profiles[:, source]
+
+
+def _left_out_predictions(
+    model: Model, source: int, target: int
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Profiles, measured and predicted changes of labels that were left out; the model's come first."""
+    kept = model.calibration_.get(key_of(source, target))
+    if kept is None:
+        labels = labels_of_both(model, source, target)
+        before, change = _before_and_change(model, labels, source, target)
+        predictions = {"_linear": linear_left_out(before, before + change)}
+    else:
+        left_out = left_out_of(model, source, target)
+        before, change = left_out.before, left_out.change
+        own = predicted_by_others(left_out, kept["counts_per_cell"], default_weights(model))
+        predictions = {"": own}
+        predictions |= {f"_{name}": getattr(left_out, name) for name in Weights._fields}
+    return before, change, predictions | {"_no_change": np.zeros_like(change)}
