@@ -8,7 +8,7 @@ Run from the root of the repository::
 from __future__ import annotations
 
 import pandas as pd
-from accuracy import RESULTS, SIMULATIONS, how, read_results, stored_rows
+from accuracy import RESULTS, SIMULATIONS, how, read_results
 
 from trvae.metrics import MEASURES, paired_differences, skill_scores
 from trvae.metrics._baselines import BASELINES, REPLICATE
@@ -146,32 +146,6 @@ def print_former() -> None:
     print("### Commands and environments\n\n" + "\n".join(hows) + "\n")
 
 
-def print_calibration() -> None:
-    """Print how often the intervals of means cover the truth."""
-    folder = RESULTS / "calibration"
-    if not folder.exists():
-        return
-    table = pd.DataFrame(
-        {
-            row["label"]: {
-                f"{genes}, {float(level):.0%}": share
-                for level, shares in row.items()
-                if level != "label"
-                for genes, share in shares.items()
-            }
-            for row in stored_rows(folder)
-        }
-    ).T
-    table.loc["average"] = table.mean()
-    print("## Coverage of intervals for predicted means\n")
-    print(
-        "Share of the genes whose mean in the held-out cells of Kang et al. lies within the "
-        "interval of `TRVAE.get_transferred_means`, by the level of the interval.\n"
-    )
-    print(table.sort_index(axis=1).round(2).to_markdown(), "\n")
-    print(f"### Commands and environments\n\n{how(folder)}\n")
-
-
 def main() -> None:
     """Print the report."""
     print("# Accuracy on held-out cells\n")
@@ -193,7 +167,6 @@ def main() -> None:
         folder = RESULTS / name.replace(" ", "_")
         print(f"### Commands and environments\n\n{how(folder)}\n")
     print_former()
-    print_calibration()
 
 
 if __name__ == "__main__":

@@ -155,6 +155,14 @@ def test_larger_changes_are_expected_to_have_larger_errors():
     assert errors.expected_rmse(before[0], 0 * predicted[0])[0] < 0.8 * expected
 
 
+def test_remoteness_is_in_units_of_the_labels_own():
+    before = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 2.0]])
+    errors = ErrorsOfLabels(before, before, before, None)
+    assert errors.remoteness(before[0]) == 0
+    assert errors.remoteness(np.array([0.0, -1.0])) == pytest.approx(0.5)
+    assert errors.remoteness(np.array([1.0, 8.0])) == pytest.approx(3)
+
+
 def test_where_nothing_changes_no_error_is_expected():
     before = RNG.normal(size=(4, 50))
     errors = ErrorsOfLabels(before, 0 * before, 0 * before, None)

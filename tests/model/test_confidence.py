@@ -114,6 +114,9 @@ def test_few_labels_and_unknown_ones_are_named(adata, held_out):
     strange.obs["cell_type"] = "unknown"
     (summary,) = model.assess_transfer(strange, "treated")["summary"]
     assert summary.startswith("unknown is not a label of the training cells.")
+    strange.X = strange.X.multiply(np.arange(60) < 3).tocsr() * 20
+    (summary,) = model.assess_transfer(strange, "treated")["summary"]
+    assert "times as far from these labels as they are from each other" in summary
     few = fit(adata[~adata.obs["cell_type"].eq("type_0") | adata.obs["condition"].eq("control")])
     table = few.assess_transfer(**FROM_CONTROL)
     assert table["summary"].str.contains("2 labels were measured .* too few").all()

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 from scipy.optimize import nnls
+from scipy.spatial.distance import pdist, squareform
 
 from trvae.counterfactual._label_response import (
     TARGET_SUM,
@@ -167,7 +168,7 @@ class ErrorsOfLabels:
         predicted: np.ndarray,
         counts_per_cell: float | None,
     ):
-        self._change, self._counts_per_cell = change, counts_per_cell
+        self._before, self._change, self._counts_per_cell = before, change, counts_per_cell
         after, expected = self._values(before, change), self._values(before, predicted)
         errors = after - expected
         others = [np.delete(change, label, axis=0) for label in range(len(change))]
@@ -203,6 +204,17 @@ class ErrorsOfLabels:
         half = stats.t.ppf(0.9, n - 1) * ratios.std(ddof=1) * np.sqrt(1 + 1 / n)
         expected, low, high = np.exp([expected, expected - half, expected + half]).tolist()
         return expected, low, high
+
+    def remoteness(self, before: np.ndarray) -> float:
+        """Distance of a profile (``n_genes``) from the nearest label's.
+
+        Its unit is the largest distance of a label from the one that is nearest to it.
+        """
+        profiles = self._values(self._before, 0.0)
+        distances = squareform(pdist(profiles))
+        np.fill_diagonal(distances, np.inf)
+        own = np.linalg.norm(profiles - self._values(before, 0.0), axis=1).min()
+        return float(own / max(distances.min(1).max(), 1e-12))
 
     def interval(
         self, before: np.ndarray, predicted: np.ndarray, level: float

@@ -33,6 +33,12 @@ if TYPE_CHECKING:
 
     from trvae.model._base import BaseTRVAE
 
+_CLOSER = {
+    "linear": "The linear response alone was closer to them: estimate='linear'.",
+    "shift": "The mean change of the others was closer to them.",
+    "no_change": "No change was closer to them.",
+}
+
 _RULES = {"n_neighbors": POSITIVE_INTEGER, "level": STRICT_SHARE}
 
 
@@ -133,6 +139,9 @@ class ConfidenceMixin(TransferMixin):
         * ``distance``, the median of :meth:`get_transfer_support`;
         * ``supported``, the share of supported cells. It tells groups that the model has seen from others,
           not right predictions from wrong ones;
+        * ``remoteness``: distance of the group's mean from the nearest label that was measured under both
+          conditions, in units of the largest such distance between these labels. Above 1, the group is less
+          like any of them than they are like each other;
         * ``change``: root mean square, over genes, of the predicted change of the group's mean;
         * ``error``, ``error_low``, ``error_high``: root mean squared error to expect of the predicted
           mean, and its range if the group is like the left-out labels. For counts both are of
@@ -166,12 +175,13 @@ class ConfidenceMixin(TransferMixin):
             cells = groups == name
             sources = pd.unique(selection.source[cells])
             before, after = profile_of(first, own[cells]), profile_of(first, expected[cells])
-            errors, error = None, (np.nan, np.nan, np.nan)
+            errors, error, remoteness = None, (np.nan, np.nan, np.nan), np.nan
             if len(sources) == 1 and sources[0] != target_condition:
                 source = first.conditions.index(sources[0])
                 errors = errors_of_labels(first, source, target, size)
             if errors is not None:
                 error = errors.expected_rmse(before, after - before)
+                remoteness = errors.remoteness(before)
             change = log_normalized_after(before, after - before, size) - log_normalized_after(
                 before, np.zeros(1), size
             )
@@ -180,6 +190,7 @@ class ConfidenceMixin(TransferMixin):
                 "n_cells": int(cells.sum()),
                 "distance": of_group["distance"].median(),
                 "supported": (of_group["support"] >= level).mean(),
+                "remoteness": remoteness,
                 "change": np.sqrt(np.square(change).mean()),
                 **dict(zip(("error", "error_low", "error_high"), error, strict=True)),
             }
@@ -257,33 +268,41 @@ def _summary(
             "to say how large the error will be. Hold out others with trvae.evaluate."
         )
         return " ".join(sentences)
-    table = table_of_left_out(model, *codes)
-    is_calibrated = "r2_mean" in table
-    own = table["r2_mean" if is_calibrated else "r2_mean_linear"]
-    numbers = f"{own.mean():.2f} ({own.min():.2f} to {own.max():.2f})"
-    if is_calibrated:
-        sentences.append(
-            f"Left out one at a time, {len(own)} measured labels were predicted with an R2 of means of "
-            f"{numbers}; the linear response of the others has {table['r2_mean_linear'].mean():.2f}, "
-            f"no change {table['r2_mean_no_change'].mean():.2f}."
-        )
-        best = table.filter(like="rmse_").drop(columns="rmse_network").mean()
-        if best.min() < table["rmse"].mean():
-            name = best.idxmin().removeprefix("rmse_").replace("_", " ")
-            sentences.append(
-                f"Of these predictions, the {name} is the best."
-                if name != "no change"
-                else "No change was the best prediction of them."
-            )
-    else:
-        sentences.append(
-            f"Not calibrated. Left out one at a time, {len(own)} measured labels are predicted by the "
-            f"linear response of the others with an R2 of means of {numbers}; no change has "
-            f"{table['r2_mean_no_change'].mean():.2f}. What the network adds is only known after "
-            "TRVAE.calibrate."
-        )
-    sentences.append(
+    sentences += _of_left_out(table_of_left_out(model, *codes))
+    expected = (
         f"For {group}, expect an error of {row['error']:.2g} ({row['error_low']:.2g} to "
-        f"{row['error_high']:.2g})."
+        f"{row['error_high']:.2g})"
     )
-    return " ".join(sentences)
+    if row["remoteness"] > 1:
+        expected += (
+            f" or more: it is {row['remoteness']:.1f} times as far from these labels as they are from "
+            "each other"
+        )
+    return " ".join([*sentences, f"{expected}."])
+
+
+def _of_left_out(table: pd.DataFrame) -> list[str]:
+    """What happened to labels that were left out, in words; see :func:`table_of_left_out`."""
+    is_calibrated = "r2_mean" in table
+    own, mean = table["r2_mean" if is_calibrated else "r2_mean_linear"], table.mean()
+    numbers = f"{own.mean():.2f} ({own.min():.2f} to {own.max():.2f})"
+    no_change = f"no change {mean['r2_mean_no_change']:.2f}"
+    if not is_calibrated:
+        return [
+            f"Not calibrated. Left out one at a time, {len(own)} measured labels are predicted by the "
+            f"linear response of the others with an R2 of means of {numbers}; {no_change}. What the "
+            "network adds is only known after calibrate."
+        ]
+    sentences = [
+        f"Left out one at a time, {len(own)} measured labels were predicted with an R2 of means of "
+        f"{numbers}; the linear response of the others {mean['r2_mean_linear']:.2f}, {no_change}."
+    ]
+    if mean["r2_mean_network"] < mean["r2_mean_linear"]:
+        sentences.append(
+            f"The network alone has {mean['r2_mean_network']:.2f}, less than the linear response: it "
+            "may need longer training."
+        )
+    closest = mean[["rmse", *(f"rmse_{name}" for name in _CLOSER)]].idxmin()
+    if closest != "rmse":
+        sentences.append(_CLOSER[closest.removeprefix("rmse_")])
+    return sentences
