@@ -37,6 +37,7 @@ from accuracy import (
 )
 
 import trvae
+from trvae._utils._matrices import dense
 from trvae.evaluation._split import HeldOut, hold_out, pairs_to_hold_out
 from trvae.metrics import rank_changed_genes
 from trvae.metrics._baselines import BASELINES, REPLICATE
@@ -92,39 +93,35 @@ def expected_and_true(model: trvae.TRVAE, split: HeldOut, target: str, label: st
     control, observed = split.control, split.observed
     row = model.assess_transfer(control, target).loc[label]
     counts = model.module.is_count_model
-    size = float(np.median(sums(control.X))) if counts else 1.0
-
-    def values(matrix) -> np.ndarray:
-        dense = np.asarray(matrix.todense() if hasattr(matrix, "todense") else matrix, float)
-        if not counts:
-            return dense
-        return np.log1p(size * dense / np.maximum(sums(matrix), 1e-12)[:, None])
-
-    def profile(matrix) -> np.ndarray:
-        dense = np.asarray(matrix.todense() if hasattr(matrix, "todense") else matrix, float)
-        return (
-            (dense / np.maximum(dense.sum(1, keepdims=True), 1e-12)).mean(0)
-            if counts
-            else dense.mean(0)
-        )
-
-    expected = model.get_transferred_expression(control, target).to_numpy()
-    scaled = [
-        np.log1p(size * profile(x)) if counts else profile(x) for x in (expected, observed.X)
+    libraries = [
+        cells.obs[split.keys["library_key"]].to_numpy(float)
+        if split.keys["library_key"]
+        else np.ravel(cells.X.sum(1))
+        for cells in (control, observed)
     ]
-    top = rank_changed_genes(values(control.X), values(observed.X))[:N_TOP]
-    top = top[: max(len(top) // 3, 1)] if observed.n_vars < 3 * N_TOP else top
+    expected = model.get_transferred_expression(control, target).to_numpy()
+    matrices = expected, observed.X, control.X
+    if counts:
+        of_library = (
+            dense(matrix) / library[:, None]
+            for matrix, library in zip(
+                matrices, (libraries[0], libraries[1], libraries[0]), strict=True
+            )
+        )
+        size = float(np.median(libraries[0]))
+        shares = list(of_library)
+        scaled = [np.log1p(size * share.mean(0)) for share in shares]
+        values = [np.log1p(size * share) for share in shares]
+        truth = shares[1].mean(0) * expected.mean(0).sum() / shares[0].mean(0).sum()
+    else:
+        values = [dense(matrix) for matrix in matrices]
+        scaled = [each.mean(0) for each in values]
+        truth = scaled[1]
+    n_top = min(N_TOP, observed.n_vars // 3)
+    top = rank_changed_genes(values[2], values[1])[:n_top]
     coverage = {}
     for level in LEVELS:
         means = model.get_transferred_means(control, target, level=level)
-        truth = profile(observed.X)
-        if counts:
-            # On the scale of the expected counts.
-            truth = (
-                truth * expected.sum(1).mean()
-                + means["transferred"]
-                - profile(expected) * (expected.sum(1).mean())
-            )
         inside = ((means["low"] <= truth) & (truth <= means["high"])).to_numpy()
         coverage[str(level)] = {"all genes": inside.mean(), "top genes": inside[top].mean()}
     return {
@@ -133,11 +130,6 @@ def expected_and_true(model: trvae.TRVAE, split: HeldOut, target: str, label: st
         "coverage": coverage,
         "summary": row["summary"],
     }
-
-
-def sums(matrix) -> np.ndarray:
-    """Sum of each cell's counts, ``n_cells``."""
-    return np.ravel(matrix.sum(1))
 
 
 def tables(name: str) -> Iterator[tuple[dict, pd.DataFrame]]:

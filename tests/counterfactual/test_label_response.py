@@ -29,11 +29,9 @@ def tensor(values):
     return torch.from_numpy(np.array(values))
 
 
-def response_of(before, after, weights, is_counts=True, ratio=None, **kwargs):
-    one = np.ones(len(before))
-    ratio = one if ratio is None else ratio
+def response_of(before, after, weights, is_counts=True, **kwargs):
     return ResponseOfLabels(
-        before, after, one, ratio, weights=Weights(*weights), is_counts=is_counts, **kwargs
+        before, after, weights=Weights(*weights), is_counts=is_counts, **kwargs
     )
 
 
@@ -43,21 +41,21 @@ NETWORK, LINEAR, SHIFT = np.eye(3)
 def test_the_regression_finds_linear_and_common_changes():
     before = RNG.normal(size=(20, 6))
     change = before @ RNG.normal(size=(6, 6)) + 2
-    np.testing.assert_allclose(
-        LinearResponse(before, before + change).change(before), change, atol=0.05
-    )
+    np.testing.assert_allclose(LinearResponse(before, change).change(before), change, atol=0.05)
     # The same change of all labels is found exactly, of few labels, too.
-    common = LinearResponse(before[:4], before[:4] + change[0])
+    common = LinearResponse(before[:4], np.tile(change[0], (4, 1)))
     np.testing.assert_allclose(common.change(RNG.normal(size=(3, 6))), [change[0]] * 3)
-    assert (LinearResponse(before, before).change(before) == 0).all()
+    assert (LinearResponse(before, 0 * before).change(before) == 0).all()
 
 
 def test_the_regression_does_not_depend_on_units_or_order():
     before, after, new = (RNG.normal(size=(n, 6)) for n in (5, 5, 2))
-    expected = LinearResponse(before, after).change(new)
+    expected = LinearResponse(before, after - before).change(new)
     order = [3, 0, 4, 1, 2]
-    np.testing.assert_allclose(LinearResponse(before[order], after[order]).change(new), expected)
-    scaled = LinearResponse(10 * before + 1, 10 * after + 1).change(10 * new + 1)
+    np.testing.assert_allclose(
+        LinearResponse(before[order], (after - before)[order]).change(new), expected
+    )
+    scaled = LinearResponse(10 * before + 1, 10 * (after - before)).change(10 * new + 1)
     np.testing.assert_allclose(scaled, 10 * expected)
 
 
@@ -65,7 +63,7 @@ def test_fewer_than_three_labels_have_their_mean_change():
     before, after, new = (RNG.normal(size=(2, 6)) for _ in range(3))
     for n in (1, 2):
         change = LinearResponse(before[:n], after[:n]).change(new)
-        np.testing.assert_allclose(change, [(after - before)[:n].mean(0)] * 2)
+        np.testing.assert_allclose(change, [after[:n].mean(0)] * 2)
 
 
 def test_labels_with_enough_cells_are_learnt_from():
@@ -122,10 +120,20 @@ def test_no_gene_changes_more_than_the_labels_do_times_the_limit(is_counts):
 
 
 def test_a_growing_share_of_the_modelled_genes_raises_all_rates():
-    before, source, target = shares(4), tensor(500 * shares(3)), tensor(500 * shares(3))
-    for ratio, expected in ([1.5, 1.5, 1.5, np.nan], 1.5), ([np.nan] * 4, 1.0):
-        response = response_of(before, before, NETWORK, ratio=np.array(ratio))
-        np.testing.assert_allclose(response(source, target), expected * target)
+    before, source, target = 0.4 * shares(4), tensor(500 * shares(3)), tensor(500 * shares(3))
+    for growth in (1.0, 1.5):
+        grown = response_of(before, growth * before, NETWORK)(source, target)
+        np.testing.assert_allclose(grown, growth * target)
+
+
+def test_the_share_of_the_modelled_genes_can_grow_with_the_profile():
+    before = shares(30)
+    # The more of the first gene, the more all grow.
+    growth = np.exp(before[:, :1])
+    response = response_of(before, growth * before, NETWORK)
+    source = tensor(500 * before)
+    grown = response(source, source).sum(1) / 500
+    assert np.corrcoef(grown, growth.ravel())[0, 1] > 0.9
 
 
 @pytest.mark.parametrize("is_counts", [True, False])

@@ -91,10 +91,10 @@ def test_rare_genes_count_less_in_weights_of_counts():
 
 def test_linear_predictions_leave_the_label_out():
     before, change = RNG.normal(size=(5, 6)), RNG.normal(size=(5, 6))
-    predicted = linear_left_out(before, before + change)
-    expected = LinearResponse(before[1:], (before + change)[1:]).change(before[:1])[0]
+    predicted = linear_left_out(before, change)
+    expected = LinearResponse(before[1:], change[1:]).change(before[:1])[0]
     np.testing.assert_allclose(predicted[0], expected)
-    same = linear_left_out(before, before + change[0])
+    same = linear_left_out(before, np.tile(change[0], (5, 1)))
     np.testing.assert_allclose(same, [change[0]] * 5)
 
 
@@ -115,12 +115,16 @@ def of_counts(n_labels, n_genes=2000):
     return before, predicted + error, predicted
 
 
+def cells_of(n_labels, n_cells=100):
+    return np.full((n_labels, 2), n_cells)
+
+
 @pytest.mark.parametrize("level", [0.5, 0.9])
 @pytest.mark.parametrize("counts_per_cell", [1000.0, None])
 def test_intervals_hold_their_share_of_all_genes_and_of_those_that_change(level, counts_per_cell):
     before, change, predicted = of_counts(41)
-    errors = ErrorsOfLabels(before[1:], change[1:], predicted[1:], counts_per_cell)
-    low, high = errors.interval(before[0], predicted[0], level)
+    errors = ErrorsOfLabels(before[1:], change[1:], predicted[1:], cells_of(40), counts_per_cell)
+    low, high = errors.interval(before[0], predicted[0], 100, level)
     after = log_normalized_after(before[0], change[0], counts_per_cell)
     if counts_per_cell is not None:
         after = np.expm1(after) / counts_per_cell
@@ -135,8 +139,8 @@ def test_intervals_of_few_labels_are_wider():
     before, change, predicted = of_counts(20)
     widths = []
     for n in (3, 20):
-        errors = ErrorsOfLabels(before[:n], change[:n], predicted[:n], None)
-        low, high = errors.interval(before[0], predicted[0], 0.9)
+        errors = ErrorsOfLabels(before[:n], change[:n], predicted[:n], cells_of(n), None)
+        low, high = errors.interval(before[0], predicted[0], 100, 0.9)
         widths.append((high - low).mean())
     expected = stats.t.ppf(0.95, 3) / stats.t.ppf(0.95, 20)
     assert widths[0] / widths[1] == pytest.approx(expected, rel=0.15)
@@ -144,20 +148,20 @@ def test_intervals_of_few_labels_are_wider():
 
 def test_larger_changes_are_expected_to_have_larger_errors():
     before, change, predicted = of_counts(20)
-    errors = ErrorsOfLabels(before, change, predicted, 1000.0)
-    expected, low, high = errors.expected_rmse(before[0], predicted[0])
+    errors = ErrorsOfLabels(before, change, predicted, cells_of(20), 1000.0)
+    expected, low, high = errors.expected_rmse(before[0], predicted[0], 100)
     observed = log_normalized_after(before, change, 1000.0) - log_normalized_after(
         before, predicted, 1000.0
     )
     assert expected == pytest.approx(np.sqrt(np.square(observed).mean()), rel=0.2)
     assert low < expected < high
-    assert errors.expected_rmse(before[0], 3 * predicted[0])[0] > 1.5 * expected
-    assert errors.expected_rmse(before[0], 0 * predicted[0])[0] < 0.8 * expected
+    assert errors.expected_rmse(before[0], 3 * predicted[0], 100)[0] > 1.5 * expected
+    assert errors.expected_rmse(before[0], 0 * predicted[0], 100)[0] < 0.8 * expected
 
 
 def test_remoteness_is_in_units_of_the_labels_own():
     before = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 2.0]])
-    errors = ErrorsOfLabels(before, before, before, None)
+    errors = ErrorsOfLabels(before, before, before, cells_of(3), None)
     assert errors.remoteness(before[0]) == 0
     assert errors.remoteness(np.array([0.0, -1.0])) == pytest.approx(0.5)
     assert errors.remoteness(np.array([1.0, 8.0])) == pytest.approx(3)
@@ -165,16 +169,31 @@ def test_remoteness_is_in_units_of_the_labels_own():
 
 def test_where_nothing_changes_no_error_is_expected():
     before = RNG.normal(size=(4, 50))
-    errors = ErrorsOfLabels(before, 0 * before, 0 * before, None)
-    assert errors.expected_rmse(before[0], 0 * before[0])[0] < 1e-5
+    errors = ErrorsOfLabels(before, 0 * before, 0 * before, cells_of(4), None)
+    assert errors.expected_rmse(before[0], 0 * before[0], 100)[0] < 1e-5
     np.testing.assert_allclose(
-        errors.interval(before[0], 0 * before[0], 0.9), [before[0]] * 2, atol=1e-5
+        errors.interval(before[0], 0 * before[0], 100, 0.9), [before[0]] * 2, atol=1e-5
     )
 
 
 def test_genes_with_the_same_expected_error_share_an_interval():
     before, change, predicted = of_counts(10)
     nothing = 0 * predicted
-    errors = ErrorsOfLabels(before, change, nothing, None)
-    low, high = errors.interval(before[0], nothing[0], 0.9)
+    errors = ErrorsOfLabels(before, change, nothing, cells_of(10), None)
+    low, high = errors.interval(before[0], nothing[0], 100, 0.9)
     assert ((low <= before[0] + change[0]) & (before[0] + change[0] <= high)).mean() > 0.8
+
+
+def test_means_of_few_cells_are_less_exact():
+    n_cells = np.repeat([[20, 20], [500, 500]], 10, axis=0)
+    before = log_share(np.tile(RNG.dirichlet(np.full(1000, 0.5)), (20, 1)))
+    share = np.expm1(before) / 1e4
+    measured = RNG.poisson(share * 1000 * n_cells[:, :1]) / (1000 * n_cells[:, :1])
+    change, nothing = log_share(measured) - before, 0 * before
+    errors = ErrorsOfLabels(before, change, nothing, n_cells, 1000.0)
+    few, many = (errors.expected_rmse(before[0], nothing[0], n)[0] for n in (20, 500))
+    assert few / many == pytest.approx(5, rel=0.2)
+    (low, high), (low_of_many, high_of_many) = (
+        errors.interval(before[0], nothing[0], n, 0.9) for n in (20, 500)
+    )
+    assert (high - low).mean() > 3 * (high_of_many - low_of_many).mean()

@@ -40,27 +40,29 @@ class LinearResponse:
 
     Parameters
     ----------
-    before, after
-        Mean profiles of the labels under two conditions, log-transformed,
-        ``n_labels x n_genes``.
+    before
+        Mean profiles of the labels before the change, log-transformed, ``n_labels x n_genes``.
+    change
+        What is to be predicted from them, ``n_labels x n_outputs``.
     """
 
-    def __init__(self, before: np.ndarray, after: np.ndarray):
+    def __init__(self, before: np.ndarray, change: np.ndarray):
         if len(before) < MIN_LABELS:
             self.axes, self.origin = np.zeros((before.shape[1], 0)), np.zeros(0)
-            self.coefficients = np.zeros((0, before.shape[1]))
-            self.intercept = (after - before).mean(0)
+            self.coefficients = np.zeros((0, change.shape[1]))
+            self.intercept = change.mean(0)
             return
         center, scale = before.mean(0), max(float(before.std()), 1e-12)
         features = (before - center) / scale
         unit = max(float(np.square(features).sum(1).mean()), 1e-12)
         # In the labels' span, to avoid n_genes x n_genes coefficients.
         axes = np.linalg.svd(features, full_matrices=False)[2].T
-        ridge = RidgeCV(alphas=unit * _PENALTIES).fit(features @ axes, after - before)
+        ridge = RidgeCV(alphas=unit * _PENALTIES).fit(features @ axes, change)
         self.axes = axes / scale
         self.origin = center @ self.axes
-        self.coefficients = ridge.coef_.T
-        self.intercept = ridge.intercept_
+        # For a single output, scikit-learn leaves out its dimension.
+        self.coefficients = ridge.coef_.reshape(change.shape[1], -1).T
+        self.intercept = np.atleast_1d(ridge.intercept_)
 
     def change(self, profiles: np.ndarray) -> np.ndarray:
         """Predict the change of profiles.
@@ -72,7 +74,7 @@ class LinearResponse:
 
         Returns
         -------
-        ``n x n_genes``.
+        ``n x n_outputs``.
         """
         return (profiles @ self.axes - self.origin) @ self.coefficients + self.intercept
 
@@ -99,10 +101,9 @@ class ResponseOfLabels(nn.Module):
     Parameters
     ----------
     before, after
-        Mean profiles of the labels under the source and the target condition, see
-        :class:`GroupMeans`, ``n_labels x n_genes``.
-    share_before, share_after
-        Shares of the modelled genes in all counts, ``n_labels``.
+        Mean profiles of the labels under the source and the target condition, ``n_labels x n_genes``:
+        shares of the library or values. Shares of the modelled genes can add up to less than 1, and to more
+        under the target than under the source; this is predicted for each cell, too.
     weights
         Weights of the three changes.
     is_counts
@@ -118,13 +119,13 @@ class ResponseOfLabels(nn.Module):
     _origin: torch.Tensor
     _coefficients: torch.Tensor
     _intercept: torch.Tensor
+    _growth_coefficients: torch.Tensor
+    _growth_intercept: torch.Tensor
 
     def __init__(
         self,
         before: np.ndarray,
         after: np.ndarray,
-        share_before: np.ndarray,
-        share_after: np.ndarray,
         *,
         weights: Weights,
         is_counts: bool,
@@ -133,7 +134,11 @@ class ResponseOfLabels(nn.Module):
         super().__init__()
         self._weight_of_network = weights.network
         self._is_counts = is_counts
+        self._modelled_share = 1.0
+        growth = np.zeros((len(before), 1))
         if is_counts:
+            self._modelled_share = float(before.sum(1).mean())
+            growth = np.log(after.sum(1) / before.sum(1))[:, None]
             before, after = log_share(before), log_share(after)
         change = after - before
         self._is_limited = bool(np.isfinite(limit))
@@ -142,18 +147,17 @@ class ResponseOfLabels(nn.Module):
             highest = (limit * change.max(0)).clip(min=_MIN_CHANGE_LIMIT)
             self.register_buffer("_lowest", torch.from_numpy(lowest))
             self.register_buffer("_highest", torch.from_numpy(highest))
-        linear = LinearResponse(before, after)
+        linear, of_growth = LinearResponse(before, change), LinearResponse(before, growth)
         of_labels = {
             "axes": linear.axes,
             "origin": linear.origin,
             "coefficients": weights.linear * linear.coefficients,
             "intercept": weights.linear * linear.intercept + weights.shift * change.mean(0),
+            "growth_coefficients": of_growth.coefficients,
+            "growth_intercept": of_growth.intercept,
         }
         for name, values in of_labels.items():
             self.register_buffer(f"_{name}", torch.as_tensor(values))
-        log_ratio = np.log(share_after / share_before)
-        known = np.isfinite(log_ratio)
-        self._library_ratio = float(np.exp(log_ratio[known].mean())) if known.any() else 1.0
 
     def forward(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Expectation under the target condition.
@@ -168,20 +172,26 @@ class ResponseOfLabels(nn.Module):
         ``n_cells x n_genes``.
         """
         if not self._is_counts:
-            return source + self._change(source, target - source)
+            return source + self._change(self._features(source), target - source)
         # log_share(x / library) = log((pseudocount + x) / pseudocount)
-        pseudocount = source.sum(1, keepdim=True) / TARGET_SUM
+        library = source.sum(1, keepdim=True) / self._modelled_share
+        pseudocount = library / TARGET_SUM
         before = (pseudocount + source).div_(pseudocount).log_()
-        after = (pseudocount + target).div_(pseudocount).log_()
-        change = self._change(before, after.sub_(before))
-        response = before.add_(change).exp_().sub_(1).mul_(pseudocount)
-        return response.clamp_(min=0).mul_(self._library_ratio)
+        features = self._features(before)
+        # The decoder's rates have the same sum under both conditions.
+        growth = torch.addmm(self._growth_intercept, features, self._growth_coefficients).exp_()
+        after = (target * growth).add_(pseudocount).div_(pseudocount).log_()
+        change = self._change(features, after.sub_(before))
+        return before.add_(change).exp_().sub_(1).mul_(pseudocount).clamp_(min=0)
 
-    def _change(self, profiles: torch.Tensor, of_network: torch.Tensor) -> torch.Tensor:
+    def _features(self, profiles: torch.Tensor) -> torch.Tensor:
+        """Profiles in the span of the labels'."""
+        return torch.addmm(self._origin, profiles, self._axes, beta=-1)
+
+    def _change(self, features: torch.Tensor, of_network: torch.Tensor) -> torch.Tensor:
         """Add up the changes, ``n_cells x n_genes``."""
         if self._is_limited:
             of_network = of_network.clamp(self._lowest, self._highest)
-        features = torch.addmm(self._origin, profiles, self._axes, beta=-1)
         of_labels = torch.addmm(self._intercept, features, self._coefficients)
         return of_labels.add_(of_network, alpha=self._weight_of_network)
 
@@ -222,6 +232,11 @@ class GroupMeans(NamedTuple):
     """Share of the modelled genes in all counts, ``n_labels x n_conditions``; 1 if unknown."""
     n_cells: np.ndarray
     """``n_labels x n_conditions``."""
+
+    @property
+    def of_library(self) -> np.ndarray:
+        """Mean shares of the whole library, or values, ``n_labels x n_conditions x n_genes``."""
+        return self.profile * self.modelled_share[..., None]
 
 
 def group_means(

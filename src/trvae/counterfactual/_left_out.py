@@ -111,18 +111,18 @@ def predicted_by_others(
     return np.array(predicted)
 
 
-def linear_left_out(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+def linear_left_out(before: np.ndarray, change: np.ndarray) -> np.ndarray:
     """Predict each label's change by the linear response of the others, ``n_labels x n_genes``.
 
     Parameters
     ----------
-    before, after
-        See :class:`LinearResponse`: profiles of the labels, ``n_labels x n_genes``.
+    before, change
+        See :class:`LinearResponse`: profiles of the labels and their change, ``n_labels x n_genes``.
     """
     predicted = []
     for label in range(len(before)):
         others = np.arange(len(before)) != label
-        linear = LinearResponse(before[others], after[others])
+        linear = LinearResponse(before[others], change[others])
         predicted.append(linear.change(before[[label]])[0])
     return np.array(predicted)
 
@@ -157,6 +157,8 @@ class ErrorsOfLabels:
         with at least three labels.
     predicted
         Change of each, predicted without it, ``n_labels x n_genes``.
+    n_cells
+        Number of each label's cells under both conditions, ``n_labels x 2``.
     counts_per_cell
         See :func:`fit_weights`: the library size to scale to.
     """
@@ -166,13 +168,15 @@ class ErrorsOfLabels:
         before: np.ndarray,
         change: np.ndarray,
         predicted: np.ndarray,
+        n_cells: np.ndarray,
         counts_per_cell: float | None,
     ):
         self._before, self._change, self._counts_per_cell = before, change, counts_per_cell
         after, expected = self._values(before, change), self._values(before, predicted)
         errors = after - expected
         others = [np.delete(change, label, axis=0) for label in range(len(change))]
-        causes = np.stack(list(map(self._causes, before, predicted, others)))
+        noise = (1 / n_cells).sum(1)
+        causes = np.stack(list(map(self._causes, before, predicted, others, noise)))
         units = causes.mean((0, 1)) + 1e-12
         self._coefficients = nnls((causes / units).reshape(-1, 3), errors.ravel() ** 2)[0] / units
         variance = self._variance(causes)
@@ -185,7 +189,7 @@ class ErrorsOfLabels:
         self._bins = np.digitize(sd, self._edges)
 
     def expected_rmse(
-        self, before: np.ndarray, predicted: np.ndarray
+        self, before: np.ndarray, predicted: np.ndarray, n_cells: int
     ) -> tuple[float, float, float]:
         """Error to expect of a label's prediction: root mean square over genes, and a range.
 
@@ -193,12 +197,14 @@ class ErrorsOfLabels:
         ----------
         before, predicted
             The label's profile and predicted change, ``n_genes``.
+        n_cells
+            Number of cells that are predicted, and that it would be compared with.
 
         Returns
         -------
         The expectation, and the range in which it lies with a probability of 0.8.
         """
-        variance = self._variance(self._causes(before, predicted, self._change))
+        variance = self._variance(self._causes(before, predicted, self._change, 2 / n_cells))
         ratios, n = np.log(self._ratios.clip(min=1e-12)), len(self._ratios)
         expected = np.log(variance.mean()) / 2 + ratios.mean()
         half = stats.t.ppf(0.9, n - 1) * ratios.std(ddof=1) * np.sqrt(1 + 1 / n)
@@ -217,7 +223,7 @@ class ErrorsOfLabels:
         return float(own / max(distances.min(1).max(), 1e-12))
 
     def interval(
-        self, before: np.ndarray, predicted: np.ndarray, level: float
+        self, before: np.ndarray, predicted: np.ndarray, n_cells: int, level: float
     ) -> tuple[np.ndarray, np.ndarray]:
         """Interval for the mean of each gene of a label.
 
@@ -226,8 +232,8 @@ class ErrorsOfLabels:
 
         Parameters
         ----------
-        before, predicted
-            The label's profile and predicted change, ``n_genes``.
+        before, predicted, n_cells
+            See :meth:`expected_rmse`: the label's profile and predicted change, and its cells.
         level
             Share of the intervals that are to hold the mean.
 
@@ -239,7 +245,7 @@ class ErrorsOfLabels:
         ----------
         Vovk, Lindsay, Nouretdinov & Gammerman, *Mondrian confidence machine* (2003).
         """
-        sd = np.sqrt(self._variance(self._causes(before, predicted, self._change)))
+        sd = np.sqrt(self._variance(self._causes(before, predicted, self._change, 2 / n_cells)))
         quantiles = [
             np.quantile(self._units[self._bins == number], level)
             for number in range(len(self._edges) + 1)
@@ -257,15 +263,17 @@ class ErrorsOfLabels:
     def _values(self, before: np.ndarray, change: np.ndarray | float) -> np.ndarray:
         return log_normalized_after(before, np.asarray(change), self._counts_per_cell)
 
-    def _causes(self, before: np.ndarray, predicted: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """What errors grow with, ``n_genes x 3``."""
+    def _causes(
+        self, before: np.ndarray, predicted: np.ndarray, others: np.ndarray, per_cell: float
+    ) -> np.ndarray:
+        """What errors grow with, ``n_genes x 3``; ``per_cell`` is the inverse of numbers of cells."""
         own, after = self._values(before, 0.0), self._values(before, predicted)
         spread = (self._values(before, others) - own).var(0)
-        noise = np.ones_like(own)
+        noise = np.full_like(own, per_cell)
         if self._counts_per_cell is not None:
             # Of log(1 + counts) with the variance of a Poisson distribution.
             highest = np.maximum(own, after)
-            noise = np.expm1(highest) * np.exp(-2 * highest)
+            noise *= np.expm1(highest) * np.exp(-2 * highest)
         return np.stack([(after - own) ** 2, spread, noise], axis=-1)
 
     def _variance(self, causes: np.ndarray) -> np.ndarray:

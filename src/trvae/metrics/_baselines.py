@@ -85,7 +85,7 @@ def shifted_cells(control: np.ndarray, others: Centroids) -> dict[str, np.ndarra
         "mean shift": change.mean(0),
         "cell-weighted shift": np.average(change, axis=0, weights=others.n_cells),
         "nearest shift": change[others.nearest(profile)],
-        "linear shift": LinearResponse(others.source, others.target).change(profile[None])[0],
+        "linear shift": LinearResponse(others.source, others.change).change(profile[None])[0],
     }
     lowest = min(control.min(), 0.0)
     return {name: np.maximum(control + shift, lowest) for name, shift in changes.items()}
@@ -112,7 +112,8 @@ def linear_counts(
     Counts, ``n_cells x n_genes``.
     """
     before = (counts / library[:, None]).mean(0)
-    linear = LinearResponse(log_share(others.source), log_share(others.target))
+    profiles = log_share(others.source)
+    linear = LinearResponse(profiles, log_share(others.target) - profiles)
     after = share_of_log(log_share(before) + linear.change(log_share(before)[None])[0])
     rates = [torch.from_numpy(library[:, None] * shares) for shares in (before, after)]
     tails = random_tails(keys, seed, counts.shape[1])

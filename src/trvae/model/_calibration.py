@@ -25,9 +25,9 @@ from trvae.data._cells import loaded, private_copy
 from trvae.data._checks import get_matrix
 from trvae.io._arrays import read_arrays, save_arrays
 from trvae.model._labels import (
-    counts_per_cell,
     key_of,
     labels_of_both,
+    libraries_of,
     profile_of,
     table_of_left_out,
     weights_of,
@@ -137,11 +137,12 @@ class CalibrationMixin(Model):
         folds = [self._fold(cells, group, source, target) for group in groups]
         changes = self._changes(folds, n_jobs, checkpoint_dir, progress_bar)
         order = np.argsort(np.concatenate(groups))
+        library = libraries_of(self, cells.obs, get_matrix(cells, known.layer), source)
         self.calibration_[key_of(source, target)] = {
             "labels": np.sort(labels),
             "fold": np.repeat(np.arange(len(groups)), list(map(len, groups)))[order],
             **{name: np.concatenate([each[name] for each in changes])[order] for name in _PARTS},
-            "counts_per_cell": counts_per_cell(self, get_matrix(cells, known.layer)),
+            "counts_per_cell": None if library is None else float(np.median(library)),
         }
         table = table_of_left_out(self, source, target)
         table.attrs["weights"] = weights_of(self, source, target)._asdict()
@@ -255,10 +256,13 @@ def _changes_by_name(name: str, fold: _Fold) -> tuple[str, dict[str, np.ndarray]
 
 def _changes_of(model: Any, cells: AnnData, target: Any) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the change of the cells' mean profile by each part of a prediction, ``n_genes``."""
-    before = profile_of(model, get_matrix(cells, model.registered_data.layer))
+    matrix, conditions = get_matrix(cells, model.registered_data.layer), model.conditions
+    (source,) = cells.obs[model.registered_data.condition_key].unique()
+    library = libraries_of(model, cells.obs, matrix, conditions.index(source))
+    before = profile_of(matrix, library)
     every = np.arange(model.module.n_input)
     for part in _PARTS:
         only = Weights(**{name: float(name == part) for name in Weights._fields})
         selection = select(model, cells, target, None, None, "counterfactual", 0, only)
         (expected,) = model._expectations(selection, every, "observed", None, 1)
-        yield part, profile_of(model, expected) - before
+        yield part, profile_of(expected, library) - before

@@ -17,13 +17,12 @@ from trvae.counterfactual._left_out import log_normalized_after
 from trvae.counterfactual._support import support_of_cells
 from trvae.data._checks import check_obs_column
 from trvae.model._labels import (
-    counts_per_cell,
     errors_of_labels,
     labels_of_both,
     profile_of,
     table_of_left_out,
 )
-from trvae.model._selection import Selection, own_values, select
+from trvae.model._selection import Selection, own_libraries, own_values, select
 from trvae.model._transfer import TransferMixin, for_each_target
 
 if TYPE_CHECKING:
@@ -165,22 +164,24 @@ class ConfidenceMixin(TransferMixin):
             first, adata, target_condition, source_condition, indices, "counterfactual", 0
         )
         groups, groupby = _groups_of(first, selection, groupby)
-        own = own_values(first, selection)
+        own, library = own_values(first, selection), own_libraries(first, selection)
+        size = None if library is None else float(np.median(library))
         every = np.arange(first.module.n_input)
         (expected,) = self._expectations(selection, every, "observed", batch_size, 1)
         support = self._support_of(selection, n_neighbors, batch_size)
-        target, size = first.conditions.index(target_condition), counts_per_cell(first, own)
+        target = first.conditions.index(target_condition)
         rows = {}
         for name in np.unique(groups):
             cells = groups == name
             sources = pd.unique(selection.source[cells])
-            before, after = profile_of(first, own[cells]), profile_of(first, expected[cells])
+            of_group = None if library is None else library[cells]
+            before, after = profile_of(own[cells], of_group), profile_of(expected[cells], of_group)
             errors, error, remoteness = None, (np.nan, np.nan, np.nan), np.nan
             if len(sources) == 1 and sources[0] != target_condition:
                 source = first.conditions.index(sources[0])
                 errors = errors_of_labels(first, source, target, size)
             if errors is not None:
-                error = errors.expected_rmse(before, after - before)
+                error = errors.expected_rmse(before, after - before, int(cells.sum()))
                 remoteness = errors.remoteness(before)
             change = log_normalized_after(before, after - before, size) - log_normalized_after(
                 before, np.zeros(1), size

@@ -47,10 +47,8 @@ def response_of_labels(
     labels, means = labels_of_both(model, source, target), model._group_means
     if means is None or not len(labels):
         return None
-    pair = [source, target]
     return ResponseOfLabels(
-        *means.profile[labels][:, pair].swapaxes(0, 1),
-        *means.modelled_share[labels][:, pair].T,
+        *means.of_library[labels][:, [source, target]].swapaxes(0, 1),
         weights=weights_of(model, source, target) if weights is None else weights,
         is_counts=model.module.is_count_model,
         limit=np.inf if model.response_limit is None else model.response_limit,
@@ -87,10 +85,13 @@ def errors_of_labels(
 
     ``None`` if fewer than three labels were measured under both conditions.
     """
-    if len(labels_of_both(model, source, target)) < MIN_LABELS:
+    means = model._group_means
+    if means is None or len(labels_of_both(model, source, target)) < MIN_LABELS:
         return None
-    before, change, predictions = _left_out_predictions(model, source, target)
-    return ErrorsOfLabels(before, change, next(iter(predictions.values())), counts_per_cell)
+    labels, before, change, predictions = _left_out_predictions(model, source, target)
+    n_cells = means.n_cells[labels][:, [source, target]]
+    predicted = next(iter(predictions.values()))
+    return ErrorsOfLabels(before, change, predicted, n_cells, counts_per_cell)
 
 
 def table_of_left_out(model: Model, source: int, target: int) -> pd.DataFrame:
@@ -99,7 +100,7 @@ def table_of_left_out(model: Model, source: int, target: int) -> pd.DataFrame:
     See :meth:`TRVAE.calibrate`: the columns. Without calibration, it is only known of the linear
     response, and the scale is that of 10,000 counts.
     """
-    before, change, predictions = _left_out_predictions(model, source, target)
+    labels, before, change, predictions = _left_out_predictions(model, source, target)
     kept = model.calibration_.get(key_of(source, target))
     scale = TARGET_SUM if model.module.is_count_model else None
     if kept is not None:
@@ -112,22 +113,33 @@ def table_of_left_out(model: Model, source: int, target: int) -> pd.DataFrame:
         columns[f"r2_mean{name}"] = [
             np.corrcoef(*pair)[0, 1] ** 2 for pair in zip(predicted, observed, strict=True)
         ]
-    labels = labels_of_both(model, source, target) if kept is None else kept["labels"]
     names = [model.registered_data.labels[code] for code in labels]
     return pd.DataFrame(columns, index=pd.Index(names, name="label"))
 
 
-def profile_of(model: Model, matrix: Any) -> np.ndarray:
-    """Mean of cells on the scale on which changes add up, ``n_genes``."""
+def profile_of(matrix: Any, library: np.ndarray | None) -> np.ndarray:
+    """Mean of cells on the scale on which changes add up, ``n_genes``; see :func:`libraries_of`."""
     one = np.zeros(matrix.shape[0], int)
-    is_counts = model.module.is_count_model
-    profile = group_means(matrix, one, one, (1, 1), is_counts=is_counts).profile[0, 0]
-    return log_share(profile) if is_counts else profile
+    means = group_means(matrix, one, one, (1, 1), is_counts=library is not None, library=library)
+    profile = means.of_library[0, 0]
+    return profile if library is None else log_share(profile)
 
 
-def counts_per_cell(model: Model, matrix: Any) -> float | None:
-    """Median counts of cells, or ``None`` if they have values."""
-    return float(np.median(np.ravel(matrix.sum(1)))) if model.module.is_count_model else None
+def libraries_of(model: Model, obs: pd.DataFrame, matrix: Any, source: int) -> np.ndarray | None:
+    """Counts of cells over all measured genes, ``n_cells``; ``None`` if they have values.
+
+    Without a column that states them, the modelled genes have the share that they have in other cells of
+    the source condition (code).
+    """
+    if not model.module.is_count_model:
+        return None
+    key = model.registered_data.arguments.get("library_key")
+    if key in obs:
+        return obs[key].to_numpy(dtype=float).clip(min=1)
+    share = 1.0
+    if model._group_means is not None:
+        share = float(np.nanmean(model._group_means.modelled_share[:, source]))
+    return np.ravel(matrix.sum(1)).clip(min=1) / share
 
 
 def key_of(source: int, target: int) -> str:
@@ -140,7 +152,7 @@ def _before_and_change(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Profiles and measured changes, each ``n_labels x n_genes``."""
     assert model._group_means is not None
-    profiles = model._group_means.profile[labels]
+    profiles = model._group_means.of_library[labels]
     if model.module.is_count_model:
         profiles = log_share(profiles)
     return profiles[:, source], profiles[:, target] - profiles[:, source]
@@ -148,17 +160,17 @@ def _before_and_change(
 
 def _left_out_predictions(
     model: Model, source: int, target: int
-) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Profiles, measured and predicted changes of labels that were left out; the model's come first."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Labels that were left out: codes, profiles, changes, and predictions, the model's first."""
     kept = model.calibration_.get(key_of(source, target))
     if kept is None:
         labels = labels_of_both(model, source, target)
         before, change = _before_and_change(model, labels, source, target)
-        predictions = {"_linear": linear_left_out(before, before + change)}
+        predictions = {"_linear": linear_left_out(before, change)}
     else:
-        left_out = left_out_of(model, source, target)
+        labels, left_out = kept["labels"], left_out_of(model, source, target)
         before, change = left_out.before, left_out.change
         own = predicted_by_others(left_out, kept["counts_per_cell"], default_weights(model))
         predictions = {"": own}
         predictions |= {f"_{name}": getattr(left_out, name) for name in Weights._fields}
-    return before, change, predictions | {"_no_change": np.zeros_like(change)}
+    return labels, before, change, predictions | {"_no_change": np.zeros_like(change)}

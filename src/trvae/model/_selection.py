@@ -13,7 +13,7 @@ from trvae._utils._arguments import join_names
 from trvae.counterfactual._draws import cell_keys
 from trvae.counterfactual._label_response import ResponseOfLabels, Weights
 from trvae.data._checks import cell_positions, check_not_empty, check_not_lazy
-from trvae.model._labels import response_of_labels
+from trvae.model._labels import libraries_of, response_of_labels
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -181,3 +181,17 @@ def own_values(model: BaseTRVAE, selection: Selection) -> Any:
     """The selected cells' own counts or values, dense or sparse, ``n_cells x n_genes``."""
     manager = model.get_anndata_manager(selection.registered, required=True)
     return manager.get_from_registry(REGISTRY_KEYS.X_KEY)[selection.indices]
+
+
+def own_libraries(model: BaseTRVAE, selection: Selection) -> np.ndarray | None:
+    """Library sizes of the selected cells, ``n_cells``; see :func:`libraries_of`."""
+    obs = selection.adata.obs.iloc[selection.indices]
+    library = np.empty(len(obs))
+    own = own_values(model, selection)
+    for name in pd.unique(selection.source):
+        cells = np.flatnonzero(selection.source == name)
+        of_source = libraries_of(model, obs.iloc[cells], own[cells], model.conditions.index(name))
+        if of_source is None:
+            return None
+        library[cells] = of_source
+    return library

@@ -28,9 +28,16 @@ from trvae.counterfactual._residual import Estimate
 from trvae.data._checks import is_list_of_conditions
 from trvae.io._chunks import check_output
 from trvae.model._decoding import decode_both, predict, with_columns
-from trvae.model._labels import counts_per_cell, errors_of_labels, profile_of
+from trvae.model._labels import errors_of_labels, profile_of
 from trvae.model._prediction import as_anndata, in_place_of
-from trvae.model._selection import Selection, own_data, own_values, select, with_target
+from trvae.model._selection import (
+    Selection,
+    own_data,
+    own_libraries,
+    own_values,
+    select,
+    with_target,
+)
 from trvae.model._streaming import transfer_to_disk
 
 if TYPE_CHECKING:
@@ -339,26 +346,28 @@ class TransferMixin:
                 f"{join_names(sorted(sources, key=str))}: source_condition=..."
             )
         (source,) = sources
-        own = own_values(first, selection)
-        before, size = profile_of(first, own), counts_per_cell(first, own)
-        errors = errors_of_labels(
-            first, first.conditions.index(source), first.conditions.index(target_condition), size
-        )
+        codes = first.conditions.index(source), first.conditions.index(target_condition)
+        own, library = own_values(first, selection), own_libraries(first, selection)
+        size = None if library is None else float(np.median(library))
+        errors = errors_of_labels(first, *codes, size)
         if errors is None:
             raise ValueError(
                 f"an interval needs {MIN_LABELS} labels measured under both {target_condition!r} "
                 f"and {source!r}. get_transferred_expression gives means without an interval."
             )
         every = np.arange(first.module.n_input)
-        (expected,) = self._expectations(selection, every, library_size, batch_size, 1)
+        (expected,) = self._expectations(selection, every, "observed", batch_size, 1)
+        before, after = profile_of(own, library), profile_of(expected, library)
+        ends = errors.interval(before, after - before, len(expected), level)
+        if library_size != "observed":
+            (expected,) = self._expectations(selection, every, library_size, batch_size, 1)
         transferred = expected.mean(0)
-        after = profile_of(first, expected)
-        ends = errors.interval(before, after - before, level)
-        if size is not None:
-            # Shares of the counts, on the scale of the mean.
-            total = float(expected.sum(1, dtype=float).mean())
+        if library is not None:
+            # From shares of the library to the scale of the mean.
+            share = share_of_log(after)
+            counts_per_share = float(transferred.sum(dtype=float) / share.sum())
             ends = tuple(
-                (transferred + total * (end - share_of_log(after))).clip(min=0) for end in ends
+                (transferred + counts_per_share * (end - share)).clip(min=0) for end in ends
             )
         return pd.DataFrame(
             {"transferred": transferred, "low": ends[0], "high": ends[1]},
