@@ -122,7 +122,7 @@ def test_no_gene_changes_more_than_the_labels_do_times_the_limit(is_counts):
 def test_a_growing_share_of_the_modelled_genes_raises_all_rates():
     before, source, target = 0.4 * shares(4), tensor(500 * shares(3)), tensor(500 * shares(3))
     for growth in (1.0, 1.5):
-        grown = response_of(before, growth * before, NETWORK)(source, target, 0.4)
+        grown = response_of(before, growth * before, NETWORK)(source, target)
         np.testing.assert_allclose(grown, growth * target)
 
 

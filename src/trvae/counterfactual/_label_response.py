@@ -134,8 +134,10 @@ class ResponseOfLabels(nn.Module):
         super().__init__()
         self._weight_of_network = weights.network
         self._is_counts = is_counts
+        self._modelled_share = 1.0
         growth = np.zeros((len(before), 1))
         if is_counts:
+            self._modelled_share = float(before.sum(1).mean())
             growth = np.log(after.sum(1) / before.sum(1))[:, None]
             before, after = log_share(before), log_share(after)
         change = after - before
@@ -157,20 +159,13 @@ class ResponseOfLabels(nn.Module):
         for name, values in of_labels.items():
             self.register_buffer(f"_{name}", torch.as_tensor(values))
 
-    def forward(
-        self,
-        source: torch.Tensor,
-        target: torch.Tensor,
-        modelled_share: torch.Tensor | float = 1.0,
-    ) -> torch.Tensor:
+    def forward(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Expectation under the target condition.
 
         Parameters
         ----------
         source, target
             Decoded expected counts or values under both conditions, ``n_cells x n_genes``.
-        modelled_share
-            Share of the modelled genes in each cell's counts, ``n_cells x 1``. Not used with values.
 
         Returns
         -------
@@ -179,7 +174,8 @@ class ResponseOfLabels(nn.Module):
         if not self._is_counts:
             return source + self._change(self._features(source), target - source)
         # log_share(x / library) = log((pseudocount + x) / pseudocount)
-        pseudocount = source.sum(1, keepdim=True) / (TARGET_SUM * modelled_share)
+        library = source.sum(1, keepdim=True) / self._modelled_share
+        pseudocount = library / TARGET_SUM
         before = (pseudocount + source).div_(pseudocount).log_()
         features = self._features(before)
         # The decoder's rates have the same sum under both conditions.

@@ -20,7 +20,6 @@ from trvae.counterfactual._residual import (
     expected_values,
 )
 from trvae.data._codes import codes_of
-from trvae.model._selection import own_libraries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,10 +27,6 @@ if TYPE_CHECKING:
     from trvae.counterfactual._residual import Estimate
     from trvae.model._base import BaseTRVAE
     from trvae.model._selection import Selection
-
-
-# Of the modelled genes in a cell's counts, lest cells without counts divide by it.
-_LOWEST_SHARE = 1e-3
 
 
 class Minibatch(NamedTuple):
@@ -136,7 +131,6 @@ def _decode_with(
     module = model.module
     target_code = model.conditions.index(selection.target)
     source_codes = codes_of(selection.source, model.conditions)
-    library = own_libraries(model, selection) if selection.responses else None
     start = 0
     for tensors, inferred in encode(model, selection, batch_size):
         x = tensors[REGISTRY_KEYS.X_KEY]
@@ -158,11 +152,7 @@ def _decode_with(
                 target.mean[index] = source.mean[index]
             elif code in selection.responses:
                 response = selection.responses[code].to(source.mean)
-                share: Any = 1.0
-                if library is not None:
-                    of_library = torch.from_numpy(library[cells][rows]).to(x)
-                    share = (x[index].sum(1) / of_library)[:, None].clamp(min=_LOWEST_SHARE)
-                target.mean[index] = response(source.mean[index], target.mean[index], share)
+                target.mean[index] = response(source.mean[index], target.mean[index])
         size_factor = inputs["size_factor"]
         # All cells are under one condition.
         spread = module.spread(other[0].long())
