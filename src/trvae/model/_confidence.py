@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -11,34 +11,31 @@ from trvae._utils._arguments import (
     POSITIVE_INTEGER,
     STRICT_SHARE,
     check_arguments,
+    join_names,
 )
-from trvae.counterfactual._label_response import MIN_LABELS
+from trvae.counterfactual._label_response import MIN_LABELS, share_of_log
 from trvae.counterfactual._left_out import log_normalized_after
 from trvae.counterfactual._support import support_of_cells
 from trvae.data._checks import check_obs_column
-from trvae.model._labels import (
-    errors_of_labels,
-    labels_of_both,
-    profile_of,
-    table_of_left_out,
-)
+from trvae.model._labels import errors_of_labels, profile_of
 from trvae.model._selection import Selection, own_libraries, own_values, select
-from trvae.model._transfer import TransferMixin, for_each_target
+from trvae.model._sentences import summary_of
+from trvae.model._transfer import EXPECTATION_RULES, TransferMixin, for_each_target
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anndata import AnnData
+    from mudata import MuData
 
     from trvae.model._base import BaseTRVAE
 
-_CLOSER = {
-    "linear": "The linear response alone was closer to them: estimate='linear'.",
-    "shift": "The mean change of the others was closer to them.",
-    "no_change": "No change was closer to them.",
-}
-
 _RULES = {"n_neighbors": POSITIVE_INTEGER, "level": STRICT_SHARE}
+
+_INTERVAL_RULES = {
+    "library_size": EXPECTATION_RULES["library_size"],
+    "level": STRICT_SHARE,
+}
 
 
 class ConfidenceMixin(TransferMixin):
@@ -195,9 +192,95 @@ class ConfidenceMixin(TransferMixin):
                 "change": np.sqrt(np.square(change).mean()),
                 **dict(zip(("error", "error_low", "error_high"), error, strict=True)),
             }
-            row["summary"] = _summary(first, name, row, sources, target_condition, groupby)
+            row["summary"] = summary_of(first, name, row, sources, target_condition, groupby)
             rows[name] = row
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis(groupby)
+
+    @for_each_target
+    def get_transferred_means(
+        self,
+        adata: AnnData | MuData | None = None,
+        target_condition: Any = None,
+        *,
+        source_condition: Any = None,
+        indices: Sequence[int] | Sequence[bool] | None = None,
+        gene_list: Sequence[str] | None = None,
+        library_size: float | Literal["observed"] = "observed",
+        level: float = 0.9,
+        batch_size: int | None = None,
+    ) -> pd.DataFrame:
+        """Mean expression of a group of cells under another condition, with an interval.
+
+        The interval is that of a label which was not measured under the target condition. Its width
+        comes from labels that were: each was left out and predicted, by :meth:`~trvae.TRVAE.calibrate`
+        with models trained without it, or else by the linear response of the others.
+
+        Parameters
+        ----------
+        adata, target_condition, source_condition, indices, gene_list, library_size, batch_size
+            See :meth:`get_transferred_expression`: cells of one condition, target, genes and scale.
+        level
+            Share of the genes whose mean is to lie between ``low`` and ``high``.
+
+        Returns
+        -------
+        One row per gene, with the columns ``transferred`` (the mean expectation), ``low`` and
+        ``high``. For a list of conditions, the condition is in the index before the gene.
+
+        Raises
+        ------
+        ValueError
+            If a condition or gene is unknown or cells do not fit the model (see
+            :meth:`get_transferred_expression`), if ``level`` is not between 0 and 1, if the cells are
+            of several conditions, or if fewer than three labels were measured under both conditions.
+        RuntimeError
+            If the model is not trained.
+
+        References
+        ----------
+        Vovk, Lindsay, Nouretdinov & Gammerman, *Mondrian confidence machine* (2003): intervals from
+        the errors of similar cases, here of genes with a similar expected error.
+        """
+        check_arguments(locals(), _INTERVAL_RULES)
+        first = self._models[0]
+        selection = select(
+            first, adata, target_condition, source_condition, indices, "counterfactual", 0
+        )
+        columns = self._columns(selection, gene_list)
+        sources = pd.unique(selection.source)
+        if len(sources) > 1:
+            raise ValueError(
+                "an interval needs cells of one condition, not of "
+                f"{join_names(sorted(sources, key=str))}: source_condition=..."
+            )
+        (source,) = sources
+        codes = first.conditions.index(source), first.conditions.index(target_condition)
+        own, library = own_values(first, selection), own_libraries(first, selection)
+        size = None if library is None else float(np.median(library))
+        errors = errors_of_labels(first, *codes, size)
+        if errors is None:
+            raise ValueError(
+                f"an interval needs {MIN_LABELS} labels measured under both {target_condition!r} "
+                f"and {source!r}. get_transferred_expression gives means without an interval."
+            )
+        every = np.arange(first.module.n_input)
+        (expected,) = self._expectations(selection, every, "observed", batch_size, 1)
+        before, after = profile_of(own, library), profile_of(expected, library)
+        ends = errors.interval(before, after - before, len(expected), level)
+        if library_size != "observed":
+            (expected,) = self._expectations(selection, every, library_size, batch_size, 1)
+        transferred = expected.mean(0)
+        if library is not None:
+            # From shares of the library to the scale of the mean.
+            share = share_of_log(after)
+            counts_per_share = float(transferred.sum(dtype=float) / share.sum())
+            ends = tuple(
+                (transferred + counts_per_share * (end - share)).clip(min=0) for end in ends
+            )
+        return pd.DataFrame(
+            {"transferred": transferred, "low": ends[0], "high": ends[1]},
+            index=selection.registered.var_names,
+        ).iloc[columns]
 
     def _support_of(
         self, selection: Selection, n_neighbors: int, batch_size: int | None
@@ -237,73 +320,3 @@ def _groups_of(
     column = check_obs_column(selection.adata, "groupby", groupby, complete=is_given)
     column = column.astype(object).where(column.notna(), "unlabelled")
     return column.iloc[selection.indices].to_numpy(dtype=str), groupby
-
-
-def _summary(
-    model: BaseTRVAE,
-    group: str,
-    row: dict[str, Any],
-    sources: np.ndarray,
-    target: Any,
-    groupby: str | None,
-) -> str:
-    """What is known of the error of a group's prediction, in words."""
-    known = model.registered_data
-    if len(sources) > 1:
-        return f"{group}: the {known.cells} are of several conditions, choose one to assess it."
-    (source,) = sources
-    if source == target:
-        return f"{group}: nothing is predicted, as the {known.cells} are of {target}."
-    codes = model.conditions.index(source), model.conditions.index(target)
-    labels = labels_of_both(model, *codes)
-    is_label = groupby is not None and groupby == known.arguments["labels_key"]
-    names = list(map(str, known.labels))
-    sentences = []
-    if is_label and group not in names:
-        sentences.append(f"{group} is not a label of the training {known.cells}.")
-    if is_label and group in [names[code] for code in labels]:
-        sentences.append(f"{group} was measured under {target}, so it is not predicted blindly.")
-    if len(labels) < MIN_LABELS:
-        sentences.append(
-            f"{group}: {len(labels)} labels were measured under both {source} and {target}, too few "
-            "to say how large the error will be. Hold out others with trvae.evaluate."
-        )
-        return " ".join(sentences)
-    sentences += _of_left_out(table_of_left_out(model, *codes))
-    expected = (
-        f"For {group}, expect an error of {row['error']:.2g} ({row['error_low']:.2g} to "
-        f"{row['error_high']:.2g})"
-    )
-    if row["remoteness"] > 1:
-        expected += (
-            f" or more: it is {row['remoteness']:.1f} times as far from these labels as they are from "
-            "each other"
-        )
-    return " ".join([*sentences, f"{expected}."])
-
-
-def _of_left_out(table: pd.DataFrame) -> list[str]:
-    """What happened to labels that were left out, in words; see :func:`table_of_left_out`."""
-    is_calibrated = "r2_mean" in table
-    own, mean = table["r2_mean" if is_calibrated else "r2_mean_linear"], table.mean()
-    numbers = f"{own.mean():.2f} ({own.min():.2f} to {own.max():.2f})"
-    no_change = f"no change {mean['r2_mean_no_change']:.2f}"
-    if not is_calibrated:
-        return [
-            f"Not calibrated. Left out one at a time, {len(own)} measured labels are predicted by the "
-            f"linear response of the others with an R2 of means of {numbers}; {no_change}. What the "
-            "network adds is only known after calibrate."
-        ]
-    sentences = [
-        f"Left out one at a time, {len(own)} measured labels were predicted with an R2 of means of "
-        f"{numbers}; the linear response of the others {mean['r2_mean_linear']:.2f}, {no_change}."
-    ]
-    if mean["r2_mean_network"] < mean["r2_mean_linear"]:
-        sentences.append(
-            f"The network alone has {mean['r2_mean_network']:.2f}, less than the linear response: it "
-            "may need longer training."
-        )
-    closest = mean[["rmse", *(f"rmse_{name}" for name in _CLOSER)]].idxmin()
-    if closest != "rmse":
-        sentences.append(_CLOSER[closest.removeprefix("rmse_")])
-    return sentences

@@ -16,25 +16,19 @@ from trvae._utils._arguments import (
     POSITIVE_INTEGER,
     POSITIVE_NUMBER,
     SEED,
-    STRICT_SHARE,
     check_arguments,
     choice,
     choice_of,
-    join_names,
 )
 from trvae._utils._matrices import stacked
-from trvae.counterfactual._label_response import MIN_LABELS, share_of_log
 from trvae.counterfactual._residual import Estimate
 from trvae.data._checks import is_list_of_conditions
 from trvae.io._chunks import check_output
 from trvae.model._decoding import decode_both, predict, with_columns
-from trvae.model._labels import errors_of_labels, profile_of
 from trvae.model._prediction import as_anndata, in_place_of
 from trvae.model._selection import (
     Selection,
     own_data,
-    own_libraries,
-    own_values,
     select,
     with_target,
 )
@@ -54,15 +48,11 @@ _RULES = {
     "batch_size": POSITIVE_INTEGER | NONE,
     "chunk_size": POSITIVE_INTEGER,
 }
-_EXPECTATION_RULES = {
+EXPECTATION_RULES = {
     "estimate": choice_of(Estimate),
     "library_size": choice("observed") | POSITIVE_NUMBER,
     "n_samples": POSITIVE_INTEGER,
     "seed": SEED,
-}
-_INTERVAL_RULES = {
-    "library_size": _EXPECTATION_RULES["library_size"],
-    "level": STRICT_SHARE,
 }
 
 
@@ -271,7 +261,7 @@ class TransferMixin:
         ----------
         Lotfollahi et al., *Bioinformatics* 36, i610 (2020), section 2.
         """
-        check_arguments(locals(), _EXPECTATION_RULES)
+        check_arguments(locals(), EXPECTATION_RULES)
         selection = select(
             self._models[0], adata, target_condition, source_condition, indices, estimate, seed
         )
@@ -287,92 +277,6 @@ class TransferMixin:
             return expression
         genes = selection.registered.var_names[columns]
         return pd.DataFrame(expression, index=selection.names, columns=genes)
-
-    @for_each_target
-    def get_transferred_means(
-        self,
-        adata: AnnData | MuData | None = None,
-        target_condition: Any = None,
-        *,
-        source_condition: Any = None,
-        indices: Sequence[int] | Sequence[bool] | None = None,
-        gene_list: Sequence[str] | None = None,
-        library_size: float | Literal["observed"] = "observed",
-        level: float = 0.9,
-        batch_size: int | None = None,
-    ) -> pd.DataFrame:
-        """Mean expression of a group of cells under another condition, with an interval.
-
-        The interval is that of a label which was not measured under the target condition. Its width
-        comes from labels that were: each was left out and predicted, by :meth:`~trvae.TRVAE.calibrate`
-        with models trained without it, or else by the linear response of the others.
-
-        Parameters
-        ----------
-        adata, target_condition, source_condition, indices, gene_list, library_size, batch_size
-            See :meth:`get_transferred_expression`: cells of one condition, target, genes and scale.
-        level
-            Share of the genes whose mean is to lie between ``low`` and ``high``.
-
-        Returns
-        -------
-        One row per gene, with the columns ``transferred`` (the mean expectation), ``low`` and
-        ``high``. For a list of conditions, the condition is in the index before the gene.
-
-        Raises
-        ------
-        ValueError
-            If a condition or gene is unknown or cells do not fit the model (see
-            :meth:`get_transferred_expression`), if ``level`` is not between 0 and 1, if the cells are
-            of several conditions, or if fewer than three labels were measured under both conditions.
-        RuntimeError
-            If the model is not trained.
-
-        References
-        ----------
-        Vovk, Lindsay, Nouretdinov & Gammerman, *Mondrian confidence machine* (2003): intervals from
-        the errors of similar cases, here of genes with a similar expected error.
-        """
-        check_arguments(locals(), _INTERVAL_RULES)
-        first = self._models[0]
-        selection = select(
-            first, adata, target_condition, source_condition, indices, "counterfactual", 0
-        )
-        columns = self._columns(selection, gene_list)
-        sources = pd.unique(selection.source)
-        if len(sources) > 1:
-            raise ValueError(
-                "an interval needs cells of one condition, not of "
-                f"{join_names(sorted(sources, key=str))}: source_condition=..."
-            )
-        (source,) = sources
-        codes = first.conditions.index(source), first.conditions.index(target_condition)
-        own, library = own_values(first, selection), own_libraries(first, selection)
-        size = None if library is None else float(np.median(library))
-        errors = errors_of_labels(first, *codes, size)
-        if errors is None:
-            raise ValueError(
-                f"an interval needs {MIN_LABELS} labels measured under both {target_condition!r} "
-                f"and {source!r}. get_transferred_expression gives means without an interval."
-            )
-        every = np.arange(first.module.n_input)
-        (expected,) = self._expectations(selection, every, "observed", batch_size, 1)
-        before, after = profile_of(own, library), profile_of(expected, library)
-        ends = errors.interval(before, after - before, len(expected), level)
-        if library_size != "observed":
-            (expected,) = self._expectations(selection, every, library_size, batch_size, 1)
-        transferred = expected.mean(0)
-        if library is not None:
-            # From shares of the library to the scale of the mean.
-            share = share_of_log(after)
-            counts_per_share = float(transferred.sum(dtype=float) / share.sum())
-            ends = tuple(
-                (transferred + counts_per_share * (end - share)).clip(min=0) for end in ends
-            )
-        return pd.DataFrame(
-            {"transferred": transferred, "low": ends[0], "high": ends[1]},
-            index=selection.registered.var_names,
-        ).iloc[columns]
 
     def _columns(self, selection: Selection, gene_list: Sequence[str] | None) -> np.ndarray:
         """Positions, among the model's genes, of the genes to return."""
