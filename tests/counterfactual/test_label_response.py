@@ -126,6 +126,15 @@ def test_a_growing_share_of_the_modelled_genes_raises_all_rates():
         np.testing.assert_allclose(grown, growth * target)
 
 
+def test_labels_without_counts_say_nothing_of_the_share():
+    before, after = 0.4 * shares(4), 0.6 * shares(4)
+    before[1], after[2] = 0, 0
+    source, target = tensor(500 * shares(3)), tensor(500 * shares(3))
+    grown = response_of(before, after, NETWORK)(source, target)
+    assert (grown.sum(1) > target.sum(1)).all()
+    assert np.isfinite(response_of(0 * before, 0 * after, LINEAR)(source, target)).all()
+
+
 def test_the_share_of_the_modelled_genes_can_grow_with_the_profile():
     before = shares(30)
     # The more of the first gene, the more all grow.

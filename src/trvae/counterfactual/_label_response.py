@@ -28,6 +28,9 @@ _PENALTIES = np.logspace(-3, 3, 13)
 # Library size to which profiles are scaled before the logarithm.
 TARGET_SUM = 1e4
 
+# Of the modelled genes in all counts, lest labels without counts divide by it.
+_LOWEST_SHARE = 1e-6
+
 # A gene may always change by this much, on the scale of log_share or of log-normalised values.
 _MIN_CHANGE_LIMIT = 0.5
 
@@ -137,8 +140,11 @@ class ResponseOfLabels(nn.Module):
         self._modelled_share = 1.0
         growth = np.zeros((len(before), 1))
         if is_counts:
-            self._modelled_share = float(before.sum(1).mean())
-            growth = np.log(after.sum(1) / before.sum(1))[:, None]
+            shares = before.sum(1), after.sum(1)
+            self._modelled_share = max(float(shares[0].mean()), _LOWEST_SHARE)
+            # Of labels without any counts it is not known.
+            counted = np.minimum(*shares) > _LOWEST_SHARE
+            growth[counted, 0] = np.log(shares[1][counted] / shares[0][counted])
             before, after = log_share(before), log_share(after)
         change = after - before
         self._is_limited = bool(np.isfinite(limit))
