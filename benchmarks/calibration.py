@@ -221,7 +221,11 @@ def report() -> None:
     )
     coverages = [name for name in known if "%" in name]
     print(
-        usual.groupby(["method", "data"], sort=False)[coverages].mean().round(3).to_markdown(),
+        usual.groupby(["data", "method"], sort=False)[coverages]
+        .mean()
+        .round(3)
+        .reset_index()
+        .to_markdown(index=False),
         "\n",
     )
     print("## Is the error as large as expected?\n")
@@ -229,7 +233,7 @@ def report() -> None:
     errors = ["error", "error_low", "error_high", "true"]
     real = usual[is_real & (usual["method"] == CALIBRATED)]
     real = real.groupby(["data", "label"], sort=False)[errors].mean()
-    print(real.map("{:.3f}".format).to_markdown(), "\n")
+    print(real.map("{:.3f}".format).reset_index().to_markdown(index=False), "\n")
     within = real["true"].between(real["error_low"], real["error_high"])
     print(
         f"Spearman's correlation of expected and true errors: {real.corr('spearman').loc['error', 'true']:.2f}; "
