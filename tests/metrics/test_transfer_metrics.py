@@ -9,6 +9,7 @@ from scipy import stats
 
 import trvae
 from trvae import metrics
+from trvae.counterfactual._draws import cell_keys
 from trvae.metrics import _all_measures
 from trvae.metrics._all_measures import AllMeasures
 from trvae.metrics._baselines import (
@@ -16,6 +17,7 @@ from trvae.metrics._baselines import (
     REPLICATE,
     Centroids,
     centroids,
+    linear_counts,
     shifted_cells,
 )
 from trvae.metrics._skill import errors
@@ -275,6 +277,19 @@ def test_the_linear_shift_finds_a_change_that_follows_the_control_mean():
     predicted = shifted_cells(source[20:], others)
     error = {name: np.abs(values[0] - target[20]).max() for name, values in predicted.items()}
     assert error["linear shift"] < 0.05 < error["mean shift"]
+
+
+def test_linear_counts_have_the_response_of_the_labels():
+    share, factor = RNG.dirichlet(np.full(20, 5.0)), np.repeat([2.0, 0.5], 10)
+    source = np.tile(share, (3, 1))
+    others = Centroids(list("abc"), source, factor * source, np.ones(3), source)
+    counts = RNG.poisson(500 * share, (2000, 20)).astype(float)
+    keys = cell_keys(pd.Index(range(2000)))
+    drawn = linear_counts(counts, np.full(2000, 500.0), keys, others, 0)
+    np.testing.assert_allclose(drawn.mean(0), 500 * share * factor, rtol=0.1)
+    # The same cells, with more or less.
+    assert (drawn[:, :10] >= counts[:, :10]).all()
+    assert (drawn[:, 10:] <= counts[:, 10:]).all()
 
 
 def test_genes_and_components_are_chosen_from_control_and_observed():
