@@ -56,6 +56,8 @@ TUNED_ON = {
 }
 LEVELS = [0.5, 0.8, 0.9]
 N_TOP = 100
+# Fewer labels have no meaningful rank correlation.
+_ENOUGH_FOR_RANKS = 5
 CALIBRATED, PLAIN = "calibrated", "default"
 SHOWN = ["rmse", "r2_mean", "r2_variance", "energy_distance", "rmse_weighted", "change"]
 
@@ -235,10 +237,12 @@ def report() -> None:
     real = real.groupby(["data", "label"], sort=False)[errors].mean()
     print(real.map("{:.3f}".format).reset_index().to_markdown(index=False), "\n")
     within = real["true"].between(real["error_low"], real["error_high"])
-    print(
-        f"Spearman's correlation of expected and true errors: {real.corr('spearman').loc['error', 'true']:.2f}; "
-        f"within the range: {within.sum()} of {len(within)}.\n"
-    )
+    print(f"Within the range: {within.sum()} of {len(within)}.", end=" ")
+    if len(real) >= _ENOUGH_FOR_RANKS:
+        print(
+            f"Spearman's correlation: {real.corr('spearman').loc['error', 'true']:.2f}.", end=" "
+        )
+    print("\n")
     short = known[known["epochs"].notna()]
     if len(short):
         print("## Models that were trained too briefly\n")
