@@ -6,7 +6,6 @@ The treated cells of each label are held out in turn, see ``trvae.evaluate``. Re
 repository::
 
     python benchmarks/accuracy.py kang --data ../shared/data/kang18.h5ad
-    python benchmarks/accuracy.py kang --data ../shared/data/kang18.h5ad --methods "trVAE calibrated"
     python benchmarks/accuracy.py spleen --data ../shared/data/spleen_lps.h5ad
     python benchmarks/accuracy.py radiation --data ../shared/data/hnscc_radiation.h5ad \
         --methods "trVAE gene_likelihood='normal'"
@@ -191,20 +190,17 @@ def trvae_method(name: str) -> Callable[[], trvae.TRVAEMethod]:
 
     ``trVAE mmd_weight=0 train.max_epochs=20 transfer.estimate='decoded'`` is the model with one
     argument for ``TRVAE``, one for ``train`` and one for ``transfer``. With
-    ``gene_likelihood='normal'`` it is given log-normalised values; ``trVAE calibrated`` is calibrated.
+    ``gene_likelihood='normal'`` it is given log-normalised values.
     """
     first, *settings = name.split(" ")
     if first != "trVAE":
         raise ValueError(f"{name!r} is not a name of the form 'trVAE argument=value ...'.")
     arguments: dict[str, dict] = {"model": {}, "train": dict(QUIET), "transfer": {}}
-    is_calibrated = "calibrated" in settings
-    for setting in set(settings) - {"calibrated"}:
+    for setting in settings:
         argument, _, value = setting.partition("=")
         of, _, argument = argument.rpartition(".")
         arguments[of or "model"][argument] = ast.literal_eval(value)
     method = functools.partial(trvae.TRVAEMethod, *arguments.values())
-    if is_calibrated:
-        method = functools.partial(method, calibrate_kwargs={"progress_bar": False})
     if arguments["model"].get("gene_likelihood") == "normal":
         return lambda: LogNormalized(method())
     return method

@@ -39,9 +39,9 @@ from accuracy import (
 import trvae
 from trvae._utils._matrices import dense
 from trvae.evaluation._split import HeldOut, hold_out, pairs_to_hold_out
-from trvae.metrics import rank_changed_genes
+from trvae.metrics import log_normalized, rank_changed_genes
 from trvae.metrics._baselines import BASELINES, REPLICATE
-from trvae.metrics._normalize import is_counts
+from trvae.metrics._normalize import is_counts, library_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,43 +92,32 @@ def measure(split: HeldOut, target: str, label: str, seed: int, epochs: int | No
 
 def expected_and_true(model: trvae.TRVAE, split: HeldOut, target: str, label: str) -> dict:
     """Expected error with the true one on its scale, and the coverage of intervals."""
-    control, observed = split.control, split.observed
+    control, observed, library_key = split.control, split.observed, split.keys["library_key"]
     row = model.assess_transfer(control, target).loc[label]
-    counts = model.module.is_count_model
-    libraries = [
-        cells.obs[split.keys["library_key"]].to_numpy(float)
-        if split.keys["library_key"]
-        else np.ravel(cells.X.sum(1))
+    expected = model.get_transferred_expression(control, target).to_numpy()
+    size = None
+    means = [expected.mean(0), dense(observed.X).mean(0)]
+    truth = means[1]
+    if model.module.is_count_model:
+        library = library_sizes(control, None, library_key)
+        size = float(np.median(library))
+        pairs = (expected, library), (observed.X, library_sizes(observed, None, library_key))
+        shares = [(dense(matrix) / of_cells[:, None]).mean(0) for matrix, of_cells in pairs]
+        means = [np.log1p(size * share) for share in shares]
+        truth = shares[1] * expected.mean(0).sum() / shares[0].sum()
+    values = [
+        log_normalized(cells, target_sum=size, library_key=library_key)
         for cells in (control, observed)
     ]
-    expected = model.get_transferred_expression(control, target).to_numpy()
-    matrices = expected, observed.X, control.X
-    if counts:
-        of_library = (
-            dense(matrix) / library[:, None]
-            for matrix, library in zip(
-                matrices, (libraries[0], libraries[1], libraries[0]), strict=True
-            )
-        )
-        size = float(np.median(libraries[0]))
-        shares = list(of_library)
-        scaled = [np.log1p(size * share.mean(0)) for share in shares]
-        values = [np.log1p(size * share) for share in shares]
-        truth = shares[1].mean(0) * expected.mean(0).sum() / shares[0].mean(0).sum()
-    else:
-        values = [dense(matrix) for matrix in matrices]
-        scaled = [each.mean(0) for each in values]
-        truth = scaled[1]
-    n_top = min(N_TOP, observed.n_vars // 3)
-    top = rank_changed_genes(values[2], values[1])[:n_top]
+    top = rank_changed_genes(*values)[: min(N_TOP, observed.n_vars // 3)]
     coverage = {}
     for level in LEVELS:
-        means = model.get_transferred_means(control, target, level=level)
-        inside = ((means["low"] <= truth) & (truth <= means["high"])).to_numpy()
+        interval = model.get_transferred_means(control, target, level=level)
+        inside = ((interval["low"] <= truth) & (truth <= interval["high"])).to_numpy()
         coverage[str(level)] = {"all genes": inside.mean(), "top genes": inside[top].mean()}
     return {
         **row[["error", "error_low", "error_high"]].astype(float).to_dict(),
-        "true": float(np.sqrt(np.square(scaled[0] - scaled[1]).mean())),
+        "true": float(np.sqrt(np.square(means[0] - means[1]).mean())),
         "coverage": coverage,
         "summary": row["summary"],
     }
@@ -278,10 +267,10 @@ def main() -> None:
     quiet()
     adata, settings = read(arguments.dataset, arguments.data)
     columns = {"condition_key": "condition", "labels_key": "cell_type"}
-    labels = arguments.labels or settings.pop("labels", None)
-    settings.pop("labels", None)
+    default_labels = settings.pop("labels", None)
     pairs = pairs_to_hold_out(
-        adata.obs["cell_type"], adata.obs["condition"], settings["source_condition"], labels,
+        adata.obs["cell_type"], adata.obs["condition"], settings["source_condition"],
+        arguments.labels or default_labels,
         settings.pop("target_conditions", None),
     )  # fmt: skip
     out = OUT / arguments.dataset.replace(" ", "_")

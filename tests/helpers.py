@@ -97,6 +97,11 @@ def assert_same_weights(module, weights):
         assert torch.equal(state[name].cpu(), value.cpu()), name
 
 
+def is_group(adata, condition="treated", label="type_0"):
+    """Mask of the simulated cells of a label under a condition."""
+    return ((adata.obs["condition"] == condition) & (adata.obs["cell_type"] == label)).to_numpy()
+
+
 class Unchanged:
     """A method that predicts no change."""
 

@@ -3,7 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import QUIET, fit
+from helpers import QUIET, fit, is_group
 from scipy import sparse
 
 import trvae
@@ -201,11 +201,6 @@ def test_group_means_of_more_groups_than_a_short_integer_counts():
 
 def types(n_cell_types=4, **kwargs):
     return trvae.datasets.simulated(n_cells=40, n_genes=60, n_cell_types=n_cell_types, **kwargs)
-
-
-def is_group(adata, condition, cell_type="type_0"):
-    chosen = (adata.obs["condition"] == condition) & (adata.obs["cell_type"] == cell_type)
-    return chosen.to_numpy()
 
 
 def test_a_purely_linear_counterfactual_follows_the_labels():

@@ -4,7 +4,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import QUIET, SMALL, assert_unchanged, content, fit
+from helpers import QUIET, SMALL, assert_unchanged, content, fit, is_group
 
 import trvae
 from trvae.model._calibration import _Fold
@@ -17,15 +17,11 @@ def types(**kwargs):
     return trvae.datasets.simulated(n_cells=25, n_genes=30, **({"n_cell_types": 4} | kwargs))
 
 
-def is_group(adata, label, condition="treated"):
-    return ((adata.obs["cell_type"] == label) & (adata.obs["condition"] == condition)).to_numpy()
-
-
 @pytest.fixture(scope="module")
 def calibrated():
     """A model that has not seen type 0 under treatment, what calibration says, and all cells."""
     adata = types()
-    model = fit(adata[~is_group(adata, "type_0")], train={"max_epochs": 5})
+    model = fit(adata[~is_group(adata)], train={"max_epochs": 5})
     return model, model.calibrate("treated", progress_bar=False), adata
 
 
@@ -55,7 +51,7 @@ def test_left_out_labels_are_listed(calibrated):
 
 def test_predictions_change_and_stay_the_same_on_disk(calibrated, tmp_path):
     model, _, adata = calibrated
-    control = adata[is_group(adata, "type_0", "control")].copy()
+    control = adata[is_group(adata, "control")].copy()
     before = content(control)
     predicted = model.get_transferred_expression(control, "treated")
     model.save(tmp_path / "model", save_anndata=True)
@@ -78,8 +74,8 @@ def test_predictions_change_and_stay_the_same_on_disk(calibrated, tmp_path):
 
 def test_nothing_of_a_left_out_label_is_seen(calibrated):
     model, _, adata = calibrated
-    other = adata[~is_group(adata, "type_0")].copy()
-    changed = is_group(other, "type_2")
+    other = adata[~is_group(adata)].copy()
+    changed = is_group(other, label="type_2")
     other.X[np.flatnonzero(changed)] = other.X[np.flatnonzero(changed)] * 3
     again = fit(other, train={"max_epochs": 5})
     again.calibrate("treated", progress_bar=False)
@@ -127,7 +123,7 @@ def test_an_interruption_loses_nothing(monkeypatch, tmp_path, on_disk):
 
 def test_several_processes_give_the_same(calibrated):
     model, table, adata = calibrated
-    again = fit(adata[~is_group(adata, "type_0")], train={"max_epochs": 5})
+    again = fit(adata[~is_group(adata)], train={"max_epochs": 5})
     pd.testing.assert_frame_equal(
         again.calibrate("treated", n_jobs=2, progress_bar=False), table, rtol=1e-4
     )
@@ -169,8 +165,8 @@ def test_models_are_trained_as_this_one(monkeypatch):
 def test_without_an_effect_hardly_anything_is_predicted():
     adata = types(n_cell_types=6, effect_size=0.0)
     train = {"max_epochs": 8, "plan_kwargs": {"lr": 1e-2}}
-    model = fit(adata[~is_group(adata, "type_0")], train=train)
-    control = adata[is_group(adata, "type_0", "control")].copy()
+    model = fit(adata[~is_group(adata)], train=train)
+    control = adata[is_group(adata, "control")].copy()
     before = model.assess_transfer(control, "treated").loc["type_0", "change"]
     model.calibrate("treated", progress_bar=False)
     assert model.assess_transfer(control, "treated").loc["type_0", "change"] < 0.3 * before
@@ -226,7 +222,7 @@ def test_wrong_arguments(setup, arguments, message):
 
 def test_what_cannot_be_calibrated(tmp_path):
     adata = types(n_cell_types=2)
-    one = fit(adata[~is_group(adata, "type_0")], train={"max_epochs": 1})
+    one = fit(adata[~is_group(adata)], train={"max_epochs": 1})
     with pytest.raises(ValueError, match="2 labels .* 'control' and 'treated', but there are 1"):
         one.calibrate("treated")
     several = fit(types(conditions=["control", "treated", "other"]), train={"max_epochs": 1})
@@ -249,6 +245,6 @@ def test_a_query_keeps_the_calibration_of_its_reference(calibrated):
     query.obs["condition"] = "new"
     mapped = trvae.TRVAE.load_query_data(query, model)
     mapped.train(max_epochs=1, **QUIET)
-    control = adata[is_group(adata, "type_0", "control")].copy()
+    control = adata[is_group(adata, "control")].copy()
     expected, found = (m.get_transferred_expression(control, "treated") for m in (model, mapped))
     pd.testing.assert_frame_equal(found, expected)

@@ -142,7 +142,8 @@ def transfer(
 ) -> dict:
     """Predict cells under another condition.
 
-    Also reports for each cell type how wrong the prediction may be. After an interruption, the same command resumes where it stopped.
+    Also reports for each cell type how wrong the prediction may be. After an interruption, the same
+    command resumes where it stopped.
 
     The other modalities of an h5mu are kept if the model was trained on an h5mu. A model of an h5ad
     reads one modality and writes an h5ad.

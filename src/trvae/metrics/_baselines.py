@@ -60,11 +60,10 @@ def centroids(
 ) -> Centroids:
     """Average ``values`` (``n_cells x n_genes``) of each label that has enough cells of both conditions."""
     names = np.intersect1d(label[is_source], label[is_target])
-    fewest = [
-        min((label[group] == name).sum() for group in (is_source, is_target)) for name in names
-    ]
-    names = names[has_enough_cells(np.array(fewest))]
-    cells_of = [label == name for name in names]
+    cells_of = label == names[:, None]
+    n_source, n_target = ((cells_of & group).sum(1) for group in (is_source, is_target))
+    enough = has_enough_cells(np.minimum(n_source, n_target))
+    names, cells_of = names[enough], cells_of[enough]
     source, target = (
         np.array([values[cells & condition].mean(0) for cells in cells_of])
         for condition in (is_source, is_target)

@@ -26,6 +26,7 @@ from trvae.metrics._normalize import (
     is_counts,
     library_sizes,
     log_normalized,
+    log_of_counts,
     median_library_size,
 )
 
@@ -133,7 +134,7 @@ class TransferComparison:
         counts = dense(get_matrix(cells, self._layer)).astype(float)
         library = library_sizes(cells, self._layer, self._library_key).clip(min=1)
         drawn = linear_counts(counts, library, cell_keys(cells.obs_names), others, seed)
-        return np.log1p(drawn / library[:, None] * self._target_sum)
+        return log_of_counts(drawn, library, self._target_sum)
 
     def _values(self, adata: AnnData) -> np.ndarray:
         """The values to compare, ``n_cells x n_genes``, with the genes of the observed cells."""

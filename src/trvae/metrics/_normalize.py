@@ -51,12 +51,16 @@ def log_normalized(
     matrix = get_matrix(adata, layer)
     values = dense(matrix).astype(float)
     if is_counts(values):
-        library = library_sizes(adata, layer, library_key)
-        return np.log1p(values / np.maximum(library, 1)[:, None] * target_sum)
+        return log_of_counts(values, library_sizes(adata, layer, library_key), target_sum)
     scaled_to = stated_target_sum(adata)
     if scaled_to is None or target_sum is None:
         return values
     return np.log1p(np.expm1(values) * (target_sum / scaled_to))
+
+
+def log_of_counts(counts: np.ndarray, library: np.ndarray, target_sum: Any) -> np.ndarray:
+    """``log(1 + count / library size * target_sum)``, ``n_cells x n_genes``."""
+    return np.log1p(counts / np.maximum(library, 1)[:, None] * target_sum)
 
 
 def median_library_size(

@@ -91,8 +91,8 @@ def transfer_metrics(
       observed), both with replacement, averaged over five pairs. Where nothing changes, the noise
       that both samples share makes it too good in measures of the change
 
-    The baselines learn from the labels with at least 20 cells under both conditions, if there are three such labels,
-    otherwise from all.
+    The baselines learn from the labels with at least 20 cells under both conditions, if there are
+    three such labels, otherwise from all.
 
     One column per measure:
 

@@ -25,6 +25,7 @@ from trvae.data._cells import loaded, private_copy
 from trvae.data._checks import get_matrix
 from trvae.io._arrays import read_arrays, save_arrays
 from trvae.model._labels import (
+    counts_per_cell,
     key_of,
     labels_of_both,
     libraries_of,
@@ -142,7 +143,7 @@ class CalibrationMixin(Model):
             "labels": np.sort(labels),
             "fold": np.repeat(np.arange(len(groups)), list(map(len, groups)))[order],
             **{name: np.concatenate([each[name] for each in changes])[order] for name in _PARTS},
-            "counts_per_cell": None if library is None else float(np.median(library)),
+            "counts_per_cell": counts_per_cell(library),
         }
         table = table_of_left_out(self, source, target)
         table.attrs["weights"] = weights_of(self, source, target)._asdict()
@@ -245,7 +246,8 @@ class _Fold:
         changes: dict[str, list[np.ndarray]] = {name: [] for name in _PARTS}
         for name in self.labels:
             own = np.flatnonzero((label == name) & (condition == self.source))[:_MAX_CELLS]
-            for part, change in _changes_of(model, self.cells[own].copy(), self.target):
+            cells = self.cells[own].copy()
+            for part, change in _changes_of(model, cells, self.source, self.target):
                 changes[part].append(change)
         return {name: np.array(rows) for name, rows in changes.items()}
 
@@ -254,11 +256,12 @@ def _changes_by_name(name: str, fold: _Fold) -> tuple[str, dict[str, np.ndarray]
     return name, fold.changes()
 
 
-def _changes_of(model: Any, cells: AnnData, target: Any) -> Iterator[tuple[str, np.ndarray]]:
+def _changes_of(
+    model: Any, cells: AnnData, source: Any, target: Any
+) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the change of the cells' mean profile by each part of a prediction, ``n_genes``."""
-    matrix, conditions = get_matrix(cells, model.registered_data.layer), model.conditions
-    (source,) = cells.obs[model.registered_data.condition_key].unique()
-    library = libraries_of(model, cells.obs, matrix, conditions.index(source))
+    matrix = get_matrix(cells, model.registered_data.layer)
+    library = libraries_of(model, cells.obs, matrix, model.conditions.index(source))
     before = profile_of(matrix, library)
     every = np.arange(model.module.n_input)
     for part in _PARTS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,7 +18,12 @@ from trvae.counterfactual._label_response import MIN_LABELS, share_of_log
 from trvae.counterfactual._left_out import log_normalized_after
 from trvae.counterfactual._support import support_of_cells
 from trvae.data._checks import check_obs_column
-from trvae.model._labels import errors_of_labels, profile_of
+from trvae.model._labels import (
+    counts_per_cell,
+    errors_of_labels,
+    profile_of,
+    table_of_left_out,
+)
 from trvae.model._selection import Selection, own_libraries, own_values, select
 from trvae.model._sentences import summary_of
 from trvae.model._transfer import EXPECTATION_RULES, TransferMixin, for_each_target
@@ -28,6 +34,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
+    from trvae.counterfactual._left_out import ErrorsOfLabels
     from trvae.model._base import BaseTRVAE
 
 _RULES = {"n_neighbors": POSITIVE_INTEGER, "level": STRICT_SHARE}
@@ -161,23 +168,30 @@ class ConfidenceMixin(TransferMixin):
             first, adata, target_condition, source_condition, indices, "counterfactual", 0
         )
         groups, groupby = _groups_of(first, selection, groupby)
-        own, library = own_values(first, selection), own_libraries(first, selection)
-        size = None if library is None else float(np.median(library))
+        own = own_values(first, selection)
+        library = own_libraries(first, selection, own)
+        size = counts_per_cell(library)
         every = np.arange(first.module.n_input)
         (expected,) = self._expectations(selection, every, "observed", batch_size, 1)
         support = self._support_of(selection, n_neighbors, batch_size)
         target = first.conditions.index(target_condition)
+
+        @functools.cache
+        def of_left_out(source: int) -> tuple[ErrorsOfLabels, pd.DataFrame] | None:
+            errors = errors_of_labels(first, source, target, size)
+            return None if errors is None else (errors, table_of_left_out(first, source, target))
+
         rows = {}
         for name in np.unique(groups):
             cells = groups == name
             sources = pd.unique(selection.source[cells])
             of_group = None if library is None else library[cells]
             before, after = profile_of(own[cells], of_group), profile_of(expected[cells], of_group)
-            errors, error, remoteness = None, (np.nan, np.nan, np.nan), np.nan
+            left_out, error, remoteness = None, (np.nan, np.nan, np.nan), np.nan
             if len(sources) == 1 and sources[0] != target_condition:
-                source = first.conditions.index(sources[0])
-                errors = errors_of_labels(first, source, target, size)
-            if errors is not None:
+                left_out = of_left_out(first.conditions.index(sources[0]))
+            if left_out is not None:
+                errors, _ = left_out
                 error = errors.expected_rmse(before, after - before, int(cells.sum()))
                 remoteness = errors.remoteness(before)
             change = log_normalized_after(before, after - before, size) - log_normalized_after(
@@ -192,7 +206,9 @@ class ConfidenceMixin(TransferMixin):
                 "change": np.sqrt(np.square(change).mean()),
                 **dict(zip(("error", "error_low", "error_high"), error, strict=True)),
             }
-            row["summary"] = summary_of(first, name, row, sources, target_condition, groupby)
+            row["summary"] = summary_of(
+                first, name, row, sources, target_condition, groupby, left_out and left_out[1]
+            )
             rows[name] = row
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis(groupby)
 
@@ -255,20 +271,21 @@ class ConfidenceMixin(TransferMixin):
             )
         (source,) = sources
         codes = first.conditions.index(source), first.conditions.index(target_condition)
-        own, library = own_values(first, selection), own_libraries(first, selection)
-        size = None if library is None else float(np.median(library))
-        errors = errors_of_labels(first, *codes, size)
+        own = own_values(first, selection)
+        library = own_libraries(first, selection, own)
+        errors = errors_of_labels(first, *codes, counts_per_cell(library))
         if errors is None:
             raise ValueError(
                 f"an interval needs {MIN_LABELS} labels measured under both {target_condition!r} "
                 f"and {source!r}. get_transferred_expression gives means without an interval."
             )
         every = np.arange(first.module.n_input)
-        (expected,) = self._expectations(selection, every, "observed", batch_size, 1)
-        before, after = profile_of(own, library), profile_of(expected, library)
+        (expected,) = self._expectations(selection, every, library_size, batch_size, 1)
+        scaled = library
+        if library is not None and library_size != "observed":
+            scaled = library * (library_size / np.ravel(own.sum(1)).clip(min=1))
+        before, after = profile_of(own, library), profile_of(expected, scaled)
         ends = errors.interval(before, after - before, len(expected), level)
-        if library_size != "observed":
-            (expected,) = self._expectations(selection, every, library_size, batch_size, 1)
         transferred = expected.mean(0)
         if library is not None:
             # From shares of the library to the scale of the mean.

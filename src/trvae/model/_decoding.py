@@ -86,7 +86,8 @@ def decode_both(
 ) -> Iterator[Minibatch]:
     """Encode cells under the source and decode them under both conditions.
 
-    With ``draw``, the number of a posterior draw of ``z``, models take turns; by default cells are decoded at the posterior mean and models are averaged.
+    With ``draw``, the number of a posterior draw of ``z``, models take turns; by default cells are
+    decoded at the posterior mean and models are averaged.
     """
     check_trained(models)
     if draw is not None:

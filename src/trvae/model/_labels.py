@@ -142,6 +142,11 @@ def libraries_of(model: Model, obs: pd.DataFrame, matrix: Any, source: int) -> n
     return np.ravel(matrix.sum(1)).clip(min=1) / share
 
 
+def counts_per_cell(library: np.ndarray | None) -> float | None:
+    """Library size to which log-normalised means are scaled; ``None`` for values."""
+    return None if library is None else float(np.median(library))
+
+
 def key_of(source: int, target: int) -> str:
     """Key of two conditions in ``TRVAE.calibration_``."""
     return f"{source}>{target}"

@@ -183,11 +183,10 @@ def own_values(model: BaseTRVAE, selection: Selection) -> Any:
     return manager.get_from_registry(REGISTRY_KEYS.X_KEY)[selection.indices]
 
 
-def own_libraries(model: BaseTRVAE, selection: Selection) -> np.ndarray | None:
-    """Library sizes of the selected cells, ``n_cells``; see :func:`libraries_of`."""
+def own_libraries(model: BaseTRVAE, selection: Selection, own: Any) -> np.ndarray | None:
+    """Library sizes of the selected cells with these values, ``n_cells``; see :func:`libraries_of`."""
     obs = selection.adata.obs.iloc[selection.indices]
     library = np.empty(len(obs))
-    own = own_values(model, selection)
     for name in pd.unique(selection.source):
         cells = np.flatnonzero(selection.source == name)
         of_source = libraries_of(model, obs.iloc[cells], own[cells], model.conditions.index(name))

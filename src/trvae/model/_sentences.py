@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from trvae.counterfactual._label_response import MIN_LABELS
-from trvae.model._labels import labels_of_both, table_of_left_out
+from trvae.model._labels import labels_of_both
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,8 +26,12 @@ def summary_of(
     sources: np.ndarray,
     target: Any,
     groupby: str | None,
+    left_out: pd.DataFrame | None,
 ) -> str:
-    """What is known of the error of a group's prediction, in words."""
+    """What is known of the error of a group's prediction, in words.
+
+    ``left_out`` is :func:`table_of_left_out`, or ``None`` if too few labels were measured.
+    """
     known = model.registered_data
     if len(sources) > 1:
         return f"{group}: the {known.cells} are of several conditions, choose one to assess it."
@@ -44,13 +47,13 @@ def summary_of(
         sentences.append(f"{group} is not a label of the training {known.cells}.")
     if is_label and group in [names[code] for code in labels]:
         sentences.append(f"{group} was measured under {target}, so it is not predicted blindly.")
-    if len(labels) < MIN_LABELS:
+    if left_out is None:
         sentences.append(
             f"{group}: {len(labels)} labels were measured under both {source} and {target}, too few "
             "to say how large the error will be. Hold out others with trvae.evaluate."
         )
         return " ".join(sentences)
-    sentences += _of_left_out(table_of_left_out(model, *codes))
+    sentences += _of_left_out(left_out)
     expected = (
         f"For {group}, expect an error of {row['error']:.2g} ({row['error_low']:.2g} to "
         f"{row['error_high']:.2g})"

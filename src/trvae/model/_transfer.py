@@ -26,12 +26,7 @@ from trvae.data._checks import is_list_of_conditions
 from trvae.io._chunks import check_output
 from trvae.model._decoding import decode_both, predict, with_columns
 from trvae.model._prediction import as_anndata, in_place_of
-from trvae.model._selection import (
-    Selection,
-    own_data,
-    select,
-    with_target,
-)
+from trvae.model._selection import Selection, own_data, select, with_target
 from trvae.model._streaming import transfer_to_disk
 
 if TYPE_CHECKING:
