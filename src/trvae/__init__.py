@@ -1,31 +1,21 @@
 """Transfer variational autoencoder (trVAE) for scvi-tools."""
 
-from importlib.metadata import version
+import warnings
+from importlib.metadata import PackageNotFoundError, version
 
-from trvae import data, datasets, metrics, model, module, pl, train
-from trvae.evaluation._evaluate import evaluate
-from trvae.evaluation._methods import TransferMethod, TRVAEMethod
-from trvae.model._ensemble import TRVAEEnsemble
-from trvae.model._image_trvae import ImageTRVAE
-from trvae.model._trvae import TRVAE
-from trvae.module._expression import TRVAEModule
-from trvae.module._images import ImageTRVAEModule
+import lazy_loader
 
-__all__ = [
-    "ImageTRVAE",
-    "ImageTRVAEModule",
-    "TRVAE",
-    "TRVAEEnsemble",
-    "TRVAEMethod",
-    "TRVAEModule",
-    "TransferMethod",
-    "data",
-    "datasets",
-    "evaluate",
-    "metrics",
-    "model",
-    "module",
-    "pl",
-    "train",
-]
+# Names are in __init__.pyi. Each is imported when it is first used, so that the command line answers at once.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __version__ = version("trvae-tools")
+
+try:
+    _other = version("trVAE")
+except PackageNotFoundError:
+    pass
+else:
+    warnings.warn(
+        f"The package trVAE {_other} (Keras) is installed, too. Both are imported as trvae and overwrite each "
+        "other's files. Repair it with: pip uninstall trVAE trvae-tools, and install trvae-tools again.",
+        stacklevel=2,
+    )

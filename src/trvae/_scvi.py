@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from anndata import AnnData
 from mudata import MuData
 from scvi import settings
+from scvi.train._progress import ProgressBar as ProgressBar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

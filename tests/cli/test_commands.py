@@ -3,6 +3,9 @@
 import json
 import re
 import signal
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import anndata
 import mudata
@@ -13,7 +16,7 @@ from helpers import At, assert_same_weights, sending
 from typer.testing import CliRunner
 
 import trvae
-from trvae.cli import _commands, _demo, _output, app
+from trvae.cli import _commands, _reporting, _results, app
 from trvae.model._calibration import _Fold
 
 KEYS = ("--condition-key", "condition", "--labels-key", "cell_type")
@@ -70,8 +73,8 @@ def test_train(cells, model, data):
 
 
 def test_an_interrupted_model_is_saved_and_the_status_tells(data, tmp_path, monkeypatch):
-    def interrupted(self, max_epochs):
-        train(self, max_epochs, callbacks=[At(1, sending(signal.SIGTERM))])
+    def interrupted(self, max_epochs, **kwargs):
+        train(self, max_epochs, callbacks=[At(1, sending(signal.SIGTERM))], **kwargs)
 
     train = trvae.TRVAE.train
     monkeypatch.setattr(trvae.TRVAE, "train", interrupted)
@@ -227,7 +230,7 @@ def test_demo(tmp_path, monkeypatch):
     saved = []
     cells = trvae.datasets.kang18()[::10, ::10].copy()
     monkeypatch.setattr(trvae.datasets, "kang18", lambda: cells)
-    monkeypatch.setattr(_demo, "save_result", lambda *args: saved.append(args))
+    monkeypatch.setattr(_results, "save_result", lambda *args: saved.append(args))
     result = run("demo", "--out", tmp_path / "demo", *ONE_EPOCH, "--json")
     assert json.loads(result.stdout)["metrics"].keys() >= {"prediction", "replicate"}
     assert set(saved[0][0].predicted.obs["cell_type"]) == {"NK"}
@@ -264,14 +267,14 @@ EVALUATE = (
     ("command", "message"),
     [
         (f"{EVALUATE} --label type_9", "label 'type_9' is not in adata.obs['cell_type']"),
-        (f"{EVALUATE} --labels-key type", "labels_key 'type' is not in adata.obs"),
+        (f"{EVALUATE} --labels-key type", "--labels-key 'type' is not in adata.obs"),
         (f"{EVALUATE} --out {{folder}}", "model exists already"),
         (TRAIN.replace("{out}", "{folder}/model"), "model exists already"),
         (TRAIN.replace("{data}", "none.h5ad"), "none.h5ad does not exist"),
         (TRAIN.replace("{data}", "{folder}/model"), "must be an .h5ad, .h5mu or .zarr file"),
         ("map {folder}/model {data} --out {folder}/model", "model exists already"),
         ("transfer none {data} --to treated --out {out}", "none"),
-        ("transfer {folder}/model {data} --to stim --out {out}", "target_condition 'stim'"),
+        ("transfer {folder}/model {data} --to stim --out {out}", "--to 'stim'"),
     ],
 )
 def test_errors_come_before_training_on_one_line(
@@ -312,7 +315,7 @@ def test_bad_cells_are_refused_on_one_line(cells, model, tmp_path, kind, command
 
 def test_json_has_neither_nan_nor_numbers_of_numpy():
     record = {"loss": np.float32("nan"), 1: [np.int64(2), float("nan")]}
-    assert json.loads(_output._to_json(record)) == {"loss": None, "1": [2, None]}
+    assert json.loads(_reporting.to_json(record)) == {"loss": None, "1": [2, None]}
 
 
 def test_help_lists_the_commands_in_order_with_an_example_of_each():
@@ -321,3 +324,28 @@ def test_help_lists_the_commands_in_order_with_an_example_of_each():
     assert re.findall(r"^\W*(\w+)  ", listed, re.M) == names
     for name in names:
         assert f"Example: trvae {name}" in run(name, "--help").output
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "-h"], ["--version"], ["train"]])
+def test_help_and_wrong_usage_need_no_slow_import(arguments):
+    code = (
+        "import sys; from trvae.cli import app\n"
+        f"try: app({arguments})\n"
+        "finally: print(*{'anndata', 'numpy', 'scvi', 'torch'} & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == ""
+    assert done.returncode == (2 if arguments == ["train"] else 0)
+    if arguments == ["--version"]:
+        assert done.stdout.split() == ["trvae-tools", trvae.__version__]
+
+
+def test_a_progress_bar_is_for_terminals(monkeypatch):
+    assert _results.progress() == {"enable_progress_bar": False}
+    monkeypatch.setattr("sys.stderr", SimpleNamespace(isatty=lambda: True))
+    (bar,) = _results.progress()["callbacks"]
+    model = SimpleNamespace()
+    trainer = SimpleNamespace(
+        loggers=[SimpleNamespace(version=3)], progress_bar_metrics={"train_loss": 1.0}
+    )
+    assert bar.get_metrics(trainer, model) == {"train_loss": 1.0}

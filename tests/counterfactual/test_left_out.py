@@ -55,6 +55,19 @@ def test_few_labels_hardly_move_the_prior():
     )
 
 
+def test_weights_that_differ_between_labels_leave_the_prior():
+    # The prior is right on average, and each label needs other weights.
+    weights = np.array(PRIOR) + RNG.normal(0, 0.3, (8, 3))
+    parts = RNG.normal(size=(3, 8, 400))
+    change = np.einsum("lp,plg->lg", weights, parts)
+    labels = LeftOut(parts[0], change, *parts)
+    assert np.linalg.norm(np.subtract(fit_weights(labels, None, PRIOR), PRIOR)) < 0.1
+    # If all need the same ones, the prior does not matter.
+    wanted = (0.2, 0.7, 0.3)
+    same = labels._replace(change=np.einsum("p,plg->lg", wanted, parts))
+    np.testing.assert_allclose(fit_weights(same, None, PRIOR), wanted, atol=0.1)
+
+
 def test_a_label_of_large_changes_does_not_decide_alone():
     weak, strong = left_out((0.5, 0.0, 0.0), 6), left_out((2.0, 0.0, 0.0), 1, scale=20.0)
     both = LeftOut(*(np.concatenate(pair) for pair in zip(weak, strong, strict=True)))
@@ -135,6 +148,16 @@ def test_intervals_hold_their_share_of_all_genes_and_of_those_that_change(level,
     assert inside[changed].mean() == pytest.approx(level, abs=0.1)
 
 
+def test_intervals_hold_genes_whose_change_nothing_foretells():
+    before, _, _ = of_counts(41)
+    change = np.where(RNG.random(before.shape) < 0.03, 1.0, 0.02) * RNG.normal(size=before.shape)
+    errors = ErrorsOfLabels(before[1:], change[1:], 0 * change[1:], cells_of(40), None)
+    low, high = errors.interval(before[0], 0 * before[0], 100, 0.9)
+    after = before[0] + change[0]
+    top = np.argsort(-np.abs(change[0]))[:60]
+    assert ((low <= after) & (after <= high))[top].mean() > 0.8
+
+
 def test_intervals_of_few_labels_are_wider():
     before, change, predicted = of_counts(20)
     widths = []
@@ -142,8 +165,9 @@ def test_intervals_of_few_labels_are_wider():
         errors = ErrorsOfLabels(before[:n], change[:n], predicted[:n], cells_of(n), None)
         low, high = errors.interval(before[0], predicted[0], 100, 0.9)
         widths.append((high - low).mean())
-    expected = stats.t.ppf(0.95, 3) / stats.t.ppf(0.95, 20)
-    assert widths[0] / widths[1] == pytest.approx(expected, rel=0.15)
+    # Of the prediction of one more observation: Student's t with n - 1 degrees of freedom.
+    expected = [stats.t.ppf(0.95, n - 1) * np.sqrt(1 + 1 / n) for n in (3, 20)]
+    assert widths[0] / widths[1] == pytest.approx(expected[0] / expected[1], rel=0.15)
 
 
 def test_larger_changes_are_expected_to_have_larger_errors():

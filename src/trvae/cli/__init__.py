@@ -3,7 +3,7 @@
 from trvae.cli._commands import calibrate, evaluate, map_query, train, transfer
 from trvae.cli._demo import demo
 from trvae.cli._options import app
-from trvae.cli._output import reporting
+from trvae.cli._reporting import reporting
 
 __all__ = ["app"]
 

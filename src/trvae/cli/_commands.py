@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
-import pandas as pd
 import typer
-from anndata import AnnData
-from mudata import MuData
 from rich.markup import escape
 
-from trvae import TRVAE, TRVAEMethod
-from trvae.cli._input import as_anndata, read, read_for, value_named
+from trvae._utils._choices import DEFAULT_MODALITY, Estimate
 from trvae.cli._options import (
     AsJson,
     ConditionKey,
@@ -28,22 +23,16 @@ from trvae.cli._options import (
     Overwrite,
     Seed,
 )
-from trvae.cli._output import (
-    check_new,
-    console,
-    predict,
-    print_metrics,
-    save_model,
-    save_result,
-    summary,
-    versions,
-)
-from trvae.counterfactual._residual import Estimate
-from trvae.data._checks import in_memory
-from trvae.data._mudata import DEFAULT_MODALITY, places_of
-from trvae.evaluation._split import hold_out
-from trvae.io._atomic import atomic_write
-from trvae.model._selection import chosen_cells
+from trvae.cli._reporting import check_new, console, versions
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from mudata import MuData
+
+    from trvae import TRVAE
+
+# Commands import what they need when they run, so that --help answers at once.
 
 _MAX_CELLS_TO_ASSESS = 2_000
 
@@ -66,6 +55,13 @@ def train(
 
     Example: trvae train pbmc.h5ad --condition-key condition --labels-key cell_type --out model
     """
+    from mudata import MuData
+
+    from trvae import TRVAE
+    from trvae.cli._input import read
+    from trvae.cli._results import progress, save_model
+    from trvae.data._mudata import places_of
+
     check_new(out, overwrite)
     cells = read(data)
     keys: dict[str, Any] = {
@@ -78,7 +74,7 @@ def train(
     else:
         TRVAE.setup_anndata(cells, layer=layer, **keys)
     model = TRVAE(cells, gene_likelihood=gene_likelihood, seed=seed)
-    model.train(max_epochs)
+    model.train(max_epochs, **progress())
     return save_model(model, out, overwrite)
 
 
@@ -100,6 +96,9 @@ def calibrate(
 
     Example: trvae calibrate model pbmc.h5ad --to stimulated
     """
+    from trvae import TRVAE
+    from trvae.cli._input import read_for, value_named
+
     cells = read_for(TRVAE.load(str(model), adata=False), data, modality)
     loaded = TRVAE.load(str(model), cells)
     folds = model.with_name(f"{model.name}.calibration")
@@ -108,6 +107,7 @@ def calibrate(
         source_condition=None if source is None else value_named(source, loaded.conditions),
         n_jobs=jobs,
         checkpoint_dir=folds,
+        progress_bar=console.is_terminal,
     )
     loaded.save(str(model), overwrite=True)
     shutil.rmtree(folds)
@@ -150,6 +150,9 @@ def transfer(
 
     Example: trvae transfer model nk.h5ad --from control --to stimulated --out predicted.h5ad
     """
+    from trvae import TRVAE
+    from trvae.cli._input import read_for, value_named
+
     loaded = TRVAE.load(str(model), adata=False)
     out.parent.mkdir(parents=True, exist_ok=True)
     cells = read_for(loaded, data, modality, lazily=True)
@@ -175,6 +178,11 @@ def _assess(
     model: TRVAE, data: AnnData | MuData, target: Any, source: Any, seed: int
 ) -> pd.DataFrame:
     """Assess the transfer of the cells, or of a sample if there are many."""
+    import numpy as np
+
+    from trvae.data._checks import in_memory
+    from trvae.model._selection import chosen_cells
+
     cells = model.registered_data.cells_of(data)
     positions, _ = chosen_cells(model.registered_data, in_memory(cells.obs), source, None)
     if len(positions) > _MAX_CELLS_TO_ASSESS:
@@ -210,6 +218,13 @@ def map_query(
 
     Example: trvae map model new_study.h5ad --out mapped --latent latent.csv
     """
+    import pandas as pd
+
+    from trvae import TRVAE
+    from trvae.cli._input import read_for
+    from trvae.cli._results import progress, save_model
+    from trvae.io._atomic import atomic_write
+
     check_new(out, overwrite)
     if latent is not None:
         latent.parent.mkdir(parents=True, exist_ok=True)
@@ -217,7 +232,7 @@ def map_query(
     query = read_for(reference, data, modality)
     mapped = TRVAE.load_query_data(query, reference, match_reference=match_reference)
     if not mapped.is_trained_:
-        mapped.train(max_epochs)
+        mapped.train(max_epochs, **progress())
     if latent is not None:
         z = pd.DataFrame(mapped.get_latent_representation(), index=mapped.adata.obs_names)
         with atomic_write(latent) as unfinished:
@@ -247,6 +262,11 @@ def evaluate(
     Example: trvae evaluate pbmc.h5ad --condition-key condition --labels-key cell_type --label NK
     --from control --to stimulated
     """
+    from trvae import TRVAEMethod
+    from trvae.cli._input import as_anndata, read, value_named
+    from trvae.cli._results import predict, print_metrics, progress, save_result, summary
+    from trvae.evaluation._split import hold_out
+
     if out is not None:
         check_new(out / "model", overwrite)
         out.mkdir(parents=True, exist_ok=True)
@@ -266,7 +286,9 @@ def evaluate(
         layer=layer,
         **keys,
     )
-    method = TRVAEMethod({"gene_likelihood": gene_likelihood}, {"max_epochs": max_epochs})
+    method = TRVAEMethod(
+        {"gene_likelihood": gene_likelihood}, {"max_epochs": max_epochs} | progress()
+    )
     result = predict(split, method, target, seed)
     print_metrics(result.metrics, f"{label} under {to}, never seen in training")
     if out is not None:

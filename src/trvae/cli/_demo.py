@@ -6,27 +6,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
-import pandas as pd
 import typer
-from matplotlib.figure import Figure
 
-from trvae import ImageTRVAE, TRVAEMethod, datasets, metrics, pl
 from trvae.cli._options import AsJson, MaxEpochs, Overwrite, Seed
-from trvae.cli._output import (
-    check_new,
-    console,
-    predict,
-    print_metrics,
-    print_table,
-    save_result,
-    summary,
-    versions,
-    write_results,
-)
-from trvae.evaluation._split import hold_out
+from trvae.cli._reporting import check_new, console, print_table, versions
 
 if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
     from anndata import AnnData
 
     from trvae.evaluation._split import HeldOut
@@ -58,13 +45,16 @@ def demo(
 
     Example: trvae demo --out results
     """
+    from trvae import TRVAEMethod
+    from trvae.cli._results import predict, print_metrics, progress, save_result, summary
+
     check_new(out / "model", overwrite)
     out.mkdir(parents=True, exist_ok=True)
     if images:
         return _demo_of_images(out, seed, max_epochs)
     console.print("Training on all cells except the stimulated NK cells ...")
     split = stimulated_nk_cells()
-    method = TRVAEMethod(train_kwargs={"max_epochs": max_epochs})
+    method = TRVAEMethod(train_kwargs={"max_epochs": max_epochs} | progress())
     result = predict(split, method, "stimulated", seed)
     print_metrics(result.metrics, "Stimulated NK cells, never seen in training")
     save_result(result, out)
@@ -73,6 +63,9 @@ def demo(
 
 def stimulated_nk_cells() -> HeldOut:
     """Hold out the cells that the demo predicts."""
+    from trvae import datasets
+    from trvae.evaluation._split import hold_out
+
     return hold_out(
         datasets.kang18(),
         label="NK",
@@ -85,6 +78,11 @@ def stimulated_nk_cells() -> HeldOut:
 
 
 def _demo_of_images(out: Path, seed: int, max_epochs: int | None) -> dict:
+    from matplotlib.figure import Figure
+
+    from trvae import ImageTRVAE, datasets, pl
+    from trvae.cli._results import progress, write_results
+
     console.print("Training on handwritten digits, without thin and thick threes ...")
     adata = datasets.stroke_digits()
     is_three, is_normal = adata.obs["digit"] == "3", adata.obs["condition"] == "normal"
@@ -94,7 +92,7 @@ def _demo_of_images(out: Path, seed: int, max_epochs: int | None) -> dict:
         train, condition_key="condition", labels_key="digit", image_shape=adata.uns["image_shape"]
     )
     model = ImageTRVAE(train, seed=seed)
-    model.train(max_epochs or _EPOCHS_OF_IMAGES)
+    model.train(max_epochs or _EPOCHS_OF_IMAGES, **progress())
     targets = list(observed.obs["condition"].unique())
     predicted: AnnData = model.transfer(normal, targets)
 
@@ -124,6 +122,10 @@ def _compare_images(
     train: AnnData, normal: AnnData, predicted: AnnData, observed: AnnData, target: str
 ) -> pd.DataFrame:
     """Compare the images predicted under a condition, and two baselines, with real ones."""
+    import numpy as np
+    import pandas as pd
+
+    from trvae import metrics
 
     def under(adata: AnnData, condition: str) -> np.ndarray:
         return adata.X[adata.obs["condition"] == condition] / 255

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from trvae.module._expression import GeneLikelihood
+from trvae._utils._choices import GeneLikelihood
 
 app = typer.Typer(
     help="Predict cells under conditions they were not measured in, with trVAE.",
@@ -16,7 +17,27 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"trvae-tools {version('trvae-tools')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _of_all(
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    pass
+
 
 Data = Annotated[Path, typer.Argument(help="Cells as h5ad, h5mu or zarr.")]
 ConditionKey = Annotated[str, typer.Option(help="Column of obs with the conditions.")]

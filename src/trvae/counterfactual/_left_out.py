@@ -10,6 +10,7 @@ from scipy.optimize import nnls
 from scipy.spatial.distance import pdist, squareform
 
 from trvae.counterfactual._label_response import (
+    MIN_LABELS,
     TARGET_SUM,
     LinearResponse,
     Weights,
@@ -19,7 +20,14 @@ from trvae.counterfactual._label_response import (
 # Genes with a similar expected error share a quantile. More genes make quantiles exact, fewer local.
 _GENES_PER_BIN, _MAX_BINS = 200, 20
 
+# Genes that change most in a label, of which an interval must hold as many as of all.
+_N_TOP = 100
+_FEWEST_FOR_QUANTILE = 20
+
 _N_REWEIGHTINGS = 5
+
+# Numbers of labels that the prior may count as.
+_SHRINKAGES = (1.0, 2.0, 4.0, 8.0, 16.0, np.inf)
 
 
 class LeftOut(NamedTuple):
@@ -56,12 +64,14 @@ def fit_weights(left_out: LeftOut, counts_per_cell: float | None, prior: Weights
     .. math::
 
         \min_{w \ge 0} \sum_s \frac{\lVert y_s - X_s w \rVert^2}{\sigma_s^2}
-        + \frac{1}{K} \sum_s \frac{\lVert X_s (w - w_0) \rVert^2}{\sigma_s^2}
+        + \frac{n}{K} \sum_s \frac{\lVert X_s (w - w_0) \rVert^2}{\sigma_s^2}
 
-    with :math:`y_s` the measured change of label :math:`s`, :math:`X_s` the predicted ones, on the
-    scale of log-normalised values, and :math:`\sigma_s` the label's own error, without which the labels
-    that change most would decide alone. The second term is a label more that the prior weights
-    :math:`w_0` would predict without error, so that few labels hardly move them.
+    with :math:`y_s` the measured change of label :math:`s` of :math:`K`, :math:`X_s` the predicted ones,
+    on the scale of log-normalised values, and :math:`\sigma_s` the label's own error, without which the
+    labels that change most would decide alone. The second term is :math:`n` labels more that the prior
+    weights :math:`w_0` would predict without error. Of the numbers from 1 to infinity, which keeps the
+    prior, the one is taken with which labels are predicted best by weights of the others; with fewer than
+    three labels, 1.
 
     Parameters
     ----------
@@ -77,19 +87,8 @@ def fit_weights(left_out: LeftOut, counts_per_cell: float | None, prior: Weights
     Breiman, *Machine Learning* 24, 49 (1996): stacked regressions, by non-negative least squares on
     cross-validated predictions; Aitken, *Proc. R. Soc. Edinb.* 55, 42 (1936): weighted least squares.
     """
-    changes = np.stack([getattr(left_out, name) for name in Weights._fields], axis=-1)
-    slope = _slope(left_out, counts_per_cell)
-    x, y, weights = slope[..., None] * changes, slope * left_out.change, np.array(prior)
-    at_prior = x @ weights
-    for _ in range(_N_REWEIGHTINGS):
-        error = np.sqrt(np.square(y - x @ weights).mean(1)) + 1e-12
-        of_label, of_prior = 1 / error, 1 / (error * np.sqrt(len(x)))
-        features = [of_label[:, None, None] * x, of_prior[:, None, None] * x]
-        answers = [of_label[:, None] * y, of_prior[:, None] * at_prior]
-        weights = nnls(
-            np.concatenate(features).reshape(-1, len(prior)), np.concatenate(answers).ravel()
-        )[0]
-    return Weights(*weights.tolist())
+    products, w_0 = _Products.of(left_out, counts_per_cell), np.array(prior)
+    return Weights(*_fitted(products, w_0, _best_shrinkage(products, w_0)).tolist())
 
 
 def predicted_by_others(
@@ -102,13 +101,72 @@ def predicted_by_others(
     left_out, counts_per_cell, prior
         See :func:`fit_weights`: the labels, their scale, and the weights to shrink to.
     """
+    products, w_0 = _Products.of(left_out, counts_per_cell), np.array(prior)
     predicted = []
     for label in range(len(left_out.before)):
-        weights = prior
-        if len(left_out.before) > 1:
-            weights = fit_weights(left_out.without(label), counts_per_cell, prior)
-        predicted.append(left_out.weighted(weights)[label])
+        others = products.without(label)
+        weights = _fitted(others, w_0, _best_shrinkage(others, w_0))
+        predicted.append(left_out.weighted(Weights(*weights))[label])
     return np.array(predicted)
+
+
+class _Products(NamedTuple):
+    """Sums over genes of products of each label's predicted and measured changes."""
+
+    xx: np.ndarray
+    """``n_labels x n_predictions x n_predictions``."""
+    xy: np.ndarray
+    """``n_labels x n_predictions``."""
+    yy: np.ndarray
+    """``n_labels``."""
+
+    @classmethod
+    def of(cls, left_out: LeftOut, counts_per_cell: float | None) -> _Products:
+        slope = _slope(left_out, counts_per_cell)
+        x = np.stack([slope * getattr(left_out, name) for name in Weights._fields], axis=1)
+        y = (slope * left_out.change)[..., None]
+        return cls(x @ x.swapaxes(1, 2), (x @ y)[..., 0], (y**2).sum((1, 2)))
+
+    def without(self, label: int) -> _Products:
+        return _Products(*(np.delete(values, label, axis=0) for values in self))
+
+    def errors(self, weights: np.ndarray) -> np.ndarray:
+        """Sum of squared errors of each label."""
+        squares = self.yy - 2 * self.xy @ weights + weights @ self.xx @ weights
+        # Differences of large numbers are not exact.
+        return squares.clip(min=1e-12 * self.yy + 1e-24)
+
+
+def _best_shrinkage(products: _Products, prior: np.ndarray) -> float:
+    """Number of labels that the prior counts as: that with which left-out labels are predicted best."""
+    n_labels = len(products.yy)
+    if n_labels < MIN_LABELS:
+        return _SHRINKAGES[0]
+    errors = [
+        [
+            np.log(products.errors(_fitted(products.without(label), prior, shrinkage))[label])
+            for label in range(n_labels)
+        ]
+        for shrinkage in _SHRINKAGES
+    ]
+    return _SHRINKAGES[np.mean(errors, axis=1).argmin()]
+
+
+def _fitted(products: _Products, prior: np.ndarray, shrinkage: float) -> np.ndarray:
+    """Weights of least error, see :func:`fit_weights`."""
+    weights = prior
+    if np.isinf(shrinkage) or len(products.yy) == 0:
+        return weights
+    share = shrinkage / len(products.yy)
+    for _ in range(_N_REWEIGHTINGS):
+        of_label = 1 / products.errors(weights)
+        xx, xy = of_label @ products.xx.reshape(len(of_label), -1), of_label @ products.xy
+        xx = xx.reshape(len(prior), -1)
+        # The same problem with as many equations as weights.
+        values, axes = np.linalg.eigh((1 + share) * xx)
+        sizes = np.sqrt(values.clip(min=1e-12 * values.max() + 1e-24))
+        weights = nnls(sizes[:, None] * axes.T, (xy + share * xx @ prior) @ axes / sizes)[0]
+    return weights
 
 
 def linear_left_out(before: np.ndarray, change: np.ndarray) -> np.ndarray:
@@ -187,6 +245,9 @@ class ErrorsOfLabels:
         edges = np.unique(np.quantile(sd, np.arange(1, n_bins) / n_bins, method="higher"))
         self._edges = edges[edges > sd.min()]
         self._bins = np.digitize(sd, self._edges)
+        measured = np.abs(after - self._values(before, 0.0))
+        n_top = min(_N_TOP, measured.shape[1] // 3)
+        self._is_top = (stats.rankdata(-measured, "ordinal", axis=1) <= n_top).ravel()
 
     def expected_rmse(
         self, before: np.ndarray, predicted: np.ndarray, n_cells: int
@@ -228,7 +289,8 @@ class ErrorsOfLabels:
         """Interval for the mean of each gene of a label.
 
         Its width is a quantile of the errors of genes with a similar expected error, in units of the
-        latter. As labels are few, it is widened as Student's t is wider than the normal distribution.
+        latter; that of the genes among them that changed most, if it is larger. As labels are few, it
+        is widened as a prediction interval by Student's t is wider than one by the normal distribution.
 
         Parameters
         ----------
@@ -246,12 +308,9 @@ class ErrorsOfLabels:
         Vovk, Lindsay, Nouretdinov & Gammerman, *Mondrian confidence machine* (2003).
         """
         sd = np.sqrt(self._variance(self._causes(before, predicted, self._change, 2 / n_cells)))
-        quantiles = [
-            np.quantile(self._units[self._bins == number], level)
-            for number in range(len(self._edges) + 1)
-        ]
-        upper = (1 + level) / 2
-        few_labels = stats.t.ppf(upper, len(self._change)) / stats.norm.ppf(upper)
+        quantiles = [self._quantile(number, level) for number in range(len(self._edges) + 1)]
+        upper, n = (1 + level) / 2, len(self._change)
+        few_labels = stats.t.ppf(upper, n - 1) / stats.norm.ppf(upper) * np.sqrt(1 + 1 / n)
         half = few_labels * sd * np.array(quantiles)[np.digitize(sd, self._edges)]
         center = self._values(before, predicted)
         if self._counts_per_cell is None:
@@ -259,6 +318,13 @@ class ErrorsOfLabels:
         ends = (np.expm1((center + side * half).clip(min=0)) for side in (-1, 1))
         low, high = (end / self._counts_per_cell for end in ends)
         return low, high
+
+    def _quantile(self, number: int, level: float) -> float:
+        """Quantile of the errors in a bin."""
+        is_in_bin = self._bins == number
+        is_top = is_in_bin & self._is_top
+        groups = [is_in_bin, is_top] if is_top.sum() >= _FEWEST_FOR_QUANTILE else [is_in_bin]
+        return max(float(np.quantile(self._units[group], level)) for group in groups)
 
     def _values(self, before: np.ndarray, change: np.ndarray | float) -> np.ndarray:
         return log_normalized_after(before, np.asarray(change), self._counts_per_cell)

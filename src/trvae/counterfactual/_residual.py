@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 
 from trvae._utils._matrices import nonzero_positions
 from trvae.counterfactual._draws import is_below, tail_probability
 from trvae.counterfactual._quantiles import binomial_quantile, count_quantile
-
-Estimate = Literal["counterfactual", "decoded", "linear"]
 
 
 def expected_counts(

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-DEFAULT_MODALITY = "rna"
 # Arguments of setup_mudata that name a layer and columns of a modality.
 _LAYER = "rna_layer"
 _COLUMNS = (

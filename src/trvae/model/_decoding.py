@@ -24,7 +24,7 @@ from trvae.data._codes import codes_of
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from trvae.counterfactual._residual import Estimate
+    from trvae._utils._choices import Estimate
     from trvae.model._base import BaseTRVAE
     from trvae.model._selection import Selection
 

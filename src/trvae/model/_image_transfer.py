@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from trvae.counterfactual._residual import Estimate
+    from trvae._utils._choices import Estimate
     from trvae.model._decoding import Minibatch
     from trvae.model._selection import Selection
 

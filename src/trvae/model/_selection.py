@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
-    from trvae.counterfactual._residual import Estimate
+    from trvae._utils._choices import Estimate
     from trvae.data._registered import RegisteredData
     from trvae.model._base import BaseTRVAE
     from trvae.model._interface import Model

@@ -9,9 +9,10 @@ from mudata import MuData
 from scvi.data.fields import MuDataWrapper
 from scvi.utils import setup_anndata_dsp
 
+from trvae._utils._choices import DEFAULT_MODALITY
 from trvae.data._checks import check_not_view
 from trvae.data._fields import InOrderDataManager, fields_of
-from trvae.data._mudata import DEFAULT_MODALITY, anndata_arguments, cells_of
+from trvae.data._mudata import anndata_arguments, cells_of
 from trvae.data._registration import check_setup
 
 # For type checkers, scvi-tools' base class has what is missing here.

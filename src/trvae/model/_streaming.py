@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from trvae.counterfactual._residual import Estimate
+    from trvae._utils._choices import Estimate
     from trvae.model._base import BaseTRVAE
 
 

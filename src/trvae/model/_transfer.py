@@ -20,8 +20,8 @@ from trvae._utils._arguments import (
     choice,
     choice_of,
 )
+from trvae._utils._choices import Estimate
 from trvae._utils._matrices import stacked
-from trvae.counterfactual._residual import Estimate
 from trvae.data._checks import is_list_of_conditions
 from trvae.io._chunks import check_output
 from trvae.model._decoding import decode_both, predict, with_columns

@@ -19,6 +19,7 @@ from trvae._utils._arguments import (
     list_of,
     number,
 )
+from trvae._utils._choices import GeneLikelihood
 from trvae._utils._seeds import seeded
 from trvae.counterfactual._label_response import group_means
 from trvae.data._checks import check_expression
@@ -34,7 +35,7 @@ from trvae.model._expression import ExpressionMixin
 from trvae.model._ranking import RankingMixin
 from trvae.model._scarches import read_scarches
 from trvae.model._setup import SetupMixin
-from trvae.module._expression import DecoderName, Dispersion, GeneLikelihood, TRVAEModule
+from trvae.module._expression import DecoderName, Dispersion, TRVAEModule
 from trvae.module._layers import Normalization
 from trvae.module._mmd import BANDWIDTHS
 

@@ -29,12 +29,9 @@ if TYPE_CHECKING:
 
     from torch.distributions import Distribution
 
+    from trvae._utils._choices import GeneLikelihood
     from trvae.module._decoders import DecoderOutput
 
-
-# A new likelihood is made in ``TRVAEModule._likelihood``; ``model/_decoding.py`` says how cells are
-# drawn from it, ``data/_checks.py`` which values suit it.
-GeneLikelihood = Literal["nb", "zinb", "poisson", "normal"]
 
 Dispersion = Literal["gene", "gene-condition"]
 

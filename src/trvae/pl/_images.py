@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from trvae import ImageTRVAE
-    from trvae.counterfactual._residual import Estimate
+    from trvae._utils._choices import Estimate
 
 # In inches: the height of an image and the width of the names.
 _IMAGE, _NAMES = 0.6, 1.2

@@ -1,42 +1,28 @@
-"""Tables, JSON, result files and one-line errors of the command line."""
+"""Models, predictions and their files, as commands write them."""
 
 from __future__ import annotations
 
-import functools
-import json
-import logging
-import platform
 import sys
-import warnings
-from contextlib import nullcontext, redirect_stdout
-from importlib.metadata import version
-from math import isnan
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-import typer
 from matplotlib.figure import Figure
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from trvae import pl
+from trvae._scvi import ProgressBar
+from trvae.cli._reporting import console, print_table, to_json, versions
 from trvae.evaluation._split import HeldOut, predict_held_out
 from trvae.io._atomic import atomic_write
 from trvae.io._hdf5 import write_h5ad
 from trvae.train._interruption import end_if_interrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     import pandas as pd
     from anndata import AnnData
 
     from trvae import TRVAE, ImageTRVAE, TRVAEMethod
-
-console = Console()
 
 _SHOWN_METRICS = {
     "r2_mean": "R² of\nmeans",
@@ -48,38 +34,20 @@ _SHOWN_METRICS = {
 }
 
 
-def reporting(command: Callable[..., dict]) -> Callable[..., None]:
-    """Print the summary that a command returns as JSON if requested, and errors on one line.
-
-    With ``--json``, standard output has the JSON only.
-    """
-
-    @functools.wraps(command)
-    def wrapped(*args, **kwargs):
-        # Only progress bars and results should be on the screen.
-        warnings.filterwarnings("ignore")
-        for name in ("lightning", "lightning.pytorch", "scvi"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        elsewhere = redirect_stdout(sys.stderr) if kwargs["as_json"] else nullcontext()
-        try:
-            with elsewhere:
-                returned = command(*args, **kwargs)
-        except (ValueError, OSError, RuntimeError) as error:
-            message = " ".join(str(error).split())
-            Console(stderr=True).print(
-                f"[bold red]Error:[/] {escape(message)}", highlight=False, soft_wrap=True
-            )
-            raise typer.Exit(1) from error
-        if kwargs["as_json"]:
-            print(_to_json(returned))
-
-    return wrapped
+def progress() -> dict[str, Any]:
+    """Arguments of ``train``: a progress bar in a terminal, nothing in a log file."""
+    if not sys.stderr.isatty():
+        return {"enable_progress_bar": False}
+    return {"simple_progress_bar": False, "callbacks": [_Bar()]}
 
 
-def check_new(folder: Path, overwrite: bool) -> None:
-    """Raise a ``ValueError`` if there is a model that may not be replaced."""
-    if folder.exists() and not overwrite:
-        raise ValueError(f"{folder} exists already. Choose another folder, or use --overwrite.")
+class _Bar(ProgressBar):
+    """scvi-tools' bar without the number of a log that is not written."""
+
+    def get_metrics(self, *args):
+        return {
+            name: value for name, value in super().get_metrics(*args).items() if name != "v_num"
+        }
 
 
 def save_model(model: TRVAE, out: Path, overwrite: bool) -> dict:
@@ -126,19 +94,6 @@ def print_metrics(metrics: pd.DataFrame, title: str) -> None:
     )
 
 
-def print_table(table: pd.DataFrame, title: str, headings: dict[str, str]) -> None:
-    """Print the columns that have a heading."""
-    shown = [column for column in headings if column in table]
-    printed = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1))
-    printed.add_column("", no_wrap=True)
-    for column in shown:
-        printed.add_column(headings[column], justify="right", no_wrap=True)
-    for method, row in table.iterrows():
-        style = "bold" if method == "prediction" else None
-        printed.add_row(str(method), *(f"{row[column]:.3f}" for column in shown), style=style)
-    console.print(printed)
-
-
 def save_result(result: Result, out: Path) -> None:
     """Write the figure, the prediction, the model and the metrics."""
     groups = (result.predicted, result.split.observed, result.split.control)
@@ -160,7 +115,7 @@ def write_results(
         write_h5ad(unfinished, predicted, compression="gzip")
     model.save(str(out / "model"), overwrite=True)
     with atomic_write(out / "metrics.json") as unfinished:
-        unfinished.write_text(_to_json(record) + "\n")
+        unfinished.write_text(to_json(record) + "\n")
     console.print(
         f"Wrote figure.png, predicted.h5ad, model and metrics.json to {out}.", soft_wrap=True
     )
@@ -178,22 +133,3 @@ def summary(result: Result) -> dict:
         },
         "versions": versions(),
     }
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that determine the numbers."""
-    packages = ("trvae-tools", "scvi-tools", "torch", "anndata", "numpy", "scipy")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
-
-
-def _to_json(record: dict) -> str:
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {str(key): plain(held) for key, held in value.items()}
-        if isinstance(value, list):
-            return [plain(held) for held in value]
-        value = value.item() if isinstance(value, np.generic) else value
-        return None if isinstance(value, float) and isnan(value) else value
-
-    # JSON has neither NaN nor NumPy's scalars.
-    return json.dumps(plain(record), indent=2, allow_nan=False, default=str)
