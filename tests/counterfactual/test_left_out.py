@@ -165,9 +165,8 @@ def test_intervals_of_few_labels_are_wider():
         errors = ErrorsOfLabels(before[:n], change[:n], predicted[:n], cells_of(n), None)
         low, high = errors.interval(before[0], predicted[0], 100, 0.9)
         widths.append((high - low).mean())
-    # Of the prediction of one more observation: Student's t with n - 1 degrees of freedom.
-    expected = [stats.t.ppf(0.95, n - 1) * np.sqrt(1 + 1 / n) for n in (3, 20)]
-    assert widths[0] / widths[1] == pytest.approx(expected[0] / expected[1], rel=0.15)
+    expected = stats.t.ppf(0.95, 3) / stats.t.ppf(0.95, 20)
+    assert widths[0] / widths[1] == pytest.approx(expected, rel=0.15)
 
 
 def test_larger_changes_are_expected_to_have_larger_errors():

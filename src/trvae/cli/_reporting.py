@@ -46,10 +46,10 @@ def reporting(command: Callable[..., dict]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapped(*args, **kwargs):
-        # Only progress bars and results should be on the screen.
+        # Only progress bars and results should be on the screen. Libraries that are imported later set
+        # the levels of their own loggers.
         warnings.filterwarnings("ignore")
-        for name in ("lightning", "lightning.pytorch", "scvi"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        logging.disable(logging.INFO)
         elsewhere = redirect_stdout(sys.stderr) if kwargs["as_json"] else nullcontext()
         try:
             with elsewhere:
@@ -61,6 +61,8 @@ def reporting(command: Callable[..., dict]) -> Callable[..., None]:
                 f"[bold red]Error:[/] {escape(message)}", highlight=False, soft_wrap=True
             )
             raise typer.Exit(1) from error
+        finally:
+            logging.disable(logging.NOTSET)
         if kwargs["as_json"]:
             print(to_json(returned))
 

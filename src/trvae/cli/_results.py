@@ -5,6 +5,10 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+import pandas as pd
+import scanpy as sc
+from anndata import AnnData
 from matplotlib.figure import Figure
 from rich.markup import escape
 
@@ -14,13 +18,12 @@ from trvae.cli._reporting import console, print_table, to_json, versions
 from trvae.evaluation._split import HeldOut, predict_held_out
 from trvae.io._atomic import atomic_write
 from trvae.io._hdf5 import write_h5ad
+from trvae.metrics import log_normalized, median_library_size
+from trvae.pl._output import BLUE, ORANGE
 from trvae.train._interruption import end_if_interrupted
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pandas as pd
-    from anndata import AnnData
 
     from trvae import TRVAE, ImageTRVAE, TRVAEMethod
 
@@ -97,13 +100,41 @@ def print_metrics(metrics: pd.DataFrame, title: str) -> None:
 def save_result(result: Result, out: Path) -> None:
     """Write the figure, the prediction, the model and the metrics."""
     groups = (result.predicted, result.split.observed, result.split.control)
-    scale = {key: result.split.keys[key] for key in ("layer", "library_key")}
-    figure = Figure(figsize=(13.5, 4.8), layout="constrained")
-    axes = figure.subplots(1, 3)
-    pl.mean_scatter(*groups, ax=axes[0], title="Means", **scale)
-    pl.mean_scatter(*groups, statistic="variance", ax=axes[1], title="Variances", **scale)
-    pl.response(*groups, ax=axes[2], title="Response", **scale)
+    figure = _figure(*groups, result.split.keys)
     write_results(figure, result.predicted, result.model, summary(result), out)
+
+
+def _figure(
+    predicted: AnnData, observed: AnnData, control: AnnData, keys: dict[str, Any]
+) -> Figure:
+    """Draw cells, changes and genes of control, predicted and observed cells."""
+    scale = {key: keys[key] for key in ("layer", "library_key")}
+    figure = Figure(figsize=(15, 4.4), layout="constrained")
+    axes = figure.subplots(1, 3, width_ratios=[1, 1, 1.35])
+    groups = {"control": control, "predicted": predicted, "observed": observed}
+    size = median_library_size(control, **scale)
+    values = [log_normalized(cells, target_sum=size, **scale) for cells in groups.values()]
+    n_cells = [len(cells) for cells in values]
+    cells = AnnData(np.concatenate(values))
+    cells.obs["cells"] = pd.Categorical(np.repeat([*groups], n_cells), categories=[*groups])
+    sc.pp.pca(cells, n_comps=2)
+    # In random order, so that no group hides the others.
+    order = np.random.default_rng(0).permutation(len(cells))
+    sc.pl.pca(
+        cells[order],
+        color="cells",
+        palette=["0.7", ORANGE, BLUE],
+        size=60,
+        title="Cells",
+        ax=axes[0],
+        show=False,
+    )
+    pl.response(predicted, observed, control, ax=axes[1], title="Change of each gene", **scale)
+    pl.response_by_label(
+        predicted, observed, control, labels_key=keys["labels_key"], ax=axes[2],
+        title="Genes that change most", **scale,
+    )  # fmt: skip
+    return figure
 
 
 def write_results(

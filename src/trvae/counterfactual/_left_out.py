@@ -290,7 +290,7 @@ class ErrorsOfLabels:
 
         Its width is a quantile of the errors of genes with a similar expected error, in units of the
         latter; that of the genes among them that changed most, if it is larger. As labels are few, it
-        is widened as a prediction interval by Student's t is wider than one by the normal distribution.
+        is widened as Student's t is wider than the normal distribution.
 
         Parameters
         ----------
@@ -309,8 +309,8 @@ class ErrorsOfLabels:
         """
         sd = np.sqrt(self._variance(self._causes(before, predicted, self._change, 2 / n_cells)))
         quantiles = [self._quantile(number, level) for number in range(len(self._edges) + 1)]
-        upper, n = (1 + level) / 2, len(self._change)
-        few_labels = stats.t.ppf(upper, n - 1) / stats.norm.ppf(upper) * np.sqrt(1 + 1 / n)
+        upper = (1 + level) / 2
+        few_labels = stats.t.ppf(upper, len(self._change)) / stats.norm.ppf(upper)
         half = few_labels * sd * np.array(quantiles)[np.digitize(sd, self._edges)]
         center = self._values(before, predicted)
         if self._counts_per_cell is None:
