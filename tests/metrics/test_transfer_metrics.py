@@ -180,6 +180,16 @@ def test_standard_errors_are_those_of_new_samples():
     assert table.loc[REPLICATE, "rmse_se"] != table.loc[REPLICATE, "rmse_se"]
 
 
+def test_a_summary_is_printed_whole(groups):
+    table = compare(groups["reference"][:60], groups)
+    summary = metrics.summarize(table)
+    assert "..." not in str(summary)
+    np.testing.assert_allclose(summary["RMSE ↓"], table["rmse"], atol=5e-4)
+    np.testing.assert_allclose(summary["R² mean ↑"], table["r2_mean"], atol=5e-4)
+    of_evaluation = table.rename_axis("method").reset_index().assign(label="type_0", seed=0)
+    assert list(metrics.summarize(of_evaluation)) == ["method", "label", *summary]
+
+
 def test_skill_is_0_for_the_best_baseline_and_1_for_a_replicate(groups):
     tables = {
         seed: compare(groups["reference"][:60], groups, seed=seed)

@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 # Half of the default is enough to draw threes well.
 _EPOCHS_OF_IMAGES = 26
 
-_IMAGE_METRICS = {
-    "stroke_thickness": "stroke thickness\n(pixels)",
-    "energy_distance": "energy\ndistance",
-}
-
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("trvae-demo"),
@@ -99,9 +94,15 @@ def _demo_of_images(out: Path, seed: int, max_epochs: int | None) -> dict:
     tables = {
         target: _compare_images(train, normal, predicted, observed, target) for target in targets
     }
+    headings = {
+        "stroke_thickness": "stroke thickness (pixels)",
+        "energy_distance": "energy distance ↓",
+    }
     for target, table in tables.items():
-        print_table(table, f"Threes drawn {target}, never seen in training", _IMAGE_METRICS)
-    console.print("Energy distance is between pixels; lower is better.", style="dim")
+        print_table(
+            table.rename(columns=headings), f"Threes drawn {target}, never seen in training"
+        )
+    console.print("The energy distance is between pixels.", style="dim")
     if not _can_measure_strokes():
         console.print("For stroke thickness: pip install 'trvae-tools[images]'.", style="dim")
     figure = Figure(figsize=(13.5, 4.8), layout="constrained")

@@ -82,16 +82,15 @@ def check_new(folder: Path, overwrite: bool) -> None:
         raise ValueError(f"{folder} exists already. Choose another folder, or use --overwrite.")
 
 
-def print_table(table: pd.DataFrame, title: str, headings: dict[str, str]) -> None:
-    """Print the columns that have a heading."""
-    shown = [column for column in headings if column in table]
-    printed = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1))
+def print_table(table: pd.DataFrame, title: str) -> None:
+    """Print a table of numbers, with the prediction in bold."""
+    printed = Table(title=title, box=SIMPLE_HEAD, padding=0)
     printed.add_column("", no_wrap=True)
-    for column in shown:
-        printed.add_column(headings[column], justify="right", no_wrap=True)
+    for heading in table:
+        printed.add_column(heading, justify="right", no_wrap=True)
     for method, row in table.iterrows():
         style = "bold" if method == "prediction" else None
-        printed.add_row(str(method), *(f"{row[column]:.3f}" for column in shown), style=style)
+        printed.add_row(str(method), *(f"{value:.3f}" for value in row), style=style)
     console.print(printed)
 
 

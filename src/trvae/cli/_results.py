@@ -18,7 +18,7 @@ from trvae.cli._reporting import console, print_table, to_json, versions
 from trvae.evaluation._split import HeldOut, predict_held_out
 from trvae.io._atomic import atomic_write
 from trvae.io._hdf5 import write_h5ad
-from trvae.metrics import log_normalized, median_library_size
+from trvae.metrics import log_normalized, median_library_size, summarize
 from trvae.pl._output import BLUE, ORANGE
 from trvae.train._interruption import end_if_interrupted
 
@@ -26,15 +26,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from trvae import TRVAE, ImageTRVAE, TRVAEMethod
-
-_SHOWN_METRICS = {
-    "r2_mean": "R² of\nmeans",
-    "r2_variance": "R² of\nvariances",
-    "r2_mean_top": "R² top\ngenes",
-    "change": "r of\nchange",
-    "rmse": "RMSE",
-    "energy_distance": "energy\ndistance",
-}
 
 
 def progress() -> dict[str, Any]:
@@ -88,9 +79,9 @@ def predict(split: HeldOut, method: TRVAEMethod, target: Any, seed: int) -> Resu
 
 def print_metrics(metrics: pd.DataFrame, title: str) -> None:
     """Print the main metrics of a prediction, its baselines and the replicate."""
-    print_table(metrics, title, _SHOWN_METRICS)
+    print_table(summarize(metrics), title)
     console.print(
-        "Lower is better for RMSE and energy distance, higher for all others. "
+        "Arrows point to better values. "
         f"Nearest: the shift of {escape(str(metrics.attrs['nearest']))}. "
         "Replicate: what a repetition of the experiment would score.",
         style="dim",

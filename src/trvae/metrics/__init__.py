@@ -29,6 +29,7 @@ from trvae.metrics._normalize import log_normalized, median_library_size
 from trvae.metrics._paired import paired_differences
 from trvae.metrics._skill import MEASURES, skill_scores
 from trvae.metrics._strokes import stroke_thickness
+from trvae.metrics._summary import summarize
 from trvae.metrics._transfer_metrics import transfer_metrics
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "significant_genes",
     "skill_scores",
     "stroke_thickness",
+    "summarize",
     "transfer_metrics",
     "wasserstein_distance",
     "welch_t",

@@ -1,0 +1,39 @@
+"""The few measures that answer most questions, to be read at a glance."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trvae.metrics._skill import MEASURES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Short enough for pandas to print the table whole on 80 columns.
+_HEADINGS = {
+    "r2_mean": "R² mean",
+    "r2_variance": "R² variance",
+    "change": "r change",
+    "rmse": "RMSE",
+    "energy_distance": "energy",
+}
+
+
+def summarize(table: pd.DataFrame) -> pd.DataFrame:
+    """Select the main measures, rounded, with an arrow towards better values.
+
+    Parameters
+    ----------
+    table
+        Result of :func:`transfer_metrics` or :func:`trvae.evaluate`.
+
+    Returns
+    -------
+    The same rows, with the squared correlation of the genes' means and of their variances, the
+    correlation of their changes, the root mean squared error of the means, and the energy distance; of
+    :func:`trvae.evaluate`, with the columns that name the row.
+    """
+    named = table.drop(columns=table.select_dtypes("number").columns)
+    arrows = {name: "↑" if MEASURES[name] == 1 else "↓" for name in _HEADINGS}
+    headings = {name: f"{heading} {arrows[name]}" for name, heading in _HEADINGS.items()}
+    return named.join(table[list(headings)].astype(float).round(3)).rename(columns=headings)
