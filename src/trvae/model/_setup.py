@@ -14,6 +14,7 @@ from trvae.data._checks import check_not_view
 from trvae.data._fields import InOrderDataManager, fields_of
 from trvae.data._mudata import anndata_arguments, cells_of
 from trvae.data._registration import check_setup
+from trvae.model._hints import SETUP, hinting
 
 # For type checkers, scvi-tools' base class has what is missing here.
 _BaseModelClass: Any = object
@@ -24,6 +25,7 @@ class SetupMixin(_BaseModelClass):
 
     @classmethod
     @setup_anndata_dsp.dedent
+    @hinting(SETUP)
     def setup_anndata(
         cls,
         adata: AnnData,
@@ -54,6 +56,8 @@ class SetupMixin(_BaseModelClass):
             genes are a selection, such as highly variable genes, whose share of all counts can
             differ between conditions; counterfactuals account for that difference. Only training
             cells need this column.
+        **kwargs
+            For :meth:`scvi.data.AnnDataManager.register_fields`.
 
         Raises
         ------
@@ -73,6 +77,7 @@ class SetupMixin(_BaseModelClass):
 
     @classmethod
     @setup_anndata_dsp.dedent
+    @hinting(SETUP)
     def setup_mudata(
         cls,
         mdata: MuData,
@@ -104,6 +109,8 @@ class SetupMixin(_BaseModelClass):
         modalities
             Modality of each argument that is not taken from ``mdata.obs``. The one with the
             expression, ``"rna_layer"``, is ``"rna"`` by default.
+        **kwargs
+            For :meth:`scvi.data.AnnDataManager.register_fields`.
 
         Raises
         ------

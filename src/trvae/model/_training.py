@@ -27,6 +27,7 @@ from trvae.model._cell_summaries import (
     first_reference_minibatches,
     get_codes,
 )
+from trvae.model._hints import TRAIN, hinting
 from trvae.model._identity import identity_of
 from trvae.module._distributed import uses_processes
 from trvae.train._checkpoint import TrainingCheckpoint, checkpoint_file, read_checkpoint
@@ -95,6 +96,7 @@ class TrainingMixin(Model):
     _default_steps = 4_500
     _default_plan_kwargs: dict[str, Any] = {}
 
+    @hinting(TRAIN)
     def train(
         self,
         max_epochs: int | None = None,

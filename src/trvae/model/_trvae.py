@@ -32,6 +32,7 @@ from trvae.model._cell_summaries import (
     mean_profiles_of,
 )
 from trvae.model._expression import ExpressionMixin
+from trvae.model._hints import MODEL, hinting
 from trvae.model._ranking import RankingMixin
 from trvae.model._scarches import read_scarches
 from trvae.model._setup import SetupMixin
@@ -167,6 +168,7 @@ class TRVAE(SetupMixin, CalibrationMixin, RankingMixin, ExpressionMixin, BaseTRV
 
     _module_cls = TRVAEModule
 
+    @hinting(MODEL)
     def __init__(
         self,
         adata: AnnData | MuData | None = None,
