@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # In points. Anything below 7 is illegible in print.
 SMALL_FONT = 8
 # Distinguishable with any colour vision: Okabe & Ito, "Color Universal Design" (2008).
-BLUE, ORANGE, VERMILLION = "#0072B2", "#E69F00", "#D55E00"
+BLUE, ORANGE, VERMILION = "#0072B2", "#E69F00", "#D55E00"
 _PRINT_DPI = 300
 
 

@@ -9,7 +9,7 @@ from adjustText import adjust_text
 
 from trvae._utils._arguments import check_arguments, choice
 from trvae.metrics import pearson_of_change, r2_of_means, r2_of_variances
-from trvae.pl._output import BLUE, SMALL_FONT, VERMILLION, Output
+from trvae.pl._output import BLUE, SMALL_FONT, VERMILION, Output
 from trvae.pl._values import chosen_genes, normalized
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def _draw(ax, title, x, y, names, named, note, quantity) -> None:
     limits = (low - margin, high + margin)
     ax.plot(limits, limits, color="0.6", linewidth=1, zorder=0)
     ax.scatter(x, y, s=10, alpha=0.5, color=BLUE, linewidths=0, rasterized=True)
-    ax.scatter(x[named], y[named], s=20, color=VERMILLION, marker="D", linewidths=0)
+    ax.scatter(x[named], y[named], s=20, color=VERMILION, marker="D", linewidths=0)
     ax.set(xlim=limits, ylim=limits, aspect="equal", title=title or "")
     ax.set_xlabel(f"observed {quantity}", fontsize=SMALL_FONT + 1)
     ax.set_ylabel(f"predicted {quantity}", fontsize=SMALL_FONT + 1)
