@@ -295,8 +295,6 @@ class TrainingMixin(Model):
         written_to = checkpoint.folder if checkpoint and checkpoint.has_written else None
         tracker.log_outcome(self.trainer, written_to)
 
-    # ------------------------------------------------------------- before training
-
     def _check_can_be_trained(self, datamodule: Any | None) -> None:
         if self.minified_data_type is not None:
             raise ValueError("a model can't be trained on a minified AnnData.")
@@ -347,8 +345,6 @@ class TrainingMixin(Model):
             plan_kwargs.setdefault("n_epochs_kl_warmup", n_epochs)
         return plan_kwargs
 
-    # ------------------------------------------------------------- during training
-
     @contextmanager
     def _restored_on_error(self) -> Iterator[None]:
         """Restore the model if training fails."""
@@ -367,8 +363,6 @@ class TrainingMixin(Model):
             self.module.load_state_dict(weights)
             self.module.train(is_training)
             raise
-
-    # -------------------------------------------------------------- after training
 
     def _take_best_weights(self, tracker: EpochTracker, early_stopping: bool) -> None:
         """Go back to the best weights of a training that was stopped, or end if there are none."""
