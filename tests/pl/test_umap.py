@@ -3,6 +3,8 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import scanpy as sc
+from anndata import AnnData
 from matplotlib.colors import to_hex
 
 import trvae
@@ -119,3 +121,10 @@ def test_wrong_models_and_axes(model, given_model):
         trvae.pl.umap(ensemble)
     with pytest.raises(RuntimeError, match="train"):
         trvae.pl.umap(ensemble.models[0])
+
+
+def test_neighbors_of_many_cells():
+    # Of more than 4,096, scanpy takes PyNNDescent's.
+    cells = AnnData(np.random.default_rng(0).normal(size=(4_200, 3)).astype(np.float32))
+    sc.pp.neighbors(cells, n_neighbors=5, use_rep="X")
+    assert cells.obsp["distances"].shape == (4_200, 4_200)
