@@ -16,6 +16,8 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx_design",
 ]
 exclude_patterns = ["_build", "_generated"]
 html_theme = "sphinx_book_theme"
@@ -28,7 +30,7 @@ autodoc_typehints = "none"
 napoleon_google_docstring = False
 # Returns sections are prose; napoleon would parse their lines as types.
 napoleon_custom_sections = ["Returns"]
-myst_enable_extensions = ["deflist", "dollarmath"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 suppress_warnings = ["ref.term"]
 
 
