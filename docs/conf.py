@@ -1,8 +1,17 @@
 """Sphinx configuration."""
 
+import os
 import re
+import warnings
 from importlib.metadata import version as package_version
 from pathlib import Path
+
+from anndata import AnnData
+from matplotlib.axes import Axes
+from mudata import MuData
+from pandas import DataFrame, Index
+from scvi.data import AnnDataManager
+from sphinx.deprecation import RemovedInSphinx10Warning
 
 from trvae.model import _base, _image_trvae, _trvae
 
@@ -16,6 +25,7 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
+    "sphinx_autodoc_typehints",
     "sphinx_copybutton",
     "sphinx_design",
 ]
@@ -26,12 +36,44 @@ html_title = "trvae-tools"
 html_theme_options = {"navbar_persistent": []}
 nb_execution_mode = "off"
 autosummary_generate = True
-autodoc_typehints = "none"
+typehints_defaults = "comma"
+typehints_document_rtype_none = False
+# sphinx-autodoc-typehints itself uses what Sphinx 10 removes.
+warnings.filterwarnings("ignore", category=RemovedInSphinx10Warning)
 napoleon_google_docstring = False
 # Returns sections are prose; napoleon would parse their lines as types.
 napoleon_custom_sections = ["Returns"]
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 suppress_warnings = ["ref.term"]
+
+nitpicky = True
+# Other packages, whose documentation is only linked with a network, and private classes.
+nitpick_ignore_regex = [
+    (
+        "py:.*",
+        r"(anndata|collections|distributed|lightning|matplotlib|mudata|numpy|pandas|pathlib|scanpy|scvi"
+        r"|sparse|torch|typing)\..*",
+    ),
+    ("py:data", "Ellipsis"),
+    ("py:class", r"trvae\..*\._.*"),
+]
+if "READTHEDOCS" in os.environ:
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "anndata": ("https://anndata.readthedocs.io/en/stable", None),
+        "matplotlib": ("https://matplotlib.org/stable", None),
+        "mudata": ("https://mudata.readthedocs.io/en/stable", None),
+        "numpy": ("https://numpy.org/doc/stable", None),
+        "pandas": ("https://pandas.pydata.org/docs", None),
+        "python": ("https://docs.python.org/3", None),
+        "scanpy": ("https://scanpy.readthedocs.io/en/stable", None),
+        "scvi-tools": ("https://docs.scvi-tools.org/en/stable", None),
+        "torch": ("https://docs.pytorch.org/docs/stable", None),
+    }
+# Types are linked where they are documented, which is not where they are defined.
+AnnData.__module__, AnnDataManager.__module__ = "anndata", "scvi.data"
+Axes.__module__, MuData.__module__ = "matplotlib.axes", "mudata"
+DataFrame.__module__ = Index.__module__ = "pandas"
 
 
 def without_citations(app, what, name, obj, options, lines):
@@ -57,4 +99,4 @@ def write_table_of_arguments(app):
 def setup(app):
     """Sphinx' entry point."""
     app.connect("builder-inited", write_table_of_arguments)
-    app.connect("autodoc-process-docstring", without_citations)
+    app.connect("autodoc-process-docstring", without_citations, priority=400)
