@@ -45,6 +45,9 @@ napoleon_google_docstring = False
 # Returns sections are prose; napoleon would parse their lines as types.
 napoleon_custom_sections = ["Returns"]
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+# Prompts and outputs of code are not copied.
+copybutton_prompt_text, copybutton_prompt_is_regexp = r">>> |\.\.\. |\$ ", True
+copybutton_selector = "div:not(.output) > div.highlight pre"
 suppress_warnings = ["ref.term"]
 
 nitpicky = True
