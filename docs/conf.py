@@ -12,7 +12,11 @@ from mudata import MuData
 from pandas import DataFrame, Index
 from scvi.data import AnnDataManager
 from sphinx.deprecation import RemovedInSphinx10Warning
+from typer import Context
+from typer.cli import get_docs_for_click
+from typer.main import get_command
 
+from trvae.cli import app as command_line
 from trvae.model import _base, _image_trvae, _trvae
 
 project = "trvae-tools"
@@ -45,9 +49,12 @@ napoleon_google_docstring = False
 # Returns sections are prose; napoleon would parse their lines as types.
 napoleon_custom_sections = ["Returns"]
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
 # Prompts and outputs of code are not copied.
 copybutton_prompt_text, copybutton_prompt_is_regexp = r">>> |\.\.\. |\$ ", True
 copybutton_selector = "div:not(.output) > div.highlight pre"
+# Quotes and ellipses, but no dashes: options have two hyphens.
+smartquotes_action = "qe"
 suppress_warnings = ["ref.term"]
 
 nitpicky = True
@@ -95,12 +102,36 @@ def write_table_of_arguments(app):
     lines = ["| argument | of | must be |", "|:--|:--|:--|"]
     for model, rules in models.items():
         lines += [f"| `{name}` | {model} | {rule.description} |" for name, rule in rules.items()]
+    write(app, "arguments.md", "\n".join(lines) + "\n")
+
+
+def write_reference_of_commands(app):
+    """The reference of the command line is its own help."""
+    command = get_command(command_line)
+    text = get_docs_for_click(obj=command, ctx=Context(command), name="trvae")
+    # Without the title, and the list of commands, which has the starts of their descriptions only.
+    text = re.sub(r"^# .*|\*\*Commands\*\*:\n\n(\* .*\n)+", "", text).replace(
+        "<int range>", "<int>"
+    )
+    text = re.sub(r"^Example: (.+(?:\n.+)*)", as_code, text, flags=re.M)
+    write(app, "command_line.md", text)
+
+
+def as_code(match):
+    """An example on the command line, which help wraps."""
+    command = match[1].replace("\n", " \\\n    ")
+    return f"**Example**:\n\n```console\n$ {command}\n```"
+
+
+def write(app, name, text):
+    """Write a file that pages include."""
     folder = Path(app.srcdir) / "_generated"
     folder.mkdir(exist_ok=True)
-    (folder / "arguments.md").write_text("\n".join(lines) + "\n")
+    (folder / name).write_text(text)
 
 
 def setup(app):
     """Sphinx' entry point."""
     app.connect("builder-inited", write_table_of_arguments)
+    app.connect("builder-inited", write_reference_of_commands)
     app.connect("autodoc-process-docstring", without_citations, priority=400)
