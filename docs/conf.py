@@ -36,6 +36,8 @@ extensions = [
 ]
 exclude_patterns = ["_build", "_generated"]
 html_theme = "sphinx_book_theme"
+html_css_files = ["style.css"]
+html_static_path = ["_static"]
 html_title = "trvae-tools"
 # Search is in the sidebar already.
 html_theme_options = {"navbar_persistent": []}
