@@ -55,8 +55,6 @@ myst_heading_anchors = 3
 # Prompts and outputs of code are not copied.
 copybutton_prompt_text, copybutton_prompt_is_regexp = r">>> |\.\.\. |\$ ", True
 copybutton_selector = "div:not(.output) > div.highlight pre"
-# Quotes and ellipses, but no dashes: options have two hyphens.
-smartquotes_action = "qe"
 suppress_warnings = ["ref.term"]
 
 nitpicky = True
@@ -89,9 +87,9 @@ Axes.__module__, MuData.__module__ = "matplotlib.axes", "mudata"
 DataFrame.__module__ = Index.__module__ = "pandas"
 
 
-def without_citations(app, what, name, obj, options, lines):
-    """Inherited docstrings cite by a role of scvi-tools' own documentation."""
-    lines[:] = [re.sub(r":cite:p:`(.*?)`", r"(\1)", line) for line in lines]
+def mend_docstring(app, what, name, obj, options, lines):
+    """Drop roles of scvi-tools' own documentation, and the colons that mark Returns for napoleon."""
+    lines[:] = [re.sub(r":cite:p:`(.*?)`", r"(\1)", line) for line in lines if line != ":"]
 
 
 def write_table_of_arguments(app):
@@ -115,13 +113,14 @@ def write_reference_of_commands(app):
     text = re.sub(r"^# .*|\*\*Commands\*\*:\n\n(\* .*\n)+", "", text).replace(
         "<int range>", "<int>"
     )
+    text = re.sub(r"(?<= )--[a-z-]+", r"`\g<0>`", text)
     text = re.sub(r"^Example: (.+(?:\n.+)*)", as_code, text, flags=re.M)
     write(app, "command_line.md", text)
 
 
 def as_code(match):
     """An example on the command line, which help wraps."""
-    command = match[1].replace("\n", " \\\n    ")
+    command = match[1].replace("`", "").replace("\n", " \\\n    ")
     return f"**Example**:\n\n```console\n$ {command}\n```"
 
 
@@ -136,4 +135,5 @@ def setup(app):
     """Sphinx' entry point."""
     app.connect("builder-inited", write_table_of_arguments)
     app.connect("builder-inited", write_reference_of_commands)
-    app.connect("autodoc-process-docstring", without_citations, priority=400)
+    # After sphinx-autodoc-typehints' colons, before napoleon.
+    app.connect("autodoc-process-docstring", mend_docstring, priority=499)
