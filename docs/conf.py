@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from mudata import MuData
 from pandas import DataFrame, Index
 from scvi.data import AnnDataManager
-from sphinx.deprecation import RemovedInSphinx10Warning
 from typer import Context
 from typer.cli import get_docs_for_click
 from typer.main import get_command
@@ -46,7 +45,7 @@ autosummary_generate = True
 typehints_defaults = "comma"
 typehints_document_rtype_none = False
 # sphinx-autodoc-typehints itself uses what Sphinx 10 removes.
-warnings.filterwarnings("ignore", category=RemovedInSphinx10Warning)
+warnings.filterwarnings("ignore", message=".*sphinx_autodoc_typehints")
 napoleon_google_docstring = False
 # Returns sections are prose; napoleon would parse their lines as types.
 napoleon_custom_sections = ["Returns"]
