@@ -1,6 +1,7 @@
 """What many tests share: settings, a small fit, a disk that is full."""
 
 import os
+import re
 import resource
 import signal
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ import trvae
 DEVICE = os.environ.get("TRVAE_TEST_DEVICE", "cpu")
 ACCELERATOR = {"cuda": "gpu"}.get(DEVICE, DEVICE)
 FIXTURES = Path(__file__).parent / "fixtures"
+REFERENCE = Path(__file__).parents[1] / "docs" / "api"
 # The loss sums over genes, and there are few of them: the default weight would be too much.
 SMALL = {"hidden_sizes": (32, 16), "n_latent": 4, "effect_sizes": (16,), "mmd_weight": 10.0}
 # Long enough to learn a simulated effect from a few hundred cells.
@@ -32,6 +34,18 @@ QUIET = {"enable_progress_bar": False, "accelerator": ACCELERATOR}
 def cpu_only(reason):
     """Mark a test of what is only there, or only true, on the CPU."""
     return pytest.mark.skipif(DEVICE != "cpu", reason=f"CPU only: {reason}")
+
+
+def reference():
+    """Return the text of all pages of the API reference."""
+    return "\n".join(page.read_text() for page in sorted(REFERENCE.glob("*.md")))
+
+
+def members_in_reference(class_name):
+    """Return the members of a class that the API reference documents, the inherited ones last."""
+    text = reference()
+    (listed,) = re.findall(rf"autoclass:: {class_name}\n\s+:members: (.*)", text)
+    return listed.split(", ") + re.findall(rf"auto\w+:: {class_name}\.(\w+)", text)
 
 
 def on_device(values):

@@ -1,13 +1,10 @@
 import inspect
 import re
-from pathlib import Path
 
 import pytest
+from helpers import members_in_reference, reference
 
 import trvae
-
-DOCS = Path(__file__).parents[1] / "docs"
-
 
 # What images have not: of each, why.
 LEFT_OUT_OF_IMAGES = {
@@ -18,13 +15,6 @@ LEFT_OUT_OF_IMAGES = {
     # There is no setup_mudata.
     "prepare_query_mudata",
 }
-
-
-def listed_in_reference(cls):
-    (listed,) = re.findall(
-        rf"autoclass:: {cls.__name__}\n\s+:members: (.*)", (DOCS / "api.md").read_text()
-    )
-    return listed.split(", ")
 
 
 def own_public_members(cls):
@@ -40,26 +30,34 @@ def own_public_members(cls):
 @pytest.mark.parametrize("cls", [trvae.TRVAE, trvae.ImageTRVAE, trvae.TRVAEEnsemble])
 def test_every_public_member_is_in_the_reference(cls):
     left_out = LEFT_OUT_OF_IMAGES if cls is trvae.ImageTRVAE else set()
-    listed = listed_in_reference(cls)
+    listed = members_in_reference(cls.__name__)
     assert len(listed) == len(set(listed))
     assert set(own_public_members(cls)) - left_out <= set(listed) <= set(dir(cls))
 
 
 @pytest.mark.parametrize("cls", [trvae.TRVAE, trvae.ImageTRVAE, trvae.TRVAEEnsemble])
 def test_what_is_in_the_reference_is_documented(cls):
-    for name in listed_in_reference(cls):
+    for name in members_in_reference(cls.__name__):
         doc = inspect.getdoc(getattr(cls, name))
         # scvi-tools has left some placeholders in its docstrings.
         assert doc and not re.search(r"%\(\w+\)s", doc), name
 
 
 def test_every_public_name_is_in_the_reference():
-    text = (DOCS / "api.md").read_text()
+    text = reference()
     for name in trvae.__all__:
         assert re.search(rf"(autoclass|autofunction|automodule):: (trvae\.)?{name}\b", text), name
     for module in (trvae.metrics, trvae.pl, trvae.datasets):
         for name in module.__all__:
             assert inspect.getdoc(getattr(module, name)), name
+            # In the table on top of the module's page, or as data.
+            assert re.search(rf"^(    |.. py:data:: ){name}$", text, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("cls", [trvae.TRVAE, trvae.ImageTRVAE, trvae.TRVAEEnsemble])
+def test_tables_list_every_member(cls):
+    listed = re.findall(rf"^    ~{cls.__name__}\.(\w+)$", reference(), re.MULTILINE)
+    assert listed == members_in_reference(cls.__name__)
 
 
 @pytest.mark.parametrize(

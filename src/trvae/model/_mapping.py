@@ -86,7 +86,7 @@ class MappingMixin(Model):
         return_reference_var_names: bool = False,
         inplace: bool = True,
     ) -> MuData | dict[str, pd.Index] | None:
-        """Give a MuData the genes of a reference, see :meth:`prepare_query_anndata`.
+        """Give a MuData the genes of a reference, see :meth:`~trvae.TRVAE.prepare_query_anndata`.
 
         Parameters
         ----------

@@ -141,7 +141,7 @@ class TRVAE(SetupMixin, CalibrationMixin, RankingMixin, ExpressionMixin, BaseTRV
     linear_weight, response_limit
         As given. They take no part in training, so they can be changed afterwards.
     module
-        The network, a :class:`~trvae.module.TRVAEModule`.
+        The network, a :class:`~trvae.TRVAEModule`.
     seed
         As given.
 

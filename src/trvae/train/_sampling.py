@@ -107,7 +107,7 @@ class ConditionBalancedSampler(Sampler[list[int]]):
 
 
 class ConditionBalancedDataSplitter(DataSplitter):
-    """scvi-tools' splitter with minibatches from :class:`ConditionBalancedSampler`.
+    """scvi-tools' splitter with minibatches from :class:`~trvae.train.ConditionBalancedSampler`.
 
     Its ``state_dict`` has the split and the state of the sampler, so that Lightning resumes
     with the minibatches that would have come next.
@@ -124,7 +124,7 @@ class ConditionBalancedDataSplitter(DataSplitter):
     ------
     ValueError
         If ``external_indexing`` is not made of positions of cells, workers can't read a file, or as
-        :class:`~scvi.dataloaders.DataSplitter` and :class:`ConditionBalancedSampler`.
+        :class:`~scvi.dataloaders.DataSplitter` and :class:`~trvae.train.ConditionBalancedSampler`.
     """
 
     def __init__(
