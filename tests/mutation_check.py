@@ -176,8 +176,22 @@ MUTATIONS = [
     Mutation(
         "a label's own answer enters the weights it is judged by",
         "counterfactual/_left_out.py",
-        "fit_weights(left_out.without(label), counts_per_cell, prior)",
-        "fit_weights(left_out, counts_per_cell, prior)",
+        "others = products.without(label)",
+        "others = products",
+        "counterfactual",
+    ),
+    Mutation(
+        "how far weights move is judged by the labels they were fitted to",
+        "counterfactual/_left_out.py",
+        "_fitted(products.without(label), prior, shrinkage)",
+        "_fitted(products, prior, shrinkage)",
+        "counterfactual",
+    ),
+    Mutation(
+        "intervals are for genes that change as expected",
+        "counterfactual/_left_out.py",
+        "if is_top.sum() >= _FEWEST_FOR_QUANTILE",
+        "if False",
         "counterfactual",
     ),
     Mutation(
