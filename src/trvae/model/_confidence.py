@@ -149,7 +149,8 @@ class ConfidenceMixin(TransferMixin):
         * ``error``, ``error_low``, ``error_high``: root mean squared error to expect of the predicted
           mean, and its range if the group is like the left-out labels. For counts both are of
           :math:`\log(1 + \text{counts})` at the cells' median library size. NaN if fewer than three
-          labels were measured under both conditions, or the cells are of several conditions;
+          labels were measured under both conditions, the cells are of several conditions, or they are
+          images;
         * ``summary``, a few sentences.
 
         For a list of conditions, the condition is in the index before the group.
