@@ -51,10 +51,6 @@ class LeftOut(NamedTuple):
         """Add up the predictions, ``n_labels x n_genes``."""
         return sum(weight * getattr(self, name) for name, weight in weights._asdict().items())
 
-    def without(self, label: int) -> LeftOut:
-        """Remove a label."""
-        return LeftOut(*(np.delete(values, label, axis=0) for values in self))
-
 
 def fit_weights(left_out: LeftOut, counts_per_cell: float | None, prior: Weights) -> Weights:
     r"""Weights with which left-out labels are predicted best.
