@@ -126,6 +126,15 @@ SIMULATIONS: dict[str, dict] = {
     "batches crossed with conditions": {"n_cell_types": 6, "n_batches": 3},
 }
 
+TITLES = {
+    "kang": "PBMCs under interferon-beta (Kang et al. 2018), 2,000 genes",
+    "embedded": "The subset of Kang et al. that ships with the package, 2,000 genes",
+    "spleen": "Mouse spleen under lipopolysaccharide (Jaitin et al. 2014), 2,000 genes",
+    "radiation": "Head and neck cancer lines after 10 Gy, 32 proteins by mass cytometry",
+    "glioblastoma": "Glioblastoma slices under panobinostat (Zhao et al. 2021), 300 genes",
+    **{name: f"Simulated: {name}" for name in SIMULATIONS},
+}
+
 
 def read_simulated(name: str) -> tuple[ad.AnnData, dict]:
     """Counts with a known effect; of twelve conditions, two are held out."""

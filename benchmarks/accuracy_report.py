@@ -8,7 +8,7 @@ Run from the root of the repository::
 from __future__ import annotations
 
 import pandas as pd
-from accuracy import RESULTS, SIMULATIONS, how, read_results
+from accuracy import RESULTS, TITLES, how, read_results
 
 from trvae.metrics import MEASURES, paired_differences, skill_scores
 from trvae.metrics._baselines import BASELINES, REPLICATE
@@ -27,11 +27,6 @@ SHOWN = {
 SAME_AS_BEFORE = ["rmse", "r2_mean", "r2_variance", "change"]
 # Settings were chosen on these labels.
 TUNED_ON = {"kang": ["B", "CD8T", "Dendritic"]}
-TITLES = {
-    "kang": "PBMCs under interferon-beta (Kang et al. 2018), 2,000 genes",
-    "embedded": "The subset of Kang et al. that ships with the package, 2,000 genes",
-    "glioblastoma": "Glioblastoma slices under panobinostat (Zhao et al. 2021), 300 genes",
-}
 
 
 def read(name: str) -> pd.DataFrame | None:
@@ -138,7 +133,7 @@ def print_former() -> None:
     )
     print(f"### {TITLES['kang']}\n\n{former('kang_former', ()).to_markdown()}\n")
     hows = [how(RESULTS / "kang_former")]
-    for name, title in (TITLES | {name: f"Simulated: {name}" for name in SIMULATIONS}).items():
+    for name, title in TITLES.items():
         folder = name.replace(" ", "_")
         if read(name) is None and (RESULTS / folder).exists():
             print(f"### {title}\n\n{former(folder, BASELINES).to_markdown()}\n")
@@ -155,8 +150,7 @@ def main() -> None:
         "genes). The measures, baselines and the replicate are those of "
         "`trvae.metrics.transfer_metrics`; the guide explains them.\n"
     )
-    titles = TITLES | {name: f"Simulated: {name}" for name in SIMULATIONS}
-    for name, title in titles.items():
+    for name, title in TITLES.items():
         table = read(name)
         if table is None:
             continue

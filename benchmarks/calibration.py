@@ -26,7 +26,7 @@ from accuracy import (
     QUIET,
     READERS,
     RESULTS,
-    SIMULATIONS,
+    TITLES,
     how,
     quiet,
     read,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 OUT = RESULTS / "calibration"
-DATASETS = ["embedded", *READERS, *SIMULATIONS]
+DATASETS = list(TITLES)
 # Settings were chosen on these labels. The embedded cells are some of Kang et al.
 TUNED_ON = {
     "kang": ["B", "CD8T", "Dendritic"],
@@ -146,7 +146,7 @@ def report_data_set(name: str) -> None:
     tuned = [label for label in TUNED_ON.get(name, []) if label in labels]
     methods = [CALIBRATED, PLAIN, "linear", *BASELINES, REPLICATE]
     seeds = {row["seed"] for row, _ in tables(name)}
-    print(f"## {name}\n\nSeeds: {', '.join(map(str, sorted(seeds)))}.\n")
+    print(f"## {TITLES[name]}\n\nSeeds: {', '.join(map(str, sorted(seeds)))}.\n")
     groups = {"reported": [label for label in labels if label not in tuned], "tuned on": tuned}
     for title, chosen in groups.items():
         if not chosen:
@@ -245,7 +245,7 @@ def report() -> None:
     for name in DATASETS:
         if (OUT / name.replace(" ", "_")).exists():
             print(
-                f"### Commands and environments: {name}\n\n{how(OUT / name.replace(' ', '_'))}\n"
+                f"### Commands and environments: {TITLES[name]}\n\n{how(OUT / name.replace(' ', '_'))}\n"
             )
 
 
