@@ -226,6 +226,9 @@ CALLS = {
     "pl.umap": lambda given: trvae.pl.umap(given.TRVAE, n_neighbors=5, show=False),
     "pl.history": lambda given: trvae.pl.history(given.TRVAE, show=False),
     "metrics.transfer_metrics": lambda given: trvae.metrics.transfer_metrics(*given.groups),
+    "metrics.summarize": lambda given: trvae.metrics.summarize(
+        trvae.metrics.transfer_metrics(*given.groups)
+    ),
     "metrics.skill_scores": lambda given: trvae.metrics.skill_scores(
         trvae.metrics.transfer_metrics(*given.groups)
     ),
