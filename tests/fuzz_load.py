@@ -240,7 +240,7 @@ def main(n: int, seed: int, first: int = 0) -> int:
     start = time.monotonic()
     # A forked process would wait for threads of the training, which it doesn't have.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trvae"])
+    context.set_forkserver_preload(["trvae.evaluation"])
     with tempfile.TemporaryDirectory() as work:
         models = Path(work) / "models"
         models.mkdir()

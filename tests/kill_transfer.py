@@ -87,7 +87,7 @@ def main() -> int:
     rng = random.Random(arguments.seed)
     # Processes start with everything imported, the first one excepted.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trvae"])
+    context.set_forkserver_preload(["trvae.evaluation"])
     imports = context.Process(target=time.time)
     imports.start()
     imports.join()
