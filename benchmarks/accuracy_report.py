@@ -8,7 +8,7 @@ Run from the root of the repository::
 from __future__ import annotations
 
 import pandas as pd
-from accuracy import RESULTS, TITLES, how, read_results
+from accuracy import RESULTS, TITLES, TUNED_ON, how, read_results
 
 from trvae.metrics import MEASURES, paired_differences, skill_scores
 from trvae.metrics._baselines import BASELINES, REPLICATE
@@ -25,8 +25,6 @@ SHOWN = {
 }
 # Of these, the definition has not changed.
 SAME_AS_BEFORE = ["rmse", "r2_mean", "r2_variance", "change"]
-# Settings were chosen on these labels.
-TUNED_ON = {"kang": ["B", "CD8T", "Dendritic"]}
 
 
 def read(name: str) -> pd.DataFrame | None:

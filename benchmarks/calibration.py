@@ -27,6 +27,7 @@ from accuracy import (
     READERS,
     RESULTS,
     TITLES,
+    TUNED_ON,
     how,
     quiet,
     read,
@@ -48,12 +49,6 @@ if TYPE_CHECKING:
 
 OUT = RESULTS / "calibration"
 DATASETS = list(TITLES)
-# Settings were chosen on these labels. The embedded cells are some of Kang et al.
-TUNED_ON = {
-    "kang": ["B", "CD8T", "Dendritic"],
-    "spleen": ["B", "cDC2", "Mono"],
-    "radiation": ["Cal27", "Cal33", "UDSCC2", "UPCISCC099"],
-}
 LEVELS = [0.5, 0.8, 0.9]
 N_TOP = 100
 # Fewer labels have no meaningful rank correlation.

@@ -23,7 +23,7 @@ from trvae.cli._options import (
     Overwrite,
     Seed,
 )
-from trvae.cli._reporting import check_new, console, versions
+from trvae.cli._reporting import check_new, console, is_watched, versions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,7 +107,7 @@ def calibrate(
         source_condition=None if source is None else value_named(source, loaded.conditions),
         n_jobs=jobs,
         checkpoint_dir=folds,
-        progress_bar=console.is_terminal,
+        progress_bar=is_watched(),
     )
     loaded.save(str(model), overwrite=True)
     shutil.rmtree(folds)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from trvae import __version__
 from trvae._utils._choices import GeneLikelihood
 
 app = typer.Typer(
@@ -23,7 +23,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"trvae-tools {version('trvae-tools')}")
+        print(f"trvae-tools {__version__}")
         raise typer.Exit
 
 

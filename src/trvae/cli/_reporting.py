@@ -82,6 +82,11 @@ def check_new(folder: Path, overwrite: bool) -> None:
         raise ValueError(f"{folder} exists already. Choose another folder, or use --overwrite.")
 
 
+def is_watched() -> bool:
+    """Whether progress is shown in a terminal, not written to a log file."""
+    return sys.stderr.isatty()
+
+
 def print_table(table: pd.DataFrame, title: str) -> None:
     """Print a table of numbers, with the prediction in bold."""
     printed = Table(title=title, box=SIMPLE_HEAD, padding=0)

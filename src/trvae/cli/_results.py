@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,12 +13,13 @@ from rich.markup import escape
 
 from trvae import pl
 from trvae._scvi import ProgressBar
-from trvae.cli._reporting import console, print_table, to_json, versions
+from trvae.cli._reporting import console, is_watched, print_table, to_json, versions
 from trvae.evaluation._split import HeldOut, predict_held_out
 from trvae.io._atomic import atomic_write
 from trvae.io._hdf5 import write_h5ad
-from trvae.metrics import log_normalized, median_library_size, summarize
+from trvae.metrics import summarize
 from trvae.pl._output import BLUE, ORANGE
+from trvae.pl._values import normalized
 from trvae.train._interruption import end_if_interrupted
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def progress() -> dict[str, Any]:
     """Arguments of ``train``: a progress bar in a terminal, nothing in a log file."""
-    if not sys.stderr.isatty():
+    if not is_watched():
         return {"enable_progress_bar": False}
     return {"simple_progress_bar": False, "callbacks": [_Bar()]}
 
@@ -103,11 +103,10 @@ def _figure(
     figure = Figure(figsize=(15, 4.4), layout="constrained")
     axes = figure.subplots(1, 3, width_ratios=[1, 1, 1.35])
     groups = {"control": control, "predicted": predicted, "observed": observed}
-    size = median_library_size(control, **scale)
-    values = [log_normalized(cells, target_sum=size, **scale) for cells in groups.values()]
-    n_cells = [len(cells) for cells in values]
-    cells = AnnData(np.concatenate(values))
-    cells.obs["cells"] = pd.Categorical(np.repeat([*groups], n_cells), categories=[*groups])
+    values = normalized(groups, **scale)
+    cells = AnnData(np.concatenate(list(values.values())))
+    of_group = np.repeat(list(values), list(map(len, values.values())))
+    cells.obs["cells"] = pd.Categorical(of_group, categories=list(values))
     sc.pp.pca(cells, n_comps=2)
     # In random order, so that no group hides the others.
     order = np.random.default_rng(0).permutation(len(cells))

@@ -83,8 +83,7 @@ def fit_weights(left_out: LeftOut, counts_per_cell: float | None, prior: Weights
     Breiman, *Machine Learning* 24, 49 (1996): stacked regressions, by non-negative least squares on
     cross-validated predictions; Aitken, *Proc. R. Soc. Edinb.* 55, 42 (1936): weighted least squares.
     """
-    products, w_0 = _Products.of(left_out, counts_per_cell), np.array(prior)
-    return Weights(*_fitted(products, w_0, _best_shrinkage(products, w_0)).tolist())
+    return _weights(_Products.of(left_out, counts_per_cell), np.array(prior))
 
 
 def predicted_by_others(
@@ -97,12 +96,11 @@ def predicted_by_others(
     left_out, counts_per_cell, prior
         See :func:`fit_weights`: the labels, their scale, and the weights to shrink to.
     """
-    products, w_0 = _Products.of(left_out, counts_per_cell), np.array(prior)
+    products = _Products.of(left_out, counts_per_cell)
     predicted = []
     for label in range(len(left_out.before)):
         others = products.without(label)
-        weights = _fitted(others, w_0, _best_shrinkage(others, w_0))
-        predicted.append(left_out.weighted(Weights(*weights))[label])
+        predicted.append(left_out.weighted(_weights(others, np.array(prior)))[label])
     return np.array(predicted)
 
 
@@ -131,6 +129,10 @@ class _Products(NamedTuple):
         squares = self.yy - 2 * self.xy @ weights + weights @ self.xx @ weights
         # Differences of large numbers are not exact.
         return squares.clip(min=1e-12 * self.yy + 1e-24)
+
+
+def _weights(products: _Products, prior: np.ndarray) -> Weights:
+    return Weights(*_fitted(products, prior, _best_shrinkage(products, prior)).tolist())
 
 
 def _best_shrinkage(products: _Products, prior: np.ndarray) -> float:

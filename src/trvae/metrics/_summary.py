@@ -25,7 +25,7 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     table
-        Result of :func:`transfer_metrics` or :func:`trvae.evaluate`.
+        See :func:`skill_scores`: measures of predictions and baselines.
 
     Returns
     -------
