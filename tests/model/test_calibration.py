@@ -58,6 +58,10 @@ def test_predictions_change_and_stay_the_same_on_disk(calibrated, tmp_path):
     loaded = trvae.TRVAE.load(tmp_path / "model", accelerator="cpu")
     pd.testing.assert_frame_equal(loaded.get_transferred_expression(control, "treated"), predicted)
     assert weights_of(loaded, 0, 1) == weights_of(model, 0, 1)
+    assert loaded.transfer(control, "treated").uns["trvae"]["is_calibrated"]
+    for arguments in ({"estimate": "decoded"}, {"target_condition": "control"}):
+        result = loaded.transfer(control, **{"target_condition": "treated"} | arguments)
+        assert not result.uns["trvae"]["is_calibrated"]
     summary = loaded.assess_transfer(control, "treated")["summary"]["type_0"]
     assert summary.startswith("Left out one at a time, 3 measured labels were predicted with")
     means, kept = model.get_transferred_means(control, "treated"), loaded.calibration_

@@ -273,6 +273,7 @@ def test_result_is_ready_for_scanpy_and_can_be_written(trained, control, tmp_pat
     assert provenance["target_condition"] == "treated"
     assert list(provenance["source_conditions"]) == ["control"]
     assert provenance["seed"] == 7
+    assert not provenance["is_calibrated"]
     predicted.write_h5ad(tmp_path / "predicted.h5ad")
     read = anndata.read_h5ad(tmp_path / "predicted.h5ad")
     np.testing.assert_array_equal(dense(read.X), values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from mudata import MuData
 from trvae._scvi import is_registered
 from trvae.data._checks import is_list_of_conditions
 from trvae.data._mudata import with_prediction
+from trvae.model._labels import key_of
 
 if TYPE_CHECKING:
     from trvae.model._base import BaseTRVAE
@@ -37,10 +39,14 @@ def as_anndata(model: BaseTRVAE, matrix: Any, selection: Selection, target: Any)
     result = AnnData(matrix, obs=obs, var=var)
     if known.layer is not None and matrix is not None:
         result.layers[known.layer] = result.X.copy()
+    sources = np.unique([known.conditions.index(name) for name in pd.unique(selection.source)])
+    changes = {key_of(*pair) for pair in itertools.product(sources, codes) if len({*pair}) == 2}
     result.uns["trvae"] = {
         "target_condition": as_text(target),
         "source_conditions": np.unique(selection.source.astype(str)),
         "estimate": selection.estimate,
+        "is_calibrated": selection.estimate == "counterfactual"
+        and 0 < len(changes) == len(changes & model.calibration_.keys()),
         **model.module.likelihood_setting,
         "seed": selection.seed,
     }

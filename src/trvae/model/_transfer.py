@@ -148,7 +148,8 @@ class TransferMixin:
         The path ``out`` if given, otherwise the cells under the target condition on the registered
         scale: integer counts or log-normalised values in ``X`` (and in the registered layer). Names,
         order, ``obs`` and ``var`` are those of ``adata``, with the target in the column of
-        conditions and without genes unknown to the model; ``uns["trvae"]`` holds the provenance.
+        conditions and without genes unknown to the model; ``uns["trvae"]`` holds the provenance:
+        conditions, estimate, likelihood, seed, and whether the prediction is calibrated.
         For a MuData, the prediction replaces the modality with the expression; everything else
         stays.
 
