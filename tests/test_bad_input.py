@@ -277,6 +277,14 @@ def test_columns(kind):
     assert "_scvi_uuid" not in data.uns
 
 
+@pytest.mark.parametrize("convert", [as_is, of_matrix(lambda matrix: matrix.toarray())])
+def test_a_library_that_is_smaller_than_the_cells_counts(convert):
+    data = convert(cells())
+    data.obs["log_library"] = np.log1p(np.asarray(data.X.sum(1)).ravel())
+    words = "smaller than the sum of adata.X in 72 of 72 cells ... not their logarithm"
+    refused(data, lambda: made(data, {"library_key": "log_library"}), words)
+
+
 def test_an_unknown_argument_of_setup():
     data = cells()
     refused(data, lambda: made(data, {"label_key": "cell_type"}), "'label_key'", TypeError)
@@ -440,7 +448,10 @@ CELLS = {
     "numbers as conditions": (with_obs(condition=1), "has values of type number"),
     "a gap in conditions": (with_first("condition", None), "1 missing values"),
     "no conditions": (lambda a: AnnData(a.X, a.obs[["age"]], a.var), "source_condition=..."),
-    "fewer genes": (lambda a: a[:, 2:].copy(), "2 of the model's 20 genes ... 'gene_0', 'gene_1'"),
+    "fewer genes": (
+        lambda a: a[:, 2:].copy(),
+        "2 of the model's 20 genes ... 'gene_0', 'gene_1'. These are 'gene_2', 'gene_3'",
+    ),
     "duplicate genes": (lambda a: a[:, [0, *range(20)]].copy(), "not unique: 'gene_0'"),
     "no cells": (lambda a: a[:0].copy(), "adata is empty"),
     "NaN": (with_value(np.nan), "1 values that are NaN"),
@@ -469,6 +480,12 @@ def test_a_file_that_exists(model, tmp_path):
     data.copy().write_h5ad(path)
     refused(data, lambda: model.transfer(data, "treated", out=path), "exist", FileExistsError)
     assert anndata.read_h5ad(path).n_obs == 72
+
+
+def test_a_folder_that_does_not_exist(model, tmp_path):
+    data, path = cells(), tmp_path / "none" / "cells.h5ad"
+    ask = model.transfer
+    refused(data, lambda: ask(data, "treated", out=path), "The folder of", FileNotFoundError)
 
 
 ANSWERS = {

@@ -270,10 +270,8 @@ EVALUATE = (
         (f"{EVALUATE} --labels-key type", "--labels-key 'type' is not in adata.obs"),
         (f"{EVALUATE} --out {{folder}}", "model exists already"),
         (TRAIN.replace("{out}", "{folder}/model"), "model exists already"),
-        (TRAIN.replace("{data}", "none.h5ad"), "none.h5ad does not exist"),
         (TRAIN.replace("{data}", "{folder}/model"), "must be an .h5ad, .h5mu or .zarr file"),
         ("map {folder}/model {data} --out {folder}/model", "model exists already"),
-        ("transfer none {data} --to treated --out {out}", "none"),
         ("transfer {folder}/model {data} --to stim --out {out}", "--to 'stim'"),
     ],
 )
@@ -284,6 +282,12 @@ def test_errors_come_before_training_on_one_line(
     command = command.format(data=data, folder=model.parent, out=tmp_path / "out.h5ad")
     result = run(*command.split(), exit_code=1)
     assert re.fullmatch(f"Error: .*{re.escape(message)}.*", result.stderr.strip())
+
+
+@pytest.mark.parametrize("arguments", [("train", "none.h5ad"), ("transfer", "none", ".")])
+def test_paths_that_do_not_exist_are_wrong_usage(arguments):
+    stderr = run(*arguments, exit_code=2).stderr
+    assert "does not exist" in " ".join(re.sub("[│]", " ", stderr).split())
 
 
 BAD_CELLS = {

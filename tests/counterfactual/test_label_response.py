@@ -3,7 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import QUIET, fit, is_group
+from helpers import QUIET, dense, fit, is_group
 from scipy import sparse
 
 import trvae
@@ -290,6 +290,13 @@ def test_intervals_of_means_cover_the_response_of_a_held_out_label():
     assert 0.8 < ((means["low"] < share) & (share < means["high"])).mean() <= 1
     expected = model.get_transferred_expression(cells, **arguments).mean()
     np.testing.assert_allclose(means["transferred"], expected, rtol=1e-6)
+    np.testing.assert_allclose(means[["source", "transferred"]].sum(), 1, rtol=1e-6)
+    own = dense(cells.X)
+    np.testing.assert_allclose(
+        means["source"], (own / own.sum(1, keepdims=True)).mean(0), rtol=1e-6
+    )
+    observed = model.get_transferred_means(cells, "treated")
+    np.testing.assert_allclose(observed["source"], own.mean(0), rtol=1e-6)
     half = model.get_transferred_means(cells, **arguments, level=0.5, gene_list=["gene_3"])
     assert means["low"]["gene_3"] < half["low"]["gene_3"] < half["high"]["gene_3"]
     assert half["high"]["gene_3"] < means["high"]["gene_3"]

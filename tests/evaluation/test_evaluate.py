@@ -166,6 +166,8 @@ def test_images_are_evaluated_as_they_are():
         ({"target_conditions": ["stim"]}, "target_condition 'stim' is not in adata.obs"),
         ({"target_conditions": ["treated", "control"]}, "has the source condition 'control'"),
         ({"labels": np.array(["type_0", "type_9"])}, "label .*'type_9'.* is not in"),
+        ({"labels": "type_0"}, "labels must be None or a list, got 'type_0'"),
+        ({"target_conditions": "treated"}, "target_conditions must be None or a list"),
         ({"condition_key": "cond"}, "condition_key 'cond' is not in adata.obs"),
         ({"methods": {"replicate": Truth}}, "names of baselines: 'replicate'"),
         ({"methods": {}}, "methods must be .* at least one"),

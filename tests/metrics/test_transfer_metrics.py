@@ -188,6 +188,8 @@ def test_a_summary_is_printed_whole(groups):
     np.testing.assert_allclose(summary["R² mean ↑"], table["r2_mean"], atol=5e-4)
     of_evaluation = table.rename_axis("method").reset_index().assign(label="type_0", seed=0)
     assert list(metrics.summarize(of_evaluation)) == ["method", "label", *summary]
+    with pytest.raises(ValueError, match="table has no 'rmse'. It must be of transfer_metrics"):
+        metrics.summarize(table.drop(columns="rmse"))
 
 
 def test_skill_is_0_for_the_best_baseline_and_1_for_a_replicate(groups):

@@ -121,8 +121,18 @@ def test_few_labels_and_unknown_ones_are_named(adata, held_out):
     assert "times as far from these labels as they are from each other" in summary
     few = fit(adata[~adata.obs["cell_type"].eq("type_0") | adata.obs["condition"].eq("control")])
     table = few.assess_transfer(**FROM_CONTROL)
-    assert table["summary"].str.contains("2 labels were measured .* too few").all()
+    assert (
+        table["summary"].str.contains("2 labels were measured .* too few .* Hold out each").all()
+    )
     assert table["error"].isna().all()
+    one = fit(adata[adata.obs["cell_type"].eq("type_1") | adata.obs["condition"].eq("control")])
+    summaries = one.assess_transfer(**FROM_CONTROL)["summary"]
+    assert summaries.str.endswith("too few to say how large the error will be.").all()
+    assert "1 label was measured" in summaries["type_0"]
+    (summary,) = fit(adata, setup={"labels_key": None}).assess_transfer(**FROM_CONTROL)["summary"]
+    assert summary == (
+        "all cells: without labels (labels_key), it is not known how large the error will be."
+    )
 
 
 @pytest.mark.parametrize("labels_key", ["cell_type", None])

@@ -99,6 +99,13 @@ def test_library_size_with_size_factors_and_without_counts(adata):
     counts = dense(adata[adata.obs["condition"] == "treated"].X)
     np.testing.assert_allclose(unchanged, 1e4 * counts / counts.sum(1, keepdims=True), rtol=1e-4)
 
+    # Whatever the share of the modelled genes in a stated library becomes.
+    times = np.where(adata.obs["condition"] == "treated", 2, 4)
+    adata.obs["library"] = dense(adata.X).sum(1) * times
+    model = fit(adata, setup={"library_key": "library"})
+    scaled = model.get_transferred_expression(target_condition="treated", library_size=1e4)
+    np.testing.assert_allclose(scaled.sum(1), 1e4, rtol=1e-4)
+
     model = fit(adata)
     expected = model.get_transferred_expression(**decoded, library_size=1e4)
     qzm, qzv = model.get_latent_representation(return_dist=True)
@@ -281,6 +288,18 @@ def test_result_is_ready_for_scanpy_and_can_be_written(trained, control, tmp_pat
     sc.pp.normalize_total(predicted)
     sc.pp.log1p(predicted)
     sc.pp.pca(predicted, n_comps=5)
+
+
+def test_cells_of_the_target_condition_are_named_and_stay(trained, adata, tmp_path, caplog):
+    is_treated = (adata.obs["condition"] == "treated").to_numpy()
+    out = tmp_path / "predicted.h5ad"
+    predicted = trained.transfer(adata, "treated")
+    trained.transfer(adata, "treated", out=out, progress_bar=False)
+    words = f"{is_treated.sum()} of {adata.n_obs} cells are of treated already and stay"
+    assert [words in message for message in caplog.messages] == [True, True]
+    np.testing.assert_array_equal(dense(predicted.X)[is_treated], dense(adata.X)[is_treated])
+    trained.transfer(adata, "treated", source_condition="control")
+    assert len(caplog.messages) == 2
 
 
 def test_layer_is_read_and_written(adata):

@@ -121,6 +121,8 @@ def test_wrong_models_and_axes(model, given_model):
         trvae.pl.umap(ensemble)
     with pytest.raises(RuntimeError, match="train"):
         trvae.pl.umap(ensemble.models[0])
+    with pytest.raises(ValueError, match="expected a model, got an object of type AnnData"):
+        trvae.pl.umap(model.adata)
 
 
 def test_neighbors_of_many_cells():

@@ -55,6 +55,7 @@ def train(
 
     Example: trvae train pbmc.h5ad --condition-key condition --labels-key cell_type --out model
     """
+    check_new(out, overwrite)
     from mudata import MuData
 
     from trvae import TRVAE
@@ -62,7 +63,6 @@ def train(
     from trvae.cli._results import progress, save_model
     from trvae.data._mudata import places_of
 
-    check_new(out, overwrite)
     cells = read(data)
     keys: dict[str, Any] = {
         "condition_key": condition_key,
@@ -74,12 +74,15 @@ def train(
     else:
         TRVAE.setup_anndata(cells, layer=layer, **keys)
     model = TRVAE(cells, gene_likelihood=gene_likelihood, seed=seed)
+    console.print(f"Training on {model.summary_stats.n_cells:,} cells ...", highlight=False)
     model.train(max_epochs, **progress())
     return save_model(model, out, overwrite)
 
 
 def calibrate(
-    model: Annotated[Path, typer.Argument(help="Folder of a saved model, which is updated.")],
+    model: Annotated[
+        Path, typer.Argument(help="Folder of a saved model, which is updated.", exists=True)
+    ],
     data: Data,
     to: Annotated[str, typer.Option(help="Condition to predict.")],
     source: Annotated[
@@ -91,8 +94,8 @@ def calibrate(
 ) -> dict:
     """Leave cell types out in turn, to learn how to predict another one and how wrong that will be.
 
-    DATA are the cells that the model was trained on. A model is trained for each cell type. After an
-    interruption, the same command resumes where it stopped.
+    DATA are the cells that the model was trained on. A model is trained for each cell type, which takes as
+    often as long as training did. After an interruption, the same command resumes where it stopped.
 
     Example: trvae calibrate model pbmc.h5ad --to stimulated
     """
@@ -122,7 +125,7 @@ def calibrate(
 
 
 def transfer(
-    model: Annotated[Path, typer.Argument(help="Folder of a saved model.")],
+    model: Annotated[Path, typer.Argument(help="Folder of a saved model.", exists=True)],
     data: Data,
     to: Annotated[list[str], typer.Option(help="Condition to predict; can be repeated.")],
     out: Annotated[Path, typer.Option(help="h5ad, h5mu or zarr for the prediction.")],
@@ -159,7 +162,10 @@ def transfer(
     targets = [value_named(name, loaded.conditions) for name in to]
     target = targets[0] if len(targets) == 1 else targets
     from_ = None if source is None else value_named(source, loaded.conditions)
-    loaded.transfer(cells, target, source_condition=from_, estimate=estimate, seed=seed, out=out)
+    loaded.transfer(
+        cells, target, source_condition=from_, estimate=estimate, seed=seed, out=out,
+        progress_bar=is_watched(),
+    )  # fmt: skip
     console.print(f"Wrote the predicted cells to {out}.", soft_wrap=True)
     try:
         assessed = _assess(loaded, cells, target, from_, seed)
@@ -197,7 +203,7 @@ def _assess(
 
 
 def map_query(
-    model: Annotated[Path, typer.Argument(help="Folder of the reference model.")],
+    model: Annotated[Path, typer.Argument(help="Folder of the reference model.", exists=True)],
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder for the model with the new conditions.")],
     latent: Annotated[
@@ -218,6 +224,7 @@ def map_query(
 
     Example: trvae map model new_study.h5ad --out mapped --latent latent.csv
     """
+    check_new(out, overwrite)
     import pandas as pd
 
     from trvae import TRVAE
@@ -225,7 +232,6 @@ def map_query(
     from trvae.cli._results import progress, save_model
     from trvae.io._atomic import atomic_write
 
-    check_new(out, overwrite)
     if latent is not None:
         latent.parent.mkdir(parents=True, exist_ok=True)
     reference = TRVAE.load(str(model), adata=False)
@@ -262,13 +268,14 @@ def evaluate(
     Example: trvae evaluate pbmc.h5ad --condition-key condition --labels-key cell_type --label NK
     --from control --to stimulated
     """
+    if out is not None:
+        check_new(out / "model", overwrite)
     from trvae import TRVAEMethod
     from trvae.cli._input import as_anndata, read, value_named
     from trvae.cli._results import predict, print_metrics, progress, save_result, summary
     from trvae.evaluation._split import hold_out
 
     if out is not None:
-        check_new(out / "model", overwrite)
         out.mkdir(parents=True, exist_ok=True)
     keys: dict[str, Any] = {
         "condition_key": condition_key,

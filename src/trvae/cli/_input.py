@@ -29,8 +29,6 @@ def read_for(model: TRVAE, path: Path, modality: str, *, lazily: bool = False) -
 
 def read(path: Path, *, lazily: bool = False) -> AnnData | MuData:
     """Read a file or a zarr store; lazily, leave the matrices on disk."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist.")
     match path.suffix:
         case ".zarr" if zarr.open_group(path, mode="r").attrs.get("encoding-type") == "MuData":
             return read_zarr_of_mudata(path)

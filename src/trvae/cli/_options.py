@@ -39,7 +39,7 @@ def _of_all(
     pass
 
 
-Data = Annotated[Path, typer.Argument(help="Cells as h5ad, h5mu or zarr.")]
+Data = Annotated[Path, typer.Argument(help="Cells as h5ad, h5mu or zarr.", exists=True)]
 ConditionKey = Annotated[str, typer.Option(help="Column of obs with the conditions.")]
 LabelsKey = Annotated[str | None, typer.Option(help="Column of obs with the cell types.")]
 Layer = Annotated[str | None, typer.Option(help="Layer to use, by default X.")]

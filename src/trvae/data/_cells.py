@@ -63,7 +63,7 @@ def positions_of_genes(adata: AnnData, var_names: np.ndarray, genes: str = "gene
         missing = np.asarray(var_names)[positions < 0]
         raise ValueError(
             f"{len(missing)} of the model's {len(var_names)} {genes} are not in adata.var_names: "
-            f"{join_names(missing)}."
+            f"{join_names(missing)}. These are {join_names(adata.var_names)}."
         )
     return positions
 

@@ -126,7 +126,8 @@ def get_matrix(adata: AnnData, layer: str | None) -> Any:
     else:
         layers = [name for name in adata.layers.keys() if name is not None]
         if layer not in layers:
-            raise ValueError(f"layer {layer!r} is not in adata.layers: {join_names(layers)}.")
+            there = f": {join_names(layers)}" if layers else ", which is empty"
+            raise ValueError(f"layer {layer!r} is not in adata.layers{there}.")
         matrix = adata.layers[layer]
     if matrix.dtype.kind not in _KINDS_OF_NUMBERS:
         where = name_of_matrix(layer)
@@ -165,6 +166,23 @@ def check_expression(matrix: Any, gene_likelihood: str, where: str) -> None:
             f"{where} has only integers (up to {largest:g}), which look like raw counts, but "
             "gene_likelihood='normal' is for log-normalised values. Use gene_likelihood='nb', or "
             "register log-normalised values."
+        )
+
+
+def check_library(matrix: Any, library: pd.Series, where: str) -> None:
+    """Raise a ``ValueError`` if library sizes are smaller than what the matrix has of the library."""
+    in_memory = isinstance(matrix, np.ndarray) or sparse.issparse(matrix)
+    n_smaller, n_cells = 0, 0
+    for block in [matrix] if in_memory else row_blocks(matrix):
+        stated = library.to_numpy(dtype=float)[n_cells : n_cells + block.shape[0]]
+        # Counts that were estimated may be rounded.
+        n_smaller += int((stated < 0.99 * np.ravel(block.sum(1))).sum())
+        n_cells += block.shape[0]
+    if n_smaller:
+        raise ValueError(
+            f"library_key {library.name!r} is smaller than the sum of {where} in {n_smaller} of "
+            f"{n_cells} cells. It must be each cell's counts over all genes, not their logarithm or a "
+            "size factor."
         )
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+_LIST = Rule("a list", lambda values: pd.api.types.is_list_like(values))
 _RULES = {
     "methods": NONE
     | Rule(
@@ -37,6 +38,7 @@ _RULES = {
         lambda methods: isinstance(methods, Mapping) and len(methods) > 0,
     ),
     "seeds": list_of(SEED),
+    **dict.fromkeys(("target_conditions", "labels"), NONE | _LIST),
     "n_genes": NONE | POSITIVE_INTEGER,
 }
 
@@ -66,6 +68,8 @@ def evaluate(
     the remaining cells, transfers the label's cells from the source condition, and is compared with
     the held-out cells, alongside the baselines and the replicate of
     :func:`trvae.metrics.transfer_metrics`. What can't be compared is found before the first fit.
+    By default this is one training for each label, other condition and seed: ``labels=["NK"], seeds=[0]``
+    takes one.
 
     Parameters
     ----------

@@ -39,8 +39,8 @@ def check_output(out: str | Path, is_mudata: bool) -> Path:
 
     Raises
     ------
-    ValueError, FileExistsError
-        Otherwise.
+    ValueError, FileExistsError, FileNotFoundError
+        Otherwise, or if its folder doesn't exist.
     """
     out = Path(out)
     formats = (".h5mu" if is_mudata else ".h5ad", ".zarr")
@@ -48,6 +48,8 @@ def check_output(out: str | Path, is_mudata: bool) -> Path:
         raise ValueError(f"out must end with {' or '.join(formats)}, got {str(out)!r}.")
     if out.exists():
         raise FileExistsError(f"{out} exists. Remove it or choose another name.")
+    if not out.absolute().parent.is_dir():
+        raise FileNotFoundError(f"The folder of {out} does not exist.")
     return out
 
 

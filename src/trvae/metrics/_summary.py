@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from trvae._utils._arguments import join_names
 from trvae.metrics._skill import MEASURES
 
 if TYPE_CHECKING:
@@ -32,7 +33,16 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
     The same rows, with the squared correlation of the genes' means and of their variances, the
     correlation of their changes, the root mean squared error of the means, and the energy distance; of
     :func:`trvae.evaluate`, with the columns that name the row.
+
+    Raises
+    ------
+    ValueError
+        If the table lacks one of them.
     """
+    if missing := [name for name in _HEADINGS if name not in table]:
+        raise ValueError(
+            f"table has no {join_names(missing)}. It must be of transfer_metrics or evaluate."
+        )
     named = table.drop(columns=table.select_dtypes("number").columns)
     arrows = {name: "↑" if MEASURES[name] == 1 else "↓" for name in _HEADINGS}
     headings = {name: f"{heading} {arrows[name]}" for name, heading in _HEADINGS.items()}

@@ -241,8 +241,10 @@ class ConfidenceMixin(TransferMixin):
 
         Returns
         -------
-        One row per gene, with the columns ``transferred`` (the mean expectation), ``low`` and
-        ``high``. For a list of conditions, the condition is in the index before the gene.
+        One row per gene, with the columns ``source`` (the cells' own mean), ``transferred`` (the mean
+        expectation), ``low`` and ``high``, all on the scale that ``library_size`` says: compare them with
+        measured cells on the same scale. For a list of conditions, the condition is in the index before
+        the gene.
 
         Raises
         ------
@@ -281,22 +283,19 @@ class ConfidenceMixin(TransferMixin):
                 f"and {source!r}. get_transferred_expression gives means without an interval."
             )
         every = np.arange(first.module.n_input)
-        (expected,) = self._expectations(selection, every, library_size, batch_size, 1)
-        scaled = library
-        if library is not None and library_size != "observed":
-            scaled = library * (library_size / np.ravel(own.sum(1)).clip(min=1))
-        before, after = profile_of(own, library), profile_of(expected, scaled)
+        (expected,) = self._expectations(selection, every, "observed", batch_size, 1)
+        before, after = profile_of(own, library), profile_of(expected, library)
         ends = errors.interval(before, after - before, len(expected), level)
-        transferred = expected.mean(0)
+        means = [
+            _mean_of(cells, None if library is None else library_size) for cells in (own, expected)
+        ]
         if library is not None:
             # From shares of the library to the scale of the mean.
             share = share_of_log(after)
-            counts_per_share = float(transferred.sum(dtype=float) / share.sum())
-            ends = tuple(
-                (transferred + counts_per_share * (end - share)).clip(min=0) for end in ends
-            )
+            counts_per_share = float(means[1].sum() / share.sum())
+            ends = tuple((means[1] + counts_per_share * (end - share)).clip(min=0) for end in ends)
         return pd.DataFrame(
-            {"transferred": transferred, "low": ends[0], "high": ends[1]},
+            {"source": means[0], "transferred": means[1], "low": ends[0], "high": ends[1]},
             index=selection.registered.var_names,
         ).iloc[columns]
 
@@ -306,6 +305,14 @@ class ConfidenceMixin(TransferMixin):
         """Support of the selected cells, averaged over the models."""
         tables = [_support_by(model, selection, n_neighbors, batch_size) for model in self._models]
         return sum(tables[1:], tables[0]) / len(tables)
+
+
+def _mean_of(cells: Any, library_size: float | Literal["observed"] | None) -> np.ndarray:
+    """Mean of cells, ``n_genes``, each scaled to a sum if one is given."""
+    if library_size in (None, "observed"):
+        return np.ravel(cells.mean(0, dtype=float))
+    sums = np.ravel(cells.sum(1, dtype=float)).clip(min=1e-12)
+    return np.ravel((library_size / sums) @ cells) / len(sums)
 
 
 def _support_by(

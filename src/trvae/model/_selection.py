@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from trvae.data._checks import cell_positions, check_not_empty, check_not_lazy
 from trvae.model._labels import libraries_of, response_of_labels
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from anndata import AnnData
     from mudata import MuData
 
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from trvae.data._registered import RegisteredData
     from trvae.model._base import BaseTRVAE
     from trvae.model._interface import Model
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,17 @@ def with_target(model: BaseTRVAE, selection: Selection, target: Any) -> Selectio
             f"both {target!r} and {join_names(sorted(without, key=str))}."
         )
     return replace(selection, target=target, responses=responses)
+
+
+def log_what_stays(source: np.ndarray, targets: Sequence[Any], cells: str) -> None:
+    """Say how many cells are under a target condition already, which transfer doesn't change."""
+    for target in targets:
+        n_same = int((source == target).sum())
+        if n_same:
+            logger.warning(
+                f"{n_same:,} of {len(source):,} {cells} are of {target} already and stay as they are. "
+                "source_condition=... selects those of one condition."
+            )
 
 
 def own_data(model: Model) -> AnnData | MuData:

@@ -48,14 +48,11 @@ def summary_of(
     if is_label and group in [names[code] for code in labels]:
         sentences.append(f"{group} was measured under {target}, so it is not predicted blindly.")
     if left_out is None:
-        sentences.append(
-            f"{group}: {len(labels)} labels were measured under both {source} and {target}, too few "
-            "to say how large the error will be. Hold out others with trvae.evaluate."
-        )
-        return " ".join(sentences)
+        return " ".join([*sentences, f"{group}: {_too_few(model, len(labels), source, target)}"])
     sentences += _of_left_out(left_out)
     expected = (
-        f"For {group}, expect an error of {row['error']:.2g} ({row['error_low']:.2g} to "
+        f"For {group}, whose mean log expression is predicted to change by {row['change']:.2g} (root mean "
+        f"square over {known.genes}), expect an error of {row['error']:.2g} ({row['error_low']:.2g} to "
         f"{row['error_high']:.2g})"
     )
     if row["remoteness"] > 1:
@@ -64,6 +61,15 @@ def summary_of(
             "each other"
         )
     return " ".join([*sentences, f"{expected}."])
+
+
+def _too_few(model: Model, n_labels: int, source: Any, target: Any) -> str:
+    """Why the error is not known, in words."""
+    if model.registered_data.arguments.get("labels_key") is None:
+        return "without labels (labels_key), it is not known how large the error will be."
+    number = "1 label was" if n_labels == 1 else f"{n_labels} labels were"
+    sentence = f"{number} measured under both {source} and {target}, too few to say how large the error will be."
+    return sentence if n_labels < 2 else f"{sentence} Hold out each with trvae.evaluate."
 
 
 def _of_left_out(table: pd.DataFrame) -> list[str]:

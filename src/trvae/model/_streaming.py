@@ -21,7 +21,7 @@ from trvae.data._registration import check_columns_to_predict
 from trvae.io._chunks import Chunks, check_annotations
 from trvae.model._decoding import check_trained, predict
 from trvae.model._prediction import as_anndata, as_text, in_place_of
-from trvae.model._selection import chosen_cells, select, with_condition
+from trvae.model._selection import chosen_cells, log_what_stays, select, with_condition
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -68,6 +68,7 @@ def transfer_to_disk(
     everything = replace(probe, adata=AnnData(obs=obs), indices=positions, source=conditions)
     skeleton = in_place_of(first, data, everything, as_anndata(first, None, everything, target))
     check_annotations(skeleton, out.suffix)
+    log_what_stays(conditions, targets, known.cells)
     starts = range(0, len(positions), chunk_size)
     slices = list(product(targets, [slice(start, start + chunk_size) for start in starts]))
     task = {

@@ -26,7 +26,7 @@ from trvae.data._checks import is_list_of_conditions
 from trvae.io._chunks import check_output
 from trvae.model._decoding import decode_both, predict, with_columns
 from trvae.model._prediction import as_anndata, in_place_of
-from trvae.model._selection import Selection, own_data, select, with_target
+from trvae.model._selection import Selection, log_what_stays, own_data, select, with_target
 from trvae.model._streaming import transfer_to_disk
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class TransferMixin:
         source_condition
             Transfer only cells measured under this condition. If ``adata.obs`` has no column of
             conditions, all cells count as measured under it. By default each cell is transferred
-            from its own condition.
+            from its own condition; those under the target condition already stay as they are.
         indices
             Positions of the cells to transfer, or a mask. By default all.
         estimate
@@ -188,6 +188,7 @@ class TransferMixin:
             raise ValueError("client needs out: it is only used for transfers to disk.")
         targets = first.registered_data.targets(target_condition)
         selection = select(first, adata, targets[0], source_condition, indices, estimate, seed)
+        log_what_stays(selection.source, targets, first.registered_data.cells)
         others = (with_target(first, selection, target) for target in targets[1:])
         predictions = [predict(models, each, batch_size) for each in chain([selection], others)]
         predicted = as_anndata(first, stacked(predictions), selection, target_condition)
@@ -227,7 +228,8 @@ class TransferMixin:
             Genes to return, by default all.
         library_size
             ``"observed"``: expected counts at the cell's own library size, or size factor. A
-            number: expected counts per that many. Log-normalised values are not scaled.
+            number: scaled to that sum over the model's genes, as ``scanpy.pp.normalize_total`` scales
+            cells of these genes. Log-normalised values are not scaled.
         n_samples
             ``1``: at the posterior mean of ``z``. More: the number of draws of ``z`` from its posterior.
         seed
@@ -298,9 +300,9 @@ class TransferMixin:
             ):
                 expected = first._expected(minibatch, selection.estimate)
                 if library_size != "observed" and first.module.is_count_model:
-                    # A size factor is in other units than the cell's own counts.
+                    # Inflated zeros are no part of decoded rates, which have the size's sum.
                     is_rate = selection.estimate == "decoded"
-                    size = minibatch.size if is_rate else minibatch.x.sum(1, keepdim=True)
-                    expected = expected * (library_size / size)
+                    size = minibatch.size if is_rate else expected.sum(1, keepdim=True)
+                    expected = expected * (library_size / size.clamp(min=1e-12))
                 blocks.append(with_columns(expected, columns).float().cpu().numpy())
             yield np.concatenate(blocks)

@@ -22,7 +22,7 @@ from trvae._utils._arguments import (
 from trvae._utils._choices import GeneLikelihood
 from trvae._utils._seeds import seeded
 from trvae.counterfactual._label_response import group_means
-from trvae.data._checks import check_expression
+from trvae.data._checks import check_expression, check_library, get_matrix, name_of_matrix
 from trvae.model._base import BaseTRVAE
 from trvae.model._calibration import CalibrationMixin
 from trvae.model._cell_summaries import (
@@ -242,6 +242,15 @@ class TRVAE(SetupMixin, CalibrationMixin, RankingMixin, ExpressionMixin, BaseTRV
 
     def _check_values(self, values: Any, where: str) -> None:
         check_expression(values, self.module.gene_likelihood, where)
+
+    def _check_own_values(self) -> None:
+        super()._check_own_values()
+        known = self.registered_data
+        obs, layer = known.cells_of(self.adata).obs, known.layer
+        library_key = known.arguments.get("library_key")
+        if library_key in obs and self.module.is_count_model:
+            matrix = get_matrix(known.cells_of(self.adata), layer)
+            check_library(matrix, obs[library_key], name_of_matrix(layer))
 
     @classmethod
     def from_scarches(

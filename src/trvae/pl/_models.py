@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from anndata import AnnData
-
-if TYPE_CHECKING:
-    from mudata import MuData
+from mudata import MuData
 
 
 def check_is_one_model(model: Any, what: str) -> None:
-    """Raise a ``ValueError`` if the model is an ensemble; ``what`` is to be plotted of it."""
+    """Raise a ``ValueError`` unless it is a model; ``what`` is to be plotted of it."""
+    if isinstance(model, AnnData | MuData):
+        raise ValueError(f"expected a model, got an object of type {type(model).__name__}.")
     if hasattr(model, "models"):
         raise ValueError(
             f"{type(model).__name__} has no {what} to plot. Plot that of one of its models, such "
