@@ -187,18 +187,22 @@ def read_results(folder: Path) -> pd.DataFrame:
     return pd.concat([keys, table], axis=1).drop_duplicates(["label", "target", "method", "seed"])
 
 
-def how(folder: Path) -> str:
-    """Commands, seeds, versions and machines behind the results, as a Markdown list."""
-    lines = []
-    for line in (folder / "environment.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
-        seeds = ", ".join(map(str, record["seeds"]))
-        lines.append(
-            f"- `{record['command']}` (seeds: {seeds}), {record['date']}, {record['machine']}; "
-            f"{versions}"
-        )
-    return "\n".join(dict.fromkeys(lines))
+def how(*folders: Path) -> str:
+    """Commands, seeds, versions and machines behind the results, as Markdown that unfolds."""
+    commands: dict[str, list[str]] = {}
+    for folder in folders:
+        for line in (folder / "environment.jsonl").read_text().splitlines():
+            record = json.loads(line)
+            versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+            seeds = ", ".join(map(str, record["seeds"]))
+            commands.setdefault(f"{record['machine']}; {versions}", []).append(
+                f"- {record['date']}, seeds {seeds}: `{record['command']}`"
+            )
+    blocks = [
+        "\n".join([f"{where}:\n", *dict.fromkeys(lines)]) for where, lines in commands.items()
+    ]
+    title = "<summary>Commands and environments</summary>"
+    return "\n\n".join([f"<details>\n{title}", *blocks, "</details>\n"])
 
 
 def trvae_method(name: str) -> Callable[[], trvae.TRVAEMethod]:

@@ -237,11 +237,8 @@ def report() -> None:
             .to_markdown(index=False),
             "\n",
         )
-    for name in DATASETS:
-        if (OUT / name.replace(" ", "_")).exists():
-            print(
-                f"### Commands and environments: {TITLES[name]}\n\n{how(OUT / name.replace(' ', '_'))}\n"
-            )
+    folders = [OUT / name.replace(" ", "_") for name in DATASETS]
+    print(how(*(folder for folder in folders if folder.exists())))
 
 
 def main() -> None:

@@ -99,7 +99,6 @@ def report(out: Path) -> None:
         rows = table[table["seed"].isna() | (table["seed"] == seed)]
         print(f"## Seed {seed}\n")
         print_means(rows)
-    print("## Commands and environments\n")
     print(how(out))
 
 

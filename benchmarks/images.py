@@ -229,10 +229,10 @@ def report() -> None:
     print(f"In addition to the reported digits, {folds} are held out and measured.\n")
     print_means(read(TUNING), ["target", "method"])
     print(
-        '## Commands and environments\n\nRows labelled "half of the minibatches", and those of the '
+        'Rows labelled "half of the minibatches", and those of the '
         "larger network with MMD weight 1000, are from runs in which these were the defaults.\n"
     )
-    print("\n".join(map(how, [REPORTED, REPORTED_MNIST, TUNING])))
+    print(how(REPORTED, REPORTED_MNIST, TUNING))
 
 
 def main() -> None:

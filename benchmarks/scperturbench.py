@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anndata as ad
 import numpy as np
@@ -37,8 +38,20 @@ from accuracy import (
 import trvae
 from trvae.metrics import energy_distance
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 OUT = RESULTS / "scperturbench"
 SEEDS = [11, 12, 13]
+# With the number of seeds for which each is run.
+METHODS = {
+    "no change": 1,
+    "trainMean": 1,
+    "half of the real cells": 1,
+    "TRVAE": 3,
+    "TRVAE, decoded": 3,
+    "TRVAE, calibrated": 1,
+}
 N_TOP, MAX_CELLS = 100, 2000
 MEASURES = ["PCC-delta", "MSE", "E-distance", "Wasserstein", "KL divergence", "common DEGs"]
 # Means over the eight types as published (repository bm2-lab/scPerturBench at 6e24e7a), top 100 genes.
@@ -50,6 +63,12 @@ PUBLISHED = {
     "scGen": [0.925, 0.335, 5.08, 137.8, 4.62, 0.09],
     "biolord": [0.872, 0.715, 9.48, 172.1, 7.70, 0.04],
     "trainMean": [0.773, 0.876, 6.20, 240.1, 42.1, 0.00],
+}
+PUBLISHED_ALL_GENES = {
+    "trVAE of scArches": [0.911, 0.0062, 11.7],
+    "inVAE": [0.910, 0.0062, 8.73],
+    "CellOT": [0.856, 0.0104, 8.40],
+    "scPRAM": [0.813, 0.0141, 4.02],
 }
 
 
@@ -130,30 +149,54 @@ def scores(
     return rows
 
 
-def predict(method: str, adata: ad.AnnData, label: str, seed: int) -> np.ndarray:
-    """Predict a type's stimulated cells, as logarithms per 10,000 counts."""
+def predictions(
+    adata: ad.AnnData, label: str, seed: int, methods: list[str]
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Predict a type's stimulated cells, as logarithms per 10,000 counts.
+
+    Yields the method, the predicted cells and those to compare with.
+    """
     own, stimulated = adata.obs["cell_type"] == label, adata.obs["condition"] == "stimulated"
     control = adata[own & ~stimulated].copy()
     values = control.layers["log"].toarray()
+    observed = adata[own & stimulated].layers["log"].toarray()
     rng = np.random.default_rng(seed)
-    if method == "no change":
-        return values
-    if method == "trainMean":
-        mean = np.ravel(adata[~own & stimulated].layers["log"].mean(0))
-        return rng.normal(mean, values.std(0), values.shape)
-    if method == "half of the real cells":
-        real = adata[own & stimulated].layers["log"].toarray()
-        return rng.permutation(real)[: len(real) // 2]
-    train = adata[~(own & stimulated)].copy()
+    model = None
+    for method in methods:
+        if method == "no change":
+            yield method, values, observed
+        elif method == "trainMean":
+            mean = np.ravel(adata[~own & stimulated].layers["log"].mean(0))
+            yield method, rng.normal(mean, values.std(0), values.shape), observed
+        elif method == "half of the real cells":
+            yield method, *np.array_split(rng.permutation(observed), 2)
+        else:
+            model = model or trained(adata[~(own & stimulated)].copy(), seed)
+            if method == "TRVAE, calibrated":
+                model.calibrate("stimulated", progress_bar=False)
+            estimate = "decoded" if method == "TRVAE, decoded" else "counterfactual"
+            predicted = model.transfer(control, "stimulated", estimate=estimate, seed=seed)
+            counts = predicted.X.toarray() / control.obs["n_counts"].to_numpy()[:, None]
+            yield method, np.log1p(1e4 * counts), observed
+
+
+def trained(cells: ad.AnnData, seed: int) -> trvae.TRVAE:
+    """Return a model with default settings."""
     trvae.TRVAE.setup_anndata(
-        train, condition_key="condition", labels_key="cell_type", library_key="n_counts"
+        cells, condition_key="condition", labels_key="cell_type", library_key="n_counts"
     )
-    model = trvae.TRVAE(train, seed=seed)
+    model = trvae.TRVAE(cells, seed=seed)
     model.train(**QUIET)
-    estimate = "decoded" if method == "TRVAE, decoded" else "counterfactual"
-    predicted = model.transfer(control, "stimulated", estimate=estimate, seed=seed)
-    counts = predicted.X.toarray() / control.obs["n_counts"].to_numpy()[:, None]
-    return np.log1p(1e4 * counts)
+    return model
+
+
+def beside_published(rows: list[dict], genes: str, published: dict[str, list[float]]) -> str:
+    """Means over types of what was measured here and of what was published."""
+    table = pd.DataFrame([{"method": row["method"], **row[genes]} for row in rows])
+    here = table.groupby("method", sort=False).mean()
+    others = pd.DataFrame(published, here.columns).T.rename(lambda name: f"{name} (published)")
+    shown = pd.concat([here, others]).map("{:.3g}".format).replace("nan", "")
+    return shown.rename_axis("method").to_markdown()
 
 
 def report(rows: list[dict]) -> None:
@@ -161,28 +204,32 @@ def report(rows: list[dict]) -> None:
     table = pd.DataFrame(
         [{**{k: row[k] for k in ("method", "label", "seed")}, **row["top"]} for row in rows]
     )
-    whole = pd.DataFrame([{"method": row["method"], **row["all"]} for row in rows])
+    train_mean = table[table["method"] == "trainMean"][MEASURES[:-1]].mean()
+    deviation = (train_mean / PUBLISHED["trainMean"][:-1] - 1).abs().max()
     print("# By the rules of scPerturBench\n")
     print(
-        "Kang et al. (2018), 5,000 genes, mean over eight held-out cell types. Scores in the 100 genes that "
-        "change most clearly. Higher is better for PCC-delta and common DEGs, lower for the others.\n"
+        "How does the model compare with others by the rules and measures of an independent benchmark (Wei "
+        "et al., *Nature Methods* 2025)? Each of eight types of Kang et al. (2018) is held out in turn, "
+        "with 5,000 genes. TRVAE was run here with default settings; rows marked as published are of the "
+        f"benchmark's repository. Its trainMean, computed anew, is within {deviation:.1%} of what was "
+        "published in every measure but common DEGs, of which it finds about none. The measures here:\n\n"
+        "- PCC-delta: correlation of the predicted and the true change. Higher is better, as for common "
+        "DEGs: the share of the 100 genes that change most clearly which also do so in the prediction.\n"
+        "- MSE of means, E-distance, Wasserstein (with entropy regularisation) and KL divergence (of a "
+        "normal distribution for each gene): lower is better. A Wasserstein distance below that of half of "
+        "the real cells from the other half is no merit: less variance than real cells have lowers it.\n"
     )
-    here = table.groupby("method", sort=False)[MEASURES].mean()
-    published = pd.DataFrame(PUBLISHED, MEASURES).T.rename(lambda name: f"{name} (published)")
-    print(
-        pd.concat([here, published]).map("{:.3g}".format).rename_axis("method").to_markdown(), "\n"
-    )
+    seeds = table.groupby("method", sort=False)["seed"].nunique()
+    print(f"Seeds: {', '.join(f'{name} {n}' for name, n in seeds.items() if n > 1)}, others 1.\n")
+    print("## The 100 genes that change most clearly\n")
+    print(beside_published(rows, "top", PUBLISHED), "\n")
     print("## All 5,000 genes\n")
-    print(
-        whole.groupby("method", sort=False)[MEASURES[:3]]
-        .mean()
-        .map("{:.3g}".format)
-        .to_markdown(),
-        "\n",
-    )
-    print("## Each type, TRVAE\n")
-    own = table[table["method"] == "TRVAE"].groupby("label")[MEASURES].mean()
-    print(own.map("{:.3g}".format).to_markdown(), f"\n\n{how(OUT)}")
+    print(beside_published(rows, "all", PUBLISHED_ALL_GENES), "\n")
+    print("## Each type\n")
+    for name in ("TRVAE", "TRVAE, calibrated"):
+        own = table[table["method"] == name].groupby("label")[MEASURES].mean()
+        print(f"{name}:\n\n{own.map('{:.3g}'.format).to_markdown()}\n")
+    print(how(OUT))
 
 
 def main() -> None:
@@ -190,6 +237,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, nargs="?", help="kang18.h5ad with all genes")
     parser.add_argument("--report", action="store_true", help="print the tables")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--labels", nargs="+", help="by default all")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--threads", type=int, help="by default all")
     arguments = parser.parse_args()
@@ -200,32 +249,20 @@ def main() -> None:
     use_threads(arguments.threads)
     quiet()
     adata = prepared(arguments.data)
-    methods = {
-        "no change": 1,
-        "trainMean": 1,
-        "half of the real cells": 1,
-        "TRVAE": 3,
-        "TRVAE, decoded": 1,
-    }
-    record_environment(OUT, list(methods), arguments.seeds)
+    record_environment(OUT, arguments.methods, arguments.seeds)
     done = {(row["method"], row["label"], row["seed"]) for row in rows}
-    for method, n_seeds in methods.items():
-        for seed in arguments.seeds[:n_seeds]:
-            for label in sorted(adata.obs["cell_type"].unique()):
-                if (method, label, seed) in done:
-                    continue
-                own = adata[adata.obs["cell_type"] == label]
-                control, observed = (
-                    own[own.obs["condition"] == name].layers["log"].toarray()
-                    for name in ("control", "stimulated")
-                )
-                predicted = predict(method, adata, label, seed)
-                if method == "half of the real cells":
-                    rng = np.random.default_rng(seed)
-                    observed = rng.permutation(observed)[len(observed) // 2 :]
+    for label in arguments.labels or sorted(adata.obs["cell_type"].unique()):
+        is_control = (adata.obs["cell_type"] == label) & (adata.obs["condition"] == "control")
+        control = adata[is_control].layers["log"].toarray()
+        for number, seed in enumerate(arguments.seeds):
+            missing = [
+                method
+                for method in arguments.methods
+                if number < METHODS[method] and (method, label, seed) not in done
+            ]
+            for method, predicted, observed in predictions(adata, label, seed, missing):
                 row = {"method": method, "label": label, "seed": seed}
-                row |= scores(predicted, observed, control, adata.var_names)
-                store(OUT, row)
+                store(OUT, row | scores(predicted, observed, control, adata.var_names))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def report(folder: Path) -> None:
             "### MMD, forward and backward pass, 128 features, in milliseconds (cells x conditions)\n"
         )
         print(mmd[shapes].T.round(1).to_markdown(), "\n")
-    print(f"### Commands and environments\n\n{how(folder)}\n")
+    print(how(folder))
 
 
 def report_gpu() -> None:
