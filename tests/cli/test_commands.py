@@ -17,6 +17,8 @@ from typer.testing import CliRunner
 
 import trvae
 from trvae.cli import _commands, _reporting, _results, app
+from trvae.metrics import MEASURES
+from trvae.metrics._baselines import BASELINES
 from trvae.model._calibration import _Fold
 
 KEYS = ("--condition-key", "condition", "--labels-key", "cell_type")
@@ -315,6 +317,17 @@ def test_bad_cells_are_refused_on_one_line(cells, model, tmp_path, kind, command
     result = run(command, model, given, *to, "--out", tmp_path / "out.h5ad", exit_code=1)
     assert re.fullmatch(f"Error: .*{re.escape(message)}.*", result.stderr.strip())
     assert [path.name for path in tmp_path.iterdir()] == ["cells.h5ad"]
+
+
+def test_the_verdict_names_measures_and_baselines():
+    metrics = pd.DataFrame(dict.fromkeys(MEASURES, 0.5), index=["prediction", *BASELINES])
+    assert "Ahead of every baseline in: no measure. Behind" in _results._verdict(metrics)
+    metrics.loc["prediction"] = pd.Series(MEASURES)
+    everything = "R² mean, R² variance, r change, RMSE, energy."
+    assert _results._verdict(metrics) == f"Ahead of every baseline in: {everything}"
+    metrics.loc["nearest shift", "rmse"] = 0.1
+    metrics.loc["prediction", "rmse"] = 0.2
+    assert _results._verdict(metrics).endswith("energy. Behind nearest shift in RMSE.")
 
 
 def test_json_has_neither_nan_nor_numbers_of_numpy():

@@ -18,6 +18,9 @@ from trvae.evaluation._split import HeldOut, predict_held_out
 from trvae.io._atomic import atomic_write
 from trvae.io._hdf5 import write_h5ad
 from trvae.metrics import summarize
+from trvae.metrics._baselines import BASELINES
+from trvae.metrics._skill import errors
+from trvae.metrics._summary import HEADINGS
 from trvae.pl._output import BLUE, ORANGE
 from trvae.pl._values import normalized
 from trvae.train._interruption import end_if_interrupted
@@ -80,12 +83,23 @@ def predict(split: HeldOut, method: TRVAEMethod, target: Any, seed: int) -> Resu
 def print_metrics(metrics: pd.DataFrame, title: str) -> None:
     """Print the main metrics of a prediction, its baselines and the replicate."""
     print_table(summarize(metrics), title)
+    console.print(_verdict(metrics), highlight=False)
     console.print(
-        "Arrows point to better values. "
-        f"Nearest: the shift of {escape(str(metrics.attrs['nearest']))}. "
-        "Replicate: what a repetition of the experiment would score.",
+        "Arrows point to better values. Shifts add a change of other types to all cells, nearest that of "
+        f"{escape(str(metrics.attrs['nearest']))}; linear predicts it by regression, and linear counts "
+        "draws counts with it. Replicate: what a repetition of the experiment would score.",
         style="dim",
     )
+
+
+def _verdict(metrics: pd.DataFrame) -> str:
+    """Where the prediction is ahead of all baselines, and which is ahead of it, in words."""
+    error = errors(metrics)[list(HEADINGS)].rename(columns=HEADINGS)
+    baselines = error[error.index.isin(BASELINES)]
+    is_ahead = error.loc["prediction"] < baselines.min()
+    ahead = f"Ahead of every baseline in: {', '.join(error.columns[is_ahead]) or 'no measure'}."
+    behind = [f"{baselines[name].idxmin()} in {name}" for name in error.columns[~is_ahead]]
+    return f"{ahead} Behind {', '.join(behind)}." if behind else ahead
 
 
 def save_result(result: Result, out: Path) -> None:

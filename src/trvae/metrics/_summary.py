@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # Short enough for pandas to print the table whole on 80 columns.
-_HEADINGS = {
+HEADINGS = {
     "r2_mean": "R² mean",
     "r2_variance": "R² variance",
     "change": "r change",
@@ -39,11 +39,11 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
     ValueError
         If the table lacks one of them.
     """
-    if missing := [name for name in _HEADINGS if name not in table]:
+    if missing := [name for name in HEADINGS if name not in table]:
         raise ValueError(
             f"table has no {join_names(missing)}. It must be of transfer_metrics or evaluate."
         )
     named = table.drop(columns=table.select_dtypes("number").columns)
-    arrows = {name: "↑" if MEASURES[name] == 1 else "↓" for name in _HEADINGS}
-    headings = {name: f"{heading} {arrows[name]}" for name, heading in _HEADINGS.items()}
+    arrows = {name: "↑" if MEASURES[name] == 1 else "↓" for name in HEADINGS}
+    headings = {name: f"{heading} {arrows[name]}" for name, heading in HEADINGS.items()}
     return named.join(table[list(headings)].astype(float).round(3)).rename(columns=headings)
