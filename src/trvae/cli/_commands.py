@@ -94,8 +94,8 @@ def calibrate(
 ) -> dict:
     """Leave cell types out in turn, to learn how to predict another one and how wrong that will be.
 
-    DATA are the cells that the model was trained on. A model is trained for each cell type, which takes as
-    often as long as training did. After an interruption, the same command resumes where it stopped.
+    DATA are the cells that the model was trained on. One more model is trained for each cell type, each as long
+    as that one. After an interruption, the same command resumes where it stopped.
 
     Example: trvae calibrate model pbmc.h5ad --to stimulated
     """
