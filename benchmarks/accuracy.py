@@ -205,6 +205,14 @@ def how(*folders: Path) -> str:
     return "\n\n".join([f"<details>\n{title}", *blocks, "</details>\n"])
 
 
+def as_markdown(table: pd.DataFrame, digits: str = ".3f") -> str:
+    """A table of numbers or text, all numbers with as many digits."""
+    shown = table.map(lambda value: value if isinstance(value, str) else f"{value:{digits}}")
+    shown = shown.replace("nan", "")
+    alignment = ["left", *["right"] * shown.shape[1]]
+    return shown.to_markdown(disable_numparse=True, colalign=alignment) + "\n"
+
+
 def trvae_method(name: str) -> Callable[[], trvae.TRVAEMethod]:
     """The model with its default settings, except those in its name.
 
