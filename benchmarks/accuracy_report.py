@@ -227,7 +227,11 @@ def print_former() -> None:
         "tutorials and at most 100 epochs; CPA uses its own early stopping. For scArches' TRVAE, whose "
         "tutorial trains for 500 epochs, this shortens training. Its MMD is on the decoder's first "
         "layer, as in the paper. trvaep's trainer reads copies of the cells and drops a last minibatch "
-        "of only a few cells.\n"
+        "of only a few cells.\n\n"
+        "Not run: scPRAM, of which an epoch takes 20 to 28 s on one core, and biolord, both of which have "
+        "adapters in `benchmarks/peers`; CellFlow, whose tutorial's network is too large for a CPU; CellOT "
+        "and inVAE, which have no package. `benchmarks/scperturbench.md` has published numbers of all but "
+        "CellFlow.\n"
     )
     print(as_markdown(shown))
 
