@@ -148,6 +148,10 @@ def test_labels_of_one_condition_each_are_warned_of():
     data.obs["sample"] = data.obs["condition"].astype(str) + "_1"
     with pytest.warns(UserWarning, match="No label of labels_key 'sample' occurs under more"):
         made(data, labels_key="sample")
+    types = data.obs["cell_type"].astype(str)
+    data.obs["few"] = np.where(types == "type_0", types, types + data.obs["condition"].astype(str))
+    with pytest.warns(UserWarning, match="Only 1 of the labels of labels_key 'few' occur under"):
+        made(data, labels_key="few")
 
 
 @pytest.mark.parametrize("make", [dense, sparse.csr_matrix], ids=["dense", "sparse"])

@@ -11,13 +11,11 @@ from sklearn.linear_model import RidgeCV
 from torch import nn
 
 from trvae._utils._matrices import dense, row_blocks
+from trvae.data._registration import MIN_LABELS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-
-# With fewer labels, leave-one-out has too little to choose the penalty by.
-MIN_LABELS = 3
 
 # Means over fewer cells are mostly noise.
 MIN_CELLS = 20
@@ -50,6 +48,7 @@ class LinearResponse:
     """
 
     def __init__(self, before: np.ndarray, change: np.ndarray):
+        # Leave-one-out has too little to choose the penalty by.
         if len(before) < MIN_LABELS:
             self.axes, self.origin = np.zeros((before.shape[1], 0)), np.zeros(0)
             self.coefficients = np.zeros((0, change.shape[1]))

@@ -10,12 +10,12 @@ from scipy.optimize import nnls
 from scipy.spatial.distance import pdist, squareform
 
 from trvae.counterfactual._label_response import (
-    MIN_LABELS,
     TARGET_SUM,
     LinearResponse,
     Weights,
     share_of_log,
 )
+from trvae.data._registration import MIN_LABELS
 
 # Genes with a similar expected error share a quantile. More genes make quantiles exact, fewer local.
 _GENES_PER_BIN, _MAX_BINS = 200, 20

@@ -29,6 +29,9 @@ from trvae.data._registered import RegisteredData
 if TYPE_CHECKING:
     from anndata import AnnData
 
+# Labels under both conditions that it takes to learn what differs between labels.
+MIN_LABELS = 3
+
 
 def check_setup(adata: AnnData, setup_args: dict, kwargs: dict) -> None:
     """Check what ``setup_anndata`` is given.
@@ -61,7 +64,7 @@ def check_setup(adata: AnnData, setup_args: dict, kwargs: dict) -> None:
     if (library_key := setup_args.get("library_key")) is not None:
         check_numbers(adata, "library_key", library_key, positive=True)
     if setup_args["labels_key"] is not None:
-        _warn_if_labels_have_one_condition(adata, setup_args)
+        _warn_if_few_labels_are_shared(adata, setup_args)
 
 
 def check_columns_to_predict(adata: AnnData, known: RegisteredData) -> None:
@@ -161,13 +164,21 @@ def _check_conditions(adata: AnnData, condition_key: Any) -> None:
         )
 
 
-def _warn_if_labels_have_one_condition(adata: AnnData, setup_args: dict) -> None:
+def _warn_if_few_labels_are_shared(adata: AnnData, setup_args: dict) -> None:
     condition_key, labels_key = setup_args["condition_key"], setup_args["labels_key"]
     groups = adata.obs[[condition_key, labels_key]].drop_duplicates()
-    if groups[labels_key].is_unique:
-        warnings.warn(
+    n_shared = int((groups[labels_key].value_counts() > 1).sum())
+    if n_shared >= MIN_LABELS:
+        return
+    if n_shared == 0:
+        text = (
             f"No label of labels_key {labels_key!r} occurs under more than one condition. "
-            "Conditions are matched within labels, so nothing is matched: leave labels_key out.",
-            UserWarning,
-            stacklevel=5,
+            "Conditions are matched within labels, so nothing is matched: leave labels_key out."
         )
+    else:
+        text = (
+            f"Only {n_shared} of the labels of labels_key {labels_key!r} occur under more than one condition. It takes "
+            f"{MIN_LABELS} to tell what a condition does to all labels from what it does to one, and "
+            "to know how wrong a prediction may be."
+        )
+    warnings.warn(text, UserWarning, stacklevel=5)

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from trvae.counterfactual._label_response import (
-    MIN_LABELS,
     TARGET_SUM,
     ResponseOfLabels,
     Weights,
@@ -24,6 +23,7 @@ from trvae.counterfactual._left_out import (
     log_normalized_after,
     predicted_by_others,
 )
+from trvae.data._registration import MIN_LABELS
 
 if TYPE_CHECKING:
     from trvae.model._interface import Model
