@@ -183,16 +183,12 @@ def print_comparison(table: pd.DataFrame, measures: list[str]) -> None:
     print(as_markdown(pd.DataFrame(by_single).T.rename(columns=SHOWN)))
 
 
-def print_simulated() -> None:
+def print_simulated(tables: dict[str, pd.DataFrame]) -> None:
     """The model and the best baseline on simulated cells, one row a simulation."""
     rows = {}
-    for name in SIMULATIONS:
-        table = read(name)
-        if table is None:
-            continue
-        by_label = table.groupby(["method", "label", "target_condition"])[[*SIMULATED]].mean()
-        means = by_label.groupby("method").mean()
-        error = (means - pd.Series(MEASURES)[[*SIMULATED]]).abs()
+    for name, table in tables.items():
+        means = means_over_labels(table)
+        error = (means[[*SIMULATED]] - pd.Series(MEASURES)[[*SIMULATED]]).abs()
         best = error.loc[error.index.isin(BASELINES)].idxmin()
         rows[name] = {
             f"{title}{of}": f"{means.loc[method, measure]:.3f}" + of_best
@@ -251,11 +247,11 @@ def main() -> None:
         "measure (the distance of the measure from its best value), mean over labels with its 95 % "
         "interval. Ahead or behind: the interval excludes 0.\n"
     )
-    measured = [name for name in TITLES if read(name) is not None]
-    for name in measured:
+    tables = {name: table for name in TITLES if (table := read(name)) is not None}
+    simulated = {name: table for name, table in tables.items() if name in SIMULATIONS}
+    for name, table in tables.items():
         if name in SIMULATIONS:
             continue
-        table = read(name)
         print(f"## {TITLES[name]}\n")
         if name == "kang":
             draw_labels(table, TITLES[name])
@@ -265,9 +261,9 @@ def main() -> None:
         if table["label"].nunique() >= MIN_LABELS:
             print_comparison(table, [*(MEASURES if name == "kang" else SHOWN)])
         print_others(table)
-    print_simulated()
+    print_simulated(simulated)
     print_former()
-    folders = [RESULTS / name.replace(" ", "_") for name in [*measured, FORMER]]
+    folders = [RESULTS / name.replace(" ", "_") for name in [*tables, FORMER]]
     print(how(*folders))
 
 

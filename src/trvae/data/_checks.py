@@ -172,16 +172,14 @@ def check_expression(matrix: Any, gene_likelihood: str, where: str) -> None:
 def check_library(matrix: Any, library: pd.Series, where: str) -> None:
     """Raise a ``ValueError`` if library sizes are smaller than what the matrix has of the library."""
     in_memory = isinstance(matrix, np.ndarray) or sparse.issparse(matrix)
-    n_smaller, n_cells = 0, 0
-    for block in [matrix] if in_memory else row_blocks(matrix):
-        stated = library.to_numpy(dtype=float)[n_cells : n_cells + block.shape[0]]
-        # Counts that were estimated may be rounded.
-        n_smaller += int((stated < 0.99 * np.ravel(block.sum(1))).sum())
-        n_cells += block.shape[0]
+    blocks = [matrix] if in_memory else row_blocks(matrix)
+    sums = np.concatenate([np.ravel(block.sum(1)) for block in blocks])
+    # Counts that were estimated may be rounded.
+    n_smaller = int((library.to_numpy(dtype=float) < 0.99 * sums).sum())
     if n_smaller:
         raise ValueError(
             f"library_key {library.name!r} is smaller than the sum of {where} in {n_smaller} of "
-            f"{n_cells} cells. It must be each cell's counts over all genes, not their logarithm or a "
+            f"{len(sums)} cells. It must be each cell's counts over all genes, not their logarithm or a "
             "size factor."
         )
 

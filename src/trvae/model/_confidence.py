@@ -287,16 +287,17 @@ class ConfidenceMixin(TransferMixin):
         (expected,) = self._expectations(selection, every, "observed", batch_size, 1)
         before, after = profile_of(own, library), profile_of(expected, library)
         ends = errors.interval(before, after - before, len(expected), level)
-        means = [
-            _mean_of(cells, None if library is None else library_size) for cells in (own, expected)
-        ]
+        size = "observed" if library is None else library_size
+        own_mean, transferred = (_mean_of(cells, size) for cells in (own, expected))
         if library is not None:
             # From shares of the library to the scale of the mean.
             share = share_of_log(after)
-            counts_per_share = float(means[1].sum() / share.sum())
-            ends = tuple((means[1] + counts_per_share * (end - share)).clip(min=0) for end in ends)
+            counts_per_share = float(transferred.sum() / share.sum())
+            ends = tuple(
+                (transferred + counts_per_share * (end - share)).clip(min=0) for end in ends
+            )
         return pd.DataFrame(
-            {"source": means[0], "transferred": means[1], "low": ends[0], "high": ends[1]},
+            {"source": own_mean, "transferred": transferred, "low": ends[0], "high": ends[1]},
             index=selection.registered.var_names,
         ).iloc[columns]
 
@@ -308,9 +309,9 @@ class ConfidenceMixin(TransferMixin):
         return sum(tables[1:], tables[0]) / len(tables)
 
 
-def _mean_of(cells: Any, library_size: float | Literal["observed"] | None) -> np.ndarray:
+def _mean_of(cells: Any, library_size: float | Literal["observed"]) -> np.ndarray:
     """Mean of cells, ``n_genes``, each scaled to a sum if one is given."""
-    if library_size in (None, "observed"):
+    if library_size == "observed":
         return np.ravel(cells.mean(0, dtype=float))
     sums = np.ravel(cells.sum(1, dtype=float)).clip(min=1e-12)
     return np.ravel((library_size / sums) @ cells) / len(sums)

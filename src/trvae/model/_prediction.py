@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,13 +39,14 @@ def as_anndata(model: BaseTRVAE, matrix: Any, selection: Selection, target: Any)
     if known.layer is not None and matrix is not None:
         result.layers[known.layer] = result.X.copy()
     sources = np.unique([known.conditions.index(name) for name in pd.unique(selection.source)])
-    changes = {key_of(*pair) for pair in itertools.product(sources, codes) if len({*pair}) == 2}
+    changes = [key_of(source, code) for source in sources for code in codes if source != code]
     result.uns["trvae"] = {
         "target_condition": as_text(target),
         "source_conditions": np.unique(selection.source.astype(str)),
         "estimate": selection.estimate,
         "is_calibrated": selection.estimate == "counterfactual"
-        and 0 < len(changes) == len(changes & model.calibration_.keys()),
+        and len(changes) > 0
+        and all(change in model.calibration_ for change in changes),
         **model.module.likelihood_setting,
         "seed": selection.seed,
     }

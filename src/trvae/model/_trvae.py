@@ -246,11 +246,10 @@ class TRVAE(SetupMixin, CalibrationMixin, RankingMixin, ExpressionMixin, BaseTRV
     def _check_own_values(self) -> None:
         super()._check_own_values()
         known = self.registered_data
-        obs, layer = known.cells_of(self.adata).obs, known.layer
-        library_key = known.arguments.get("library_key")
-        if library_key in obs and self.module.is_count_model:
-            matrix = get_matrix(known.cells_of(self.adata), layer)
-            check_library(matrix, obs[library_key], name_of_matrix(layer))
+        cells, library_key = known.cells_of(self.adata), known.arguments.get("library_key")
+        if library_key in cells.obs and self.module.is_count_model:
+            matrix = get_matrix(cells, known.layer)
+            check_library(matrix, cells.obs[library_key], name_of_matrix(known.layer))
 
     @classmethod
     def from_scarches(
