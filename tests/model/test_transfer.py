@@ -299,6 +299,7 @@ def test_cells_of_the_target_condition_are_named_and_stay(trained, adata, tmp_pa
     assert [words in message for message in caplog.messages] == [True, True]
     np.testing.assert_array_equal(dense(predicted.X)[is_treated], dense(adata.X)[is_treated])
     trained.transfer(adata, "treated", source_condition="control")
+    trained.transfer(adata, "treated", estimate="decoded")
     assert len(caplog.messages) == 2
 
 

@@ -68,7 +68,8 @@ def transfer_to_disk(
     everything = replace(probe, adata=AnnData(obs=obs), indices=positions, source=conditions)
     skeleton = in_place_of(first, data, everything, as_anndata(first, None, everything, target))
     check_annotations(skeleton, out.suffix)
-    log_what_stays(conditions, targets, known.cells)
+    if estimate != "decoded":
+        log_what_stays(conditions, targets, known.cells)
     starts = range(0, len(positions), chunk_size)
     slices = list(product(targets, [slice(start, start + chunk_size) for start in starts]))
     task = {

@@ -117,7 +117,8 @@ class TransferMixin:
         source_condition
             Transfer only cells measured under this condition. If ``adata.obs`` has no column of
             conditions, all cells count as measured under it. By default each cell is transferred
-            from its own condition; those under the target condition already stay as they are.
+            from its own condition; those under the target condition already stay as they are, unless
+            they are decoded.
         indices
             Positions of the cells to transfer, or a mask. By default all.
         estimate
@@ -188,7 +189,8 @@ class TransferMixin:
             raise ValueError("client needs out: it is only used for transfers to disk.")
         targets = first.registered_data.targets(target_condition)
         selection = select(first, adata, targets[0], source_condition, indices, estimate, seed)
-        log_what_stays(selection.source, targets, first.registered_data.cells)
+        if estimate != "decoded":
+            log_what_stays(selection.source, targets, first.registered_data.cells)
         others = (with_target(first, selection, target) for target in targets[1:])
         predictions = [predict(models, each, batch_size) for each in chain([selection], others)]
         predicted = as_anndata(first, stacked(predictions), selection, target_condition)
