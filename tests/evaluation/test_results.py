@@ -1,5 +1,10 @@
 """What is kept of an evaluation on disk, and when it may be resumed."""
 
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
 import numpy as np
 import pytest
 
@@ -49,6 +54,21 @@ def test_damaged_files_are_named_and_left_alone(kept, name, damage):
     with pytest.raises(ValueError, match=message):
         Results(kept, SETTINGS)
     assert file.read_bytes() == damaged
+
+
+def test_of_runs_that_start_together_those_with_the_first_settings_go_on(tmp_path):
+    start = threading.Barrier(8)
+
+    def run(number):
+        start.wait()
+        with suppress(ValueError):
+            Results(tmp_path, SETTINGS | {"n_genes": number})
+            return number
+
+    with ThreadPoolExecutor(start.parties) as pool:
+        went_on = set(pool.map(run, [0, 1, 2, 3] * 2)) - {None}
+    assert [json.loads((tmp_path / "settings.json").read_text())["n_genes"]] == list(went_on)
+    assert [file.name for file in tmp_path.iterdir()] == ["settings.json"]
 
 
 @pytest.mark.parametrize(

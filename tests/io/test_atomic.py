@@ -1,6 +1,9 @@
+import errno
+import os
+
 import pytest
 
-from trvae.io._atomic import atomic_update, atomic_write
+from trvae.io._atomic import atomic_update, atomic_write, write_first
 
 
 @pytest.mark.parametrize(
@@ -51,3 +54,17 @@ def test_parts_of_a_folder_are_written_side_by_side(tmp_path, exists):
             (part / name).write_text(name)
     assert {path.name: path.read_text() for path in folder.iterdir()} == {"a": "a", "b": "b"}
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_the_first_file_stays(tmp_path, monkeypatch, has_links):
+    if not has_links:
+
+        def no_links(*_):
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", no_links)
+    for text in ("first", "second"):
+        write_first(tmp_path / "file", text)
+    assert (tmp_path / "file").read_text() == "first"
+    assert len(list(tmp_path.iterdir())) == 1

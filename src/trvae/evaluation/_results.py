@@ -12,7 +12,7 @@ import numpy as np
 from trvae._utils._arguments import join_names
 from trvae._utils._matrices import digest, digest_of_matrix
 from trvae.data._checks import check_obs_column, get_matrix
-from trvae.io._atomic import atomic_write
+from trvae.io._atomic import write_first
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -100,11 +100,9 @@ def _key_text(key: tuple) -> str:
 
 
 def _check_fingerprint(path: Path, fingerprint: dict) -> None:
-    """Save the fingerprint, or compare it with the saved one."""
+    """Save the fingerprint if none is saved, and compare it with the saved one."""
     if not path.exists():
-        with atomic_write(path) as unfinished:
-            unfinished.write_text(json.dumps(fingerprint, indent=2) + "\n")
-        return
+        write_first(path, json.dumps(fingerprint, indent=2) + "\n")
     saved = _parse(
         path.read_bytes(),
         str(path),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import uuid
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,32 @@ def atomic_write(path: Path) -> Iterator[Path]:
     with annotate_os_errors(path), _removed_afterwards(unfinished):
         yield unfinished
         unfinished.replace(path)
+
+
+def write_first(path: Path, text: str) -> None:
+    """Write a file unless there is one, also if other processes try to do so at the same time.
+
+    Parameters
+    ----------
+    path
+        File to write.
+    text
+        What it is to contain.
+
+    Raises
+    ------
+    OSError
+        If it can't be written.
+    """
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.unfinished")
+    with annotate_os_errors(path), _removed_afterwards(unfinished):
+        unfinished.write_text(text)
+        try:
+            os.link(unfinished, path)
+        except OSError:
+            # Not every disk has hard links.
+            if not path.exists():
+                unfinished.replace(path)
 
 
 @contextmanager
