@@ -111,6 +111,22 @@ def print_labels(table: pd.DataFrame, tuned_on: list[str]) -> None:
     print(as_markdown(pd.concat([cells, averages]).rename(columns=SHOWN)))
     if tuned_on:
         print("\\* Settings were chosen on this label.\n")
+    print_intervals(table)
+
+
+def print_intervals(table: pd.DataFrame) -> None:
+    """The measures of the model with intervals over cells, label by label, to be unfolded."""
+    errors = [f"{name}_se" for name in SHOWN]
+    own = table[table["method"] == OWN]
+    means = own.groupby(["label", "target_condition"], sort=False)[[*SHOWN, *errors]].mean()
+    half = 1.96 * means[errors].set_axis([*SHOWN], axis=1)
+    cells = means[[*SHOWN]].map("{:.3f}".format) + half.map(" ± {:.3f}".format)
+    cells.index = [", ".join(map(str, key)) for key in cells.index]
+    print(
+        "<details>\n<summary>The measures themselves, with 95 % intervals over cells</summary>\n"
+    )
+    print(as_markdown(cells.rename(columns=SHOWN)))
+    print("</details>\n")
 
 
 def draw_labels(table: pd.DataFrame, title: str) -> None:

@@ -9,6 +9,7 @@ from helpers import QUIET, SMALL, Unchanged, bars
 from mudata import MuData
 
 import trvae
+from trvae.evaluation._methods import settings_of
 from trvae.evaluation._split import hold_out
 
 KEYS = {"condition_key": "condition", "labels_key": "cell_type", "source_condition": "control"}
@@ -87,6 +88,17 @@ def test_results_of_other_settings_of_a_method_are_not_taken(adata, tmp_path):
         evaluate(adata, **chosen, methods=method(max_epochs=2))
     others = {"theirs": method(max_epochs=2)["ours"]}
     assert evaluate(adata, **chosen, methods=others)["method"].iloc[0] == "theirs"
+
+
+def test_results_of_another_covariate_are_not_taken(adata):
+    method = functools.partial(
+        trvae.TRVAEMethod, setup_kwargs={"categorical_covariate_keys": ["donor"]}
+    )
+    adata.obs["donor"] = np.resize(["a", "b"], adata.n_obs)
+    before = settings_of(method, adata)
+    assert settings_of(method, adata.copy()) == before
+    adata.obs["donor"] = adata.obs["donor"].to_numpy()[::-1]
+    assert settings_of(method, adata) != before
 
 
 @pytest.mark.parametrize("n_genes", [None, 20])

@@ -31,10 +31,26 @@ def test_rows_survive_an_interruption(kept, unfinished):
     complete = file.read_text()
     file.write_text(complete + unfinished)
     results = Results(kept, SETTINGS)
-    assert file.read_text() == complete
     results.add(KEYS[0], {"rmse": 2.0})
     np.testing.assert_equal([results[key] for key in KEYS], [ROW, ROW])
-    assert (*KEYS[0][:-1], 1) not in results
+    another = (*KEYS[0][:-1], 1)
+    assert another not in results
+    results.add(another, {"rmse": 2.0})
+    first, added = file.read_text().rsplit("\n", 2)[:2]
+    assert first + "\n" == complete
+    assert json.loads(added)["rmse"] == 2.0
+
+
+def test_runs_share_a_folder_unless_a_method_has_other_settings(tmp_path):
+    runs = [Results(tmp_path, SETTINGS) for _ in range(3)]
+    for run, settings in zip(runs, ["A", "A", "B"], strict=True):
+        run.check_method("trVAE", settings)
+    runs[0].add(KEYS[0], ROW)
+    runs[1].add(KEYS[0], {"rmse": 2.0})
+    np.testing.assert_equal(runs[1][KEYS[0]], runs[0][KEYS[0]])
+    with pytest.raises(ValueError, match="results of 'trVAE' with other settings: 'A', not B"):
+        runs[2].add(KEYS[0], ROW)
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", ["results.jsonl", "settings.json"])

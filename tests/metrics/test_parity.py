@@ -3,6 +3,9 @@
 import anndata
 import numpy as np
 import pytest
+from scipy.spatial.distance import pdist
+from sklearn.linear_model import LinearRegression
+from sklearn.metrics.pairwise import rbf_kernel
 
 import trvae
 from trvae import metrics
@@ -42,6 +45,22 @@ def test_distances_are_those_of_pot(cells):
     covariances = np.cov(a.T), np.cov(b.T)
     gaussian = ot.gaussian.bures_wasserstein_distance(a.mean(0), b.mean(0), *covariances)
     assert metrics.frechet_distance(a, b) == pytest.approx(gaussian**2, rel=1e-6)
+
+
+def test_mmd_and_r2_are_those_of_scikit_learn(cells):
+    a, b = of(cells, "NK", "control"), of(cells, "NK", "stimulated")
+    median = np.median(pdist(b, "sqeuclidean"))
+    gammas = [1 / (median * factor) for factor in (0.25, 0.5, 1, 2, 4)]
+    between, *within = (
+        np.mean([rbf_kernel(*pair, gamma) for gamma in gammas])
+        for pair in ((a, b), (a, a), (b, b))
+    )
+    mmd = metrics.maximum_mean_discrepancy(a, b)
+    assert mmd == pytest.approx(sum(within) - 2 * between, rel=1e-6)
+    for ours, statistic in ((metrics.r2_of_means, np.mean), (metrics.r2_of_variances, np.var)):
+        x, y = statistic(a, axis=0)[:, None], statistic(b, axis=0)
+        # Of a line through the points, R2 is the squared correlation.
+        assert ours(a, b) == pytest.approx(LinearRegression().fit(x, y).score(x, y), rel=1e-6)
 
 
 def test_measures_are_those_of_cell_eval(cells):

@@ -57,6 +57,21 @@ def test_genes_and_numbers_colour_cells(given_model):
     assert [text.get_text() for text in last.get_legend().get_texts()] == ["0", "1"]
 
 
+@pytest.mark.usefixtures("known_coordinates")
+def test_conditions_and_labels_share_no_colour_unless_it_is_given(given_model):
+    def colors(model):
+        axes = trvae.pl.umap(model, representation="latent", show=False)
+        drawn = [{to_hex(c) for c in ax.collections[0].get_facecolor()} for ax in axes]
+        plt.close("all")
+        return drawn
+
+    model = given_model()
+    of_conditions, of_labels = colors(model)
+    assert not of_conditions & of_labels
+    model.adata.uns["condition_colors"] = ["#ff0000", "#00ff00"]
+    assert colors(model) == [{"#ff0000", "#00ff00"}, of_labels]
+
+
 def test_umap_is_the_same_for_a_seed_and_keeps_neighbours(given_model):
     model = given_model(n_cells=80)
     far = np.where(np.arange(80) < 40, 0, 50)[:, None]

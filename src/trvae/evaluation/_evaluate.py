@@ -162,7 +162,7 @@ def evaluate(
     }
     results = Results(out, fingerprint_of(adata, settings))
     for name, make in methods.items():
-        results.check_method(name, settings_of(make))
+        results.check_method(name, settings_of(make, adata))
     runs: list[tuple[str, int]] = [(method, int(seed)) for method in methods for seed in seeds]
     missing = {pair: [run for run in runs if (*pair, *run) not in results] for pair in pairs}
     n_missing = sum(map(len, missing.values()))

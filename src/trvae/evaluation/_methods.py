@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from trvae._utils._matrices import digest
 from trvae.model._trvae import TRVAE
 from trvae.train._interruption import end_if_interrupted
 
@@ -62,10 +63,19 @@ class TransferMethod(Protocol):
         """
 
 
-def settings_of(method: Callable[[], TransferMethod]) -> str | None:
+def settings_of(method: Callable[[], TransferMethod], adata: AnnData) -> str | None:
     """Describe what a method's results depend on, if that can be known."""
     made = method()
-    return repr(made) if isinstance(made, TRVAEMethod) else None
+    if not isinstance(made, TRVAEMethod):
+        return None
+    columns = [
+        name
+        for names in made.setup_kwargs.values()
+        for name in ([names] if isinstance(names, str) else names)
+        if name in adata.obs
+    ]
+    hashes = [f"{name} {digest(adata.obs[name].to_numpy(dtype=str))}" for name in columns]
+    return ", ".join([repr(made), *hashes])
 
 
 @dataclass

@@ -42,10 +42,7 @@ class Results:
             folder.mkdir(parents=True, exist_ok=True)
             _check_fingerprint(folder / "settings.json", fingerprint)
             self._path = folder / "results.jsonl"
-            for row in _read_rows(self._path):
-                key, settings = row.pop("key"), row.pop("settings", None)
-                self._rows[key] = {name: np.nan if x is None else x for name, x in row.items()}
-                self._settings_of_rows.setdefault(json.loads(key)[2], set()).add(settings)
+            self._read(self._path)
 
     def check_method(self, name: str, settings: str | None) -> None:
         """Raise a ``ValueError`` if there are rows of a method with other settings.
@@ -68,16 +65,30 @@ class Results:
         return self._rows[_key_text(key)]
 
     def add(self, key: tuple, row: Row) -> None:
-        """Keep a row, unless there is one with this key already."""
+        """Keep a row, unless there is one with this key already.
+
+        Another process may have added rows since; they are treated as at the start.
+        """
+        settings = {}
+        if self._path is not None:
+            self._read(self._path)
+            if (name := key[2]) in self._settings:
+                settings = {"settings": self._settings[name]}
+                self.check_method(name, **settings)
         if key in self:
             return
         self._rows[_key_text(key)] = row
         if self._path is not None:
             # JSON has no NaN.
             values = {name: None if np.isnan(x) else float(x) for name, x in row.items()}
-            with self._path.open("a") as file:
-                settings = {"settings": self._settings[key[2]]} if key[2] in self._settings else {}
-                file.write(json.dumps({"key": _key_text(key), **settings, **values}) + "\n")
+            _append_line(self._path, json.dumps({"key": _key_text(key), **settings, **values}))
+
+    def _read(self, path: Path) -> None:
+        """Take the rows of a file."""
+        for row in _read_rows(path):
+            key, settings = row.pop("key"), row.pop("settings", None)
+            self._rows[key] = {name: np.nan if x is None else x for name, x in row.items()}
+            self._settings_of_rows.setdefault(json.loads(key)[2], set()).add(settings)
 
 
 def fingerprint_of(adata: AnnData, settings: dict[str, Any]) -> dict[str, Any]:
@@ -118,11 +129,11 @@ def _check_fingerprint(path: Path, fingerprint: dict) -> None:
 
 
 def _read_rows(path: Path) -> list[dict]:
-    """Read all rows; cut off a last line that an interruption left unfinished."""
+    """Read all rows, but not a last line that an interruption left unfinished."""
     if not path.exists():
         return []
-    *lines, unfinished = path.read_bytes().split(b"\n")
-    rows = [
+    *lines, _ = path.read_bytes().split(b"\n")
+    return [
         _parse(
             line,
             f"Line {number} of {path}",
@@ -131,9 +142,14 @@ def _read_rows(path: Path) -> list[dict]:
         )
         for number, line in enumerate(lines, start=1)
     ]
-    if unfinished:
+
+
+def _append_line(path: Path, line: str) -> None:
+    """Add a line, in place of one that an interruption left unfinished."""
+    if path.exists() and (unfinished := path.read_bytes().split(b"\n")[-1]):
         os.truncate(path, path.stat().st_size - len(unfinished))
-    return rows
+    with path.open("a") as file:
+        file.write(line + "\n")
 
 
 def _parse(text: bytes, where: str, remedy: str, required: str | None = None) -> dict:

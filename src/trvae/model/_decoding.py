@@ -61,14 +61,28 @@ def predict(
     Decoded expectations are averaged over the models.
     """
     first = models[0]
+
+    def as_returned(values: torch.Tensor) -> np.ndarray | sparse.csr_matrix:
+        values = with_columns(first._as_registered(values), selection.gene_order)
+        return nonzero_entries(values) if first.data_is_sparse_ else values.cpu().numpy()
+
+    # Cells that are under the target condition already are counterfactuals of themselves.
+    stays = codes_of(selection.source, first.conditions) == first.conditions.index(
+        selection.target
+    )
+    stays &= selection.estimate != "decoded"
+    moving, staying = (np.flatnonzero(chosen) for chosen in (~stays, stays))
     blocks = []
-    for minibatch in decode_both(models, selection, batch_size):
-        predicted = first._as_registered(first._drawn(minibatch, selection))
-        predicted = with_columns(predicted, selection.gene_order)
-        blocks.append(
-            nonzero_entries(predicted) if first.data_is_sparse_ else predicted.cpu().numpy()
-        )
-    return stacked(blocks)
+    if len(moving):
+        own = selection.of_cells(moving)
+        minibatches = decode_both(models, own, batch_size)
+        blocks += [as_returned(first._drawn(minibatch, own)) for minibatch in minibatches]
+    if len(staying):
+        indices = selection.indices[staying]
+        loader = first._make_data_loader(selection.registered, indices=indices)
+        blocks += [as_returned(minibatch[REGISTRY_KEYS.X_KEY]) for minibatch in loader]
+    predicted = stacked(blocks)
+    return predicted[np.argsort(np.concatenate([moving, staying]))] if len(staying) else predicted
 
 
 def with_columns(values: torch.Tensor, columns: np.ndarray) -> torch.Tensor:

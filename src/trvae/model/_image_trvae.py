@@ -47,7 +47,8 @@ class ImageTRVAE(BaseImageModel):
 
     Each row of the AnnData is an image. Train on images of several conditions, such as thin and
     thick strokes, and see how an image would look under another condition, even if images of its
-    kind were never seen under it. Everything else works as in :class:`~trvae.TRVAE`.
+    kind were never seen under it. Training, saving, queries and support work as in
+    :class:`~trvae.TRVAE`; there is no calibration.
 
     Parameters
     ----------

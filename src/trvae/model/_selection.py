@@ -60,6 +60,11 @@ class Selection:
         """Names of the selected cells."""
         return self.registered.obs_names[self.indices]
 
+    def of_cells(self, positions: np.ndarray) -> Selection:
+        """The cells at these positions among the selected ones."""
+        of_cell = {name: getattr(self, name)[positions] for name in ("indices", "source", "keys")}
+        return replace(self, **of_cell)
+
 
 def select(
     model: BaseTRVAE,

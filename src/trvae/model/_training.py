@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from lightning.pytorch import Callback, LightningDataModule
@@ -31,9 +31,11 @@ from trvae.model._hints import TRAIN, hinting
 from trvae.model._identity import identity_of
 from trvae.module._distributed import uses_processes
 from trvae.train._checkpoint import TrainingCheckpoint, checkpoint_file, read_checkpoint
+from trvae.train._defaults import completed_plan_kwargs, default_batch_size, default_max_epochs
 from trvae.train._history import new_history
 from trvae.train._initial_means import InitialMeans
 from trvae.train._interruption import EpochTracker, end_by, stop_requests, weights_of
+from trvae.train._noise import without_noise
 from trvae.train._precision import check_precision, float32_afterwards
 from trvae.train._sampling import check_split_sizes, first_values_of
 
@@ -60,7 +62,7 @@ _RULES = {
     "max_epochs": POSITIVE_INTEGER | NONE,
     "train_size": number("a number above 0 and up to 1", lambda value: 0 < value <= 1) | NONE,
     "validation_size": NONNEGATIVE_NUMBER | NONE,
-    "batch_size": POSITIVE_INTEGER,
+    "batch_size": POSITIVE_INTEGER | choice("auto"),
     "data_on_device": choice(True, False, None),
     "datasplitter_kwargs": _DICTIONARY | NONE,
     "plan_kwargs": _DICTIONARY | NONE,
@@ -71,8 +73,7 @@ _RULES = {
     "callbacks": _CALLBACKS | NONE,
 }
 
-_MIN_EPOCHS, _MAX_EPOCHS = 10, 400
-_SHARE_OF_KL_WARMUP, _SHARE_OF_PATIENCE = 0.25, 0.2
+_SHARE_OF_PATIENCE = 0.2
 
 # Arguments with which calibration trains other models.
 _KEPT = ("train_size", "validation_size", "batch_size", "early_stopping", "condition_balanced")
@@ -94,7 +95,7 @@ class TrainingMixin(Model):
     training_: dict[str, Any] | None
     # Minibatches that training takes by default, whatever the number of cells.
     _default_steps = 4_500
-    _default_plan_kwargs: dict[str, Any] = {}
+    _default_plan_kwargs: dict[str, Any] = {"lr": 1e-3}
 
     @hinting(TRAIN)
     def train(
@@ -106,7 +107,7 @@ class TrainingMixin(Model):
         validation_size: float | None = None,
         shuffle_set_split: bool = True,
         load_sparse_tensor: bool = False,
-        batch_size: int = 128,
+        batch_size: int | Literal["auto"] = "auto",
         early_stopping: bool = False,
         condition_balanced: bool | None = None,
         data_on_device: bool | None = None,
@@ -130,8 +131,8 @@ class TrainingMixin(Model):
         Parameters
         ----------
         max_epochs
-            Passes over the data. By default, between 10 and 400, so that there are about 2,250
-            minibatches of counts, or 4,500 of log-normalised values or images.
+            Passes over the data. By default, between 10 and 400, so that there would be about 2,250
+            minibatches of 128 cells for counts, or 4,500 for log-normalised values and images.
         accelerator
             Hardware to train on, such as ``"cpu"`` or ``"gpu"``; see
             :class:`~lightning.pytorch.trainer.trainer.Trainer`.
@@ -146,7 +147,9 @@ class TrainingMixin(Model):
         load_sparse_tensor
             Whether to move minibatches to the device as sparse tensors.
         batch_size
-            Cells in a minibatch, in each process if there are several.
+            Cells in a minibatch, in each process if there are several. ``"auto"`` is 128 and, for many
+            cells, 256 or 512: the largest with which ten epochs have the default number of
+            minibatches.
         early_stopping
             Whether to stop when ``objective_validation``, the loss with the final KL weight and
             the MMD, has not fallen for a fifth of ``max_epochs``. The model then has the weights
@@ -169,9 +172,9 @@ class TrainingMixin(Model):
         plan_kwargs
             Passed to :class:`~scvi.train.TrainingPlan`. The default learning rate ``lr`` is 2e-3 for
             counts, 1e-3 for log-normalised values, and for images 4e-3 falling to 0
-            (``lr_schedule="cosine"``). The KL weight rises over
-            the first quarter of the epochs unless ``n_epochs_kl_warmup`` or ``n_steps_kl_warmup``
-            is given.
+            (``lr_schedule="cosine"``), each times the square root of ``batch_size / 128``. The KL
+            weight rises over the first quarter of the epochs unless ``n_epochs_kl_warmup`` or
+            ``n_steps_kl_warmup`` is given.
         datamodule
             Data to train on if the model was made from a ``registry``. Without an attribute
             ``n_obs``, it needs ``max_epochs``.
@@ -213,14 +216,15 @@ class TrainingMixin(Model):
         ``objective``, each for ``train`` and ``validation``, and ``train_loss`` and
         ``validation_loss``.
         """
-        kept = {name: value for name, value in locals().items() if name in _KEPT}
         check_arguments(locals(), _RULES)
         check_split_sizes(train_size, validation_size)
         check_precision(trainer_kwargs.get("precision"))
         self._check_can_be_trained(datamodule)
-        if max_epochs is None:
-            max_epochs = self._default_max_epochs(batch_size, datamodule)
-        plan_kwargs = self._completed_plan_kwargs(plan_kwargs, max_epochs)
+        batch_size, max_epochs = self._length(batch_size, max_epochs, datamodule)
+        kept = {name: value for name, value in locals().items() if name in _KEPT}
+        plan_kwargs = completed_plan_kwargs(
+            plan_kwargs, self._default_plan_kwargs, max_epochs, batch_size
+        )
         trainer_kwargs = {
             "early_stopping_monitor": "objective_validation",
             "early_stopping_patience": max(3, round(_SHARE_OF_PATIENCE * max_epochs)),
@@ -258,7 +262,7 @@ class TrainingMixin(Model):
                 self.is_trained_, self.history_ = checkpoint.before
             # A trained model is in evaluation mode, which Lightning would leave it in.
             self.module.train()
-            with new_history(self), float32_afterwards(self.module):
+            with new_history(self), float32_afterwards(self.module), without_noise():
                 super().train(
                     max_epochs=max_epochs,
                     accelerator=accelerator,
@@ -312,6 +316,25 @@ class TrainingMixin(Model):
                 "Use it as it is, or load it with unfrozen=True."
             )
 
+    def _length(
+        self, batch_size: int | str, max_epochs: int | None, datamodule: Any | None
+    ) -> tuple[int, int]:
+        """Cells in a minibatch and number of epochs, by default if they are not given."""
+        if datamodule is None:
+            n_cells = self.summary_stats.n_cells
+        else:
+            # Its minibatches are its own; the default learning rate is for those of 128.
+            n_cells, batch_size = getattr(datamodule, "n_obs", None), 128
+        if max_epochs is None:
+            if n_cells is None:
+                raise ValueError(
+                    "The datamodule does not say how many cells it has: pass max_epochs."
+                )
+            max_epochs = default_max_epochs(n_cells, self._default_steps)
+        if isinstance(batch_size, str):
+            batch_size = default_batch_size(n_cells, self._default_steps)
+        return batch_size, max_epochs
+
     def _check_can_be_distributed(self, has_checkpoints: bool) -> None:
         if self.seed is None:
             raise ValueError(
@@ -329,21 +352,6 @@ class TrainingMixin(Model):
         values = first_values_of(datamodule, has_labels=has_labels).numpy()
         self._check_values(values, "The data module's X")
         self.expression_is_nonnegative_ = is_nonnegative(values)
-
-    def _default_max_epochs(self, batch_size: int, datamodule: Any | None) -> int:
-        if datamodule is None:
-            n_cells = self.summary_stats.n_cells
-        elif (n_cells := getattr(datamodule, "n_obs", None)) is None:
-            raise ValueError("The datamodule does not say how many cells it has: pass max_epochs.")
-        n_epochs = round(self._default_steps * batch_size / max(n_cells, 1))
-        return min(max(n_epochs, _MIN_EPOCHS), _MAX_EPOCHS)
-
-    def _completed_plan_kwargs(self, given: dict | None, max_epochs: int) -> dict[str, Any]:
-        plan_kwargs = {**self._default_plan_kwargs, **(given or {})}
-        if plan_kwargs.get("n_steps_kl_warmup") is None:
-            n_epochs = max(1, round(_SHARE_OF_KL_WARMUP * max_epochs))
-            plan_kwargs.setdefault("n_epochs_kl_warmup", n_epochs)
-        return plan_kwargs
 
     @contextmanager
     def _restored_on_error(self) -> Iterator[None]:

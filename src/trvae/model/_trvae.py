@@ -126,8 +126,8 @@ class TRVAE(SetupMixin, CalibrationMixin, RankingMixin, ExpressionMixin, BaseTRV
     linear_weight
         Weight, from 0 to 1, of a linear model that is averaged with the decoder in
         counterfactuals: a ridge regression that predicts a label's mean change from its mean
-        expression under the source condition. It keeps the decoder from extrapolating too far. It
-        needs at least three labels measured under both conditions.
+        expression under the source condition. It keeps the decoder from extrapolating too far. With
+        fewer than three labels measured under both conditions, it is their mean change.
     response_limit
         Cap on how far the decoder may change a gene in counterfactuals: this many times the
         largest change in any label measured under both conditions, on the scale of log-normalised

@@ -12,7 +12,7 @@ from anndata import AnnData
 
 from trvae._utils._arguments import POSITIVE_INTEGER, SEED, check_arguments, choice, join_names
 from trvae.data._checks import cell_positions
-from trvae.pl._models import cells_to_plot, check_is_one_model
+from trvae.pl._models import cells_to_plot, check_is_one_model, condition_key
 from trvae.pl._output import SMALL_FONT, Output
 
 if TYPE_CHECKING:
@@ -26,6 +26,11 @@ _REPRESENTATIONS = {
     "latent": ("get_latent_representation", "latent representation"),
     "decoder": ("get_mmd_representation", "first decoder layer"),
 }
+# With those of labels, conditions would be mistaken for these.
+_OF_CONDITIONS = (
+    "#bbbbbb", "#000000", "#e7298a", "#a6761d", "#7570b3", "#66a61e", "#1b9e77", "#d95f02",
+)  # fmt: skip
+
 _RULES = {
     "representation": choice(*_REPRESENTATIONS, "both"),
     "n_neighbors": POSITIVE_INTEGER,
@@ -68,7 +73,8 @@ def umap(
         * ``"both"`` - one row of panels for each
     color
         Columns of ``obs`` or genes (their values in ``X``) to colour by. By default the
-        conditions and, if there are any, the labels.
+        conditions and, if there are any, the labels. Colours in ``uns``, as scanpy keeps them, are
+        used.
     indices
         Positions of the cells to use, or a mask of them. By default all cells; a random sample
         saves time if there are very many.
@@ -111,6 +117,8 @@ def umap(
     colors = _colors(model, cells, color).iloc[positions]
     # Cells may have been chosen twice.
     colors.index = pd.RangeIndex(len(colors)).astype(str)
+    # Those that scanpy keeps.
+    given = {name: cells.uns[name] for key in colors if (name := f"{key}_colors") in cells.uns}
     # Drawn in random order, so that no group hides the others.
     order = np.random.default_rng(seed).permutation(len(positions))
     drawn = {}
@@ -118,12 +126,12 @@ def umap(
         method, title = _REPRESENTATIONS[name]
         values = getattr(model, method)(adata, indices=positions)
         coordinates = _coordinates(values, n_neighbors, min_dist, seed)
-        drawn[title] = AnnData(obs=colors, obsm={"X_umap": coordinates})[order].copy()
+        drawn[title] = AnnData(obs=colors, obsm={"X_umap": coordinates}, uns=given)[order].copy()
     panels = list(product(drawn, colors))
     output = Output(ax, show, save, return_fig)
     axes = output.axes(len(panels), panel_size=(4.2, 3.2), n_columns=len(colors.columns))
     for panel, (title, key) in zip(axes, panels, strict=True):
-        _draw(panel, drawn[title], key, f"{title}: {key}")
+        _draw(panel, drawn[title], key, f"{title}: {key}", _palette(model, colors[key], given))
     return output.finish(axes)
 
 
@@ -160,10 +168,19 @@ def _coordinates(values: np.ndarray, n_neighbors: int, min_dist: float, seed: in
     return cells.obsm["X_umap"]
 
 
-def _draw(ax: Axes, cells: AnnData, key: str, title: str) -> None:
+def _palette(model: Any, column: pd.Series, given: dict[str, Any]) -> list[str] | None:
+    """Return colours of conditions; ``None`` for other columns, given colours or too many."""
+    if column.name != condition_key(model) or f"{column.name}_colors" in given:
+        return None
+    number = column.cat.categories.size
+    return list(_OF_CONDITIONS[:number]) if number <= len(_OF_CONDITIONS) else None
+
+
+def _draw(ax: Axes, cells: AnnData, key: str, title: str, palette: list[str] | None) -> None:
     sc.pl.umap(
         cells,
         color=key,
+        palette=palette,
         ax=ax,
         title=title,
         # Scanpy's default, which is huge for few cells.

@@ -1,0 +1,61 @@
+"""How long, and in which steps, models are trained by default."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+_MIN_EPOCHS, _MAX_EPOCHS = 10, 400
+# Numbers of minibatches and learning rates are for the first size.
+_BATCH_SIZES = (128, 256, 512)
+_SHARE_OF_KL_WARMUP = 0.25
+
+
+def default_batch_size(n_cells: int, n_steps: int) -> int:
+    """Cells in a minibatch: 128, or more if the fewest epochs then have enough minibatches.
+
+    Parameters
+    ----------
+    n_cells
+        Number of cells.
+    n_steps
+        Number of minibatches that are enough.
+    """
+    n_seen = _MIN_EPOCHS * n_cells
+    enough = (size for size in _BATCH_SIZES if n_seen >= n_steps * size)
+    return max(enough, default=_BATCH_SIZES[0])
+
+
+def default_max_epochs(n_cells: int, n_steps: int) -> int:
+    """Epochs, between 10 and 400, in which as many cells are seen as in so many minibatches of 128.
+
+    Parameters
+    ----------
+    n_cells, n_steps
+        See :func:`default_batch_size`: numbers of cells and minibatches.
+    """
+    n_epochs = round(n_steps * _BATCH_SIZES[0] / max(n_cells, 1))
+    return min(max(n_epochs, _MIN_EPOCHS), _MAX_EPOCHS)
+
+
+def completed_plan_kwargs(
+    given: dict[str, Any] | None, defaults: dict[str, Any], max_epochs: int, batch_size: int
+) -> dict[str, Any]:
+    """Add the learning rate and the length of the KL warm-up to a plan's arguments.
+
+    Parameters
+    ----------
+    given
+        Arguments of the user, which stay.
+    defaults
+        Arguments for minibatches of 128 cells, among them ``lr``.
+    max_epochs, batch_size
+        Number of epochs, and of cells in a minibatch.
+    """
+    # The larger the minibatch, the less noise the direction of a step has.
+    rate = defaults["lr"] * math.sqrt(batch_size / _BATCH_SIZES[0])
+    plan_kwargs = {**defaults, "lr": rate, **(given or {})}
+    if plan_kwargs.get("n_steps_kl_warmup") is None:
+        n_epochs = max(1, round(_SHARE_OF_KL_WARMUP * max_epochs))
+        plan_kwargs.setdefault("n_epochs_kl_warmup", n_epochs)
+    return plan_kwargs
