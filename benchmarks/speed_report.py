@@ -20,12 +20,21 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+# What is not that of today's code.
+NOTES = {
+    "2026-11-25": "Before training started from the mean of the first minibatch, and before transfer was tensor code.",
+    "2026-11-25b": "As above.",
+    "2026-11-28": "Before transfer was code for GPUs: the row that failed, transfers, latent representations and "
+    "the accuracy in other precisions have not been measured since.",
+}
+
+
 def report(folder: Path) -> None:
     """Print the tables of one run."""
     table = pd.DataFrame(stored_rows(folder))
     table[["what", "tool"]] = table.pop("name").str.split(" | ", regex=False, expand=True)
     threads = ", ".join(map(str, sorted(table["threads"].unique())))
-    print(f"## Run {folder.name}\n\nThreads: {threads}.\n")
+    print(f"## Run {folder.name}\n\n{NOTES.get(folder.name, '')} Threads: {threads}.\n")
     timed = table[table["seconds"].notna()]
     for title, measure in (
         ("Seconds per epoch, or to transfer all cells once", "seconds"),
@@ -52,7 +61,7 @@ def report_gpu() -> None:
         print("Nothing was measured on a GPU yet.")
     for path in paths:
         record = json.loads(path.read_text())
-        print(f"### Run {path.stem}\n\n{markdown(record)}\n")
+        print(f"### Run {path.stem}\n\n{NOTES.get(path.stem, '')}\n\n{markdown(record)}\n")
         measured = {(row["what"], row["tool"]) for row in record["rows"]}
         missing = [row.what for row in rows(FULL) if (row.what, row.tool) not in measured]
         if missing:

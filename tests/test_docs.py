@@ -1,10 +1,13 @@
 import inspect
 import re
+from pathlib import Path
 
 import pytest
 from helpers import members_in_reference, reference
 
 import trvae
+
+ROOT = Path(__file__).parents[1]
 
 # What images have not: of each, why.
 LEFT_OUT_OF_IMAGES = {
@@ -25,6 +28,13 @@ def own_public_members(cls):
         module = getattr(inspect.unwrap(function), "__module__", "") if callable(function) else ""
         if not name.startswith("_") and module.startswith("trvae"):
             yield name
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_relative_links_lead_somewhere(page):
+    """Those of the documentation are checked when it is built."""
+    links = re.findall(r"\]\((?!http|#)([^)#]+)", (ROOT / page).read_text())
+    assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 @pytest.mark.parametrize("cls", [trvae.TRVAE, trvae.ImageTRVAE, trvae.TRVAEEnsemble])

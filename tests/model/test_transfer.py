@@ -291,6 +291,7 @@ def test_result_is_ready_for_scanpy_and_can_be_written(trained, control, tmp_pat
 
 
 def test_cells_of_the_target_condition_are_named_and_stay(trained, adata, tmp_path, caplog):
+    adata = adata[np.random.default_rng(0).permutation(adata.n_obs)].copy()
     is_treated = (adata.obs["condition"] == "treated").to_numpy()
     out = tmp_path / "predicted.h5ad"
     predicted = trained.transfer(adata, "treated")
@@ -298,9 +299,12 @@ def test_cells_of_the_target_condition_are_named_and_stay(trained, adata, tmp_pa
     words = f"{is_treated.sum()} of {adata.n_obs} cells are of treated already and stay"
     assert [words in message for message in caplog.messages] == [True, True]
     np.testing.assert_array_equal(dense(predicted.X)[is_treated], dense(adata.X)[is_treated])
-    trained.transfer(adata, "treated", source_condition="control")
+    others = trained.transfer(adata, "treated", source_condition="control")
+    np.testing.assert_array_equal(dense(predicted.X)[~is_treated], dense(others.X))
+    stayed = trained.transfer(adata[is_treated].copy(), "treated", source_condition="treated")
+    np.testing.assert_array_equal(dense(stayed.X), dense(adata.X)[is_treated])
     trained.transfer(adata, "treated", estimate="decoded")
-    assert len(caplog.messages) == 2
+    assert len(caplog.messages) == 3
 
 
 def test_layer_is_read_and_written(adata):
