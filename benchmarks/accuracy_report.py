@@ -65,17 +65,24 @@ def means_over_labels(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def print_others(table: pd.DataFrame) -> None:
-    """Other tools, each beside the model with the same labels and seeds."""
-    others = [
-        name for name in table["method"].unique() if name not in {OWN, *BASELINES, REPLICATE}
-    ]
-    if not others:
-        return
-    print("### And other tools?\n")
-    print(
-        "Each number is followed by trVAE's for the same labels and seeds. The tools use the settings "
-        "of their tutorials and at most 100 epochs; CPA its own early stopping.\n"
-    )
+    """Other tools and settings, each beside the model with the same labels and seeds."""
+    others = set(table["method"].unique()) - {OWN, *BASELINES, REPLICATE}
+    settings = sorted(name for name in others if name.startswith(OWN))
+    if tools := sorted(others.difference(settings)):
+        print("### And other tools?\n")
+        print(
+            "Each number is followed by trVAE's for the same labels and seeds. The tools use the "
+            "settings of their tutorials and at most 100 epochs; CPA its own early stopping.\n"
+        )
+        print_beside(table, tools)
+    if settings:
+        print("### And other settings?\n")
+        print("Each number is followed by that of the defaults for the same labels and seeds.\n")
+        print_beside(table, settings)
+
+
+def print_beside(table: pd.DataFrame, others: list[str]) -> None:
+    """Methods, each beside the model with the same labels and seeds."""
     rows = {}
     for name in others:
         keys = ["label", "target_condition", "seed"]

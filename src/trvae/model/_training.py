@@ -31,7 +31,7 @@ from trvae.model._hints import TRAIN, hinting
 from trvae.model._identity import identity_of
 from trvae.module._distributed import uses_processes
 from trvae.train._checkpoint import TrainingCheckpoint, checkpoint_file, read_checkpoint
-from trvae.train._defaults import completed_plan_kwargs, default_batch_size, default_max_epochs
+from trvae.train._defaults import completed_plan_kwargs, length_of_training
 from trvae.train._history import new_history
 from trvae.train._initial_means import InitialMeans
 from trvae.train._interruption import EpochTracker, end_by, stop_requests, weights_of
@@ -220,7 +220,9 @@ class TrainingMixin(Model):
         check_split_sizes(train_size, validation_size)
         check_precision(trainer_kwargs.get("precision"))
         self._check_can_be_trained(datamodule)
-        batch_size, max_epochs = self._length(batch_size, max_epochs, datamodule)
+        batch_size, max_epochs = length_of_training(
+            batch_size, max_epochs, self._default_steps, self.summary_stats.n_cells, datamodule
+        )
         kept = {name: value for name, value in locals().items() if name in _KEPT}
         plan_kwargs = completed_plan_kwargs(
             plan_kwargs, self._default_plan_kwargs, max_epochs, batch_size
@@ -315,25 +317,6 @@ class TrainingMixin(Model):
                 "There is nothing to train: the query has no new condition or category. "
                 "Use it as it is, or load it with unfrozen=True."
             )
-
-    def _length(
-        self, batch_size: int | str, max_epochs: int | None, datamodule: Any | None
-    ) -> tuple[int, int]:
-        """Cells in a minibatch and number of epochs, by default if they are not given."""
-        if datamodule is None:
-            n_cells = self.summary_stats.n_cells
-        else:
-            # Its minibatches are its own; the default learning rate is for those of 128.
-            n_cells, batch_size = getattr(datamodule, "n_obs", None), 128
-        if max_epochs is None:
-            if n_cells is None:
-                raise ValueError(
-                    "The datamodule does not say how many cells it has: pass max_epochs."
-                )
-            max_epochs = default_max_epochs(n_cells, self._default_steps)
-        if isinstance(batch_size, str):
-            batch_size = default_batch_size(n_cells, self._default_steps)
-        return batch_size, max_epochs
 
     def _check_can_be_distributed(self, has_checkpoints: bool) -> None:
         if self.seed is None:

@@ -11,6 +11,41 @@ _BATCH_SIZES = (128, 256, 512)
 _SHARE_OF_KL_WARMUP = 0.25
 
 
+def length_of_training(
+    batch_size: int | str,
+    max_epochs: int | None,
+    n_steps: int,
+    n_cells: int,
+    datamodule: Any | None,
+) -> tuple[int, int]:
+    """Cells in a minibatch and number of epochs, by default where they are not given.
+
+    Parameters
+    ----------
+    batch_size, max_epochs
+        What is given; ``"auto"`` and ``None`` stand for the defaults.
+    n_steps
+        Number of minibatches that are enough.
+    n_cells
+        Number of cells.
+    datamodule
+        What has the cells in place of an AnnData, if it has.
+
+    Raises
+    ------
+    ValueError
+        If the number of epochs is not given and a data module has no ``n_obs``.
+    """
+    if datamodule is not None:
+        # Its minibatches are its own; the default learning rate is for those of this size.
+        batch_size, n_cells = _BATCH_SIZES[0], getattr(datamodule, "n_obs", 0)
+        if max_epochs is None and not n_cells:
+            raise ValueError("The datamodule does not say how many cells it has: pass max_epochs.")
+    if isinstance(batch_size, str):
+        batch_size = default_batch_size(n_cells, n_steps)
+    return batch_size, max_epochs or default_max_epochs(n_cells, n_steps)
+
+
 def default_batch_size(n_cells: int, n_steps: int) -> int:
     """Cells in a minibatch: 128, or more if the fewest epochs then have enough minibatches.
 

@@ -1,4 +1,4 @@
-"""What other packages print during a training although no user of ours can act on it."""
+"""What other packages print during a training although it is of no use to users of ours."""
 
 from __future__ import annotations
 
@@ -10,20 +10,26 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_LIGHTNING = "lightning.pytorch.utilities.rank_zero"
-# Lightning asks PyTorch in a way that PyTorch will drop.
-_WARNING = r"`isinstance\(treespec, LeafSpec\)` is deprecated"
+_WARNINGS = (
+    # Lightning asks PyTorch in a way that PyTorch will drop.
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    # Our minibatches never have a single cell.
+    r"\d+ cells moved from training set to validation set",
+    r"Last batch will have a small size of",
+)
+_LOGGER = "lightning.pytorch.utilities.rank_zero"
 _ADVERTISEMENT = "💡 Tip: For seamless cloud"
 
 
 @contextmanager
 def without_noise() -> Iterator[None]:
-    """Leave out messages of Lightning, by their words."""
-    logger = logging.getLogger(_LIGHTNING)
+    """Leave out messages of Lightning and scvi-tools, by their words."""
+    logger = logging.getLogger(_LOGGER)
     logger.addFilter(_is_no_advertisement)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", _WARNING)
+            for message in _WARNINGS:
+                warnings.filterwarnings("ignore", message)
             yield
     finally:
         logger.removeFilter(_is_no_advertisement)
