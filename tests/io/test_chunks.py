@@ -1,5 +1,6 @@
 import functools
 import itertools
+import warnings
 
 import anndata
 import dask.array as da
@@ -60,6 +61,14 @@ def assert_same(path, expected):
     assert result.uns["trvae"].keys() == expected.uns["trvae"].keys()
     for key, value in expected.uns["trvae"].items():
         assert np.array_equal(result.uns["trvae"][key], value)
+
+
+@SUFFIXES
+def test_writing_warns_of_nothing(tmp_path, suffix):
+    model, cells = model_and_cells()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.transfer(cells, **QUESTION, out=tmp_path / f"p{suffix}", **TO_DISK)
 
 
 @SUFFIXES

@@ -88,7 +88,7 @@ def _error_of_writing(values: Any, suffix: str) -> Exception | None:
         if suffix == ".zarr"
         else h5py.File("annotations", "w", driver="core", backing_store=False)
     )
-    with opened as group:
+    with opened as group, _settled_sharding():
         try:
             write_elem(group, "annotations", values)
         except Exception as error:  # noqa: BLE001 - packages raise errors of many kinds
@@ -195,15 +195,26 @@ def _claim(folder: Path, task: dict[str, Any]) -> None:
 def _opened(path: Path, skeleton: AnnData | MuData) -> Iterator[tuple[Any, Any]]:
     """Write a result without its matrix, and yield the file or folder open for writing."""
     is_zarr = path.suffix == ".zarr"
-    if isinstance(skeleton, MuData):
-        check_room(path, skeleton)
-        (skeleton.write_zarr if is_zarr else skeleton.write_h5mu)(path)
-    with _opened_zarr(path) if is_zarr else open_hdf5(path) as (root, check):
-        if isinstance(skeleton, AnnData):
-            # AnnData's own methods do so, too.
-            skeleton.strings_to_categoricals()
-            write_elem(root, "/", skeleton)
-        yield root, check
+    with _settled_sharding():
+        if isinstance(skeleton, MuData):
+            check_room(path, skeleton)
+            (skeleton.write_zarr if is_zarr else skeleton.write_h5mu)(path)
+        with _opened_zarr(path) if is_zarr else open_hdf5(path) as (root, check):
+            if isinstance(skeleton, AnnData):
+                # AnnData's own methods do so, too.
+                skeleton.strings_to_categoricals()
+                write_elem(root, "/", skeleton)
+            yield root, check
+
+
+@contextmanager
+def _settled_sharding() -> Iterator[None]:
+    """Don't shard arrays unless anndata is set to; as long as it isn't set, it warns at each."""
+    if getattr(anndata.settings, "auto_shard_zarr_v3", False) is not None:
+        yield
+        return
+    with anndata.settings.override(auto_shard_zarr_v3=False):
+        yield
 
 
 @contextmanager
