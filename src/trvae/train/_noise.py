@@ -16,6 +16,8 @@ _WARNINGS = (
     # Our minibatches never have a single cell.
     r"\d+ cells moved from training set to validation set",
     r"Last batch will have a small size of",
+    # Metrics are logged once an epoch.
+    r"The number of training batches \(\d+\) is smaller than the logging interval",
 )
 _LOGGER = "lightning.pytorch.utilities.rank_zero"
 _ADVERTISEMENT = "💡 Tip: For seamless cloud"
