@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 # What is not that of today's code.
 NOTES = {
-    "2026-11-25": "Before training started from the mean of the first minibatch, and before transfer was tensor code.",
-    "2026-11-25b": "As above.",
+    "2026-11-25": "As 2026-11-25b.",
+    "2026-11-25b": "Before training started from the mean of the first minibatch, and before transfer was tensor code.",
     "2026-11-28": "Before transfer was code for GPUs: the row that failed, transfers, latent representations and "
     "the accuracy in other precisions have not been measured since.",
 }
@@ -71,7 +71,7 @@ def report_gpu() -> None:
 def main() -> None:
     """Print the report."""
     print("# Speed and memory\n")
-    for folder in sorted(OUT.iterdir()):
+    for folder in sorted(OUT.iterdir(), reverse=True):
         report(folder)
     report_gpu()
 
