@@ -72,7 +72,8 @@ def print_others(table: pd.DataFrame) -> None:
         print("### And other tools?\n")
         print(
             "Each number is followed by trVAE's for the same labels and seeds. The tools use the "
-            "settings of their tutorials and at most 100 epochs; CPA its own early stopping.\n"
+            "settings of their tutorials and at most 100 epochs; CPA its own early stopping. A type takes scGen "
+            "10 minutes on one core, CPA 12, and trVAE one.\n"
         )
         print_beside(table, tools)
     if settings:
@@ -247,7 +248,7 @@ def print_former() -> None:
         "tutorial trains for 500 epochs, this shortens training. Its MMD is on the decoder's first "
         "layer, as in the paper. trvaep's trainer reads copies of the cells and drops a last minibatch "
         "of only a few cells.\n\n"
-        "Not run: scPRAM, of which an epoch takes 20 to 28 s on one core, and biolord, both of which have "
+        "Not run: scPRAM, which takes 40 minutes a type on one core, and biolord, both of which have "
         "adapters in `benchmarks/peers`; CellFlow, whose tutorial's network is too large for a CPU; CellOT "
         "and inVAE, which have no package. `benchmarks/scperturbench.md` has published numbers of all but "
         "CellFlow.\n"

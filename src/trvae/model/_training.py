@@ -172,8 +172,8 @@ class TrainingMixin(Model):
         plan_kwargs
             Passed to :class:`~scvi.train.TrainingPlan`. The default learning rate ``lr`` is 2e-3 for
             counts, 1e-3 for log-normalised values, and for images 4e-3 falling to 0
-            (``lr_schedule="cosine"``), each times the square root of ``batch_size / 128``. The KL
-            weight rises over the first quarter of the epochs unless ``n_epochs_kl_warmup`` or
+            (``lr_schedule="cosine"``); with larger minibatches that are chosen by ``"auto"``, it
+            grows with the square root of their size. The KL weight rises over the first quarter of the epochs unless ``n_epochs_kl_warmup`` or
             ``n_steps_kl_warmup`` is given.
         datamodule
             Data to train on if the model was made from a ``registry``. Without an attribute
@@ -220,12 +220,13 @@ class TrainingMixin(Model):
         check_split_sizes(train_size, validation_size)
         check_precision(trainer_kwargs.get("precision"))
         self._check_can_be_trained(datamodule)
+        is_auto = batch_size == "auto"
         batch_size, max_epochs = length_of_training(
             batch_size, max_epochs, self._default_steps, self.summary_stats.n_cells, datamodule
         )
         kept = {name: value for name, value in locals().items() if name in _KEPT}
         plan_kwargs = completed_plan_kwargs(
-            plan_kwargs, self._default_plan_kwargs, max_epochs, batch_size
+            plan_kwargs, self._default_plan_kwargs, max_epochs, batch_size if is_auto else None
         )
         trainer_kwargs = {
             "early_stopping_monitor": "objective_validation",

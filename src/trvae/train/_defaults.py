@@ -74,7 +74,7 @@ def default_max_epochs(n_cells: int, n_steps: int) -> int:
 
 
 def completed_plan_kwargs(
-    given: dict[str, Any] | None, defaults: dict[str, Any], max_epochs: int, batch_size: int
+    given: dict[str, Any] | None, defaults: dict[str, Any], max_epochs: int, batch_size: int | None
 ) -> dict[str, Any]:
     """Add the learning rate and the length of the KL warm-up to a plan's arguments.
 
@@ -85,10 +85,10 @@ def completed_plan_kwargs(
     defaults
         Arguments for minibatches of 128 cells, among them ``lr``.
     max_epochs, batch_size
-        Number of epochs, and of cells in a minibatch.
+        Number of epochs, and of cells in a minibatch if it was chosen by :func:`default_batch_size`.
     """
     # The larger the minibatch, the less noise the direction of a step has.
-    rate = defaults["lr"] * math.sqrt(batch_size / _BATCH_SIZES[0])
+    rate = defaults["lr"] * math.sqrt((batch_size or _BATCH_SIZES[0]) / _BATCH_SIZES[0])
     plan_kwargs = {**defaults, "lr": rate, **(given or {})}
     if plan_kwargs.get("n_steps_kl_warmup") is None:
         n_epochs = max(1, round(_SHARE_OF_KL_WARMUP * max_epochs))
