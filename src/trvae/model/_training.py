@@ -173,8 +173,8 @@ class TrainingMixin(Model):
             Passed to :class:`~scvi.train.TrainingPlan`. The default learning rate ``lr`` is 2e-3 for
             counts, 1e-3 for log-normalised values, and for images 4e-3 falling to 0
             (``lr_schedule="cosine"``); with larger minibatches that are chosen by ``"auto"``, it
-            grows with the square root of their size. The KL weight rises over the first quarter of the epochs unless ``n_epochs_kl_warmup`` or
-            ``n_steps_kl_warmup`` is given.
+            grows with the square root of their size. The KL weight rises over the first quarter of
+            the epochs unless ``n_epochs_kl_warmup`` or ``n_steps_kl_warmup`` is given.
         datamodule
             Data to train on if the model was made from a ``registry``. Without an attribute
             ``n_obs``, it needs ``max_epochs``.
