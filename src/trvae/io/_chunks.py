@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -225,7 +226,10 @@ def _opened_zarr(path: Path) -> Iterator[tuple[zarr.Group, Any]]:
     )
     # Zarr raises errors itself.
     yield root, bool
-    zarr.consolidate_metadata(root.store)
+    with warnings.catch_warnings():
+        # AnnData's own methods consolidate in this format, too.
+        warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")
+        zarr.consolidate_metadata(root.store)
 
 
 def _load(path: Path) -> np.ndarray | sparse.csr_matrix:

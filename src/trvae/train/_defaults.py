@@ -37,12 +37,12 @@ def length_of_training(
         If the number of epochs is not given and a data module has no ``n_obs``.
     """
     if datamodule is not None:
-        # Its minibatches are its own; the default learning rate is for those of this size.
-        batch_size, n_cells = _BATCH_SIZES[0], getattr(datamodule, "n_obs", 0)
+        n_cells = getattr(datamodule, "n_obs", 0)
         if max_epochs is None and not n_cells:
             raise ValueError("The datamodule does not say how many cells it has: pass max_epochs.")
     if isinstance(batch_size, str):
-        batch_size = default_batch_size(n_cells, n_steps)
+        # The minibatches of a data module are its own.
+        batch_size = default_batch_size(n_cells if datamodule is None else 0, n_steps)
     return batch_size, max_epochs or default_max_epochs(n_cells, n_steps)
 
 
