@@ -92,7 +92,8 @@ def test_results_of_other_settings_of_a_method_are_not_taken(adata, tmp_path):
 
 def test_results_of_another_covariate_are_not_taken(adata):
     method = functools.partial(
-        trvae.TRVAEMethod, setup_kwargs={"categorical_covariate_keys": ["donor"]}
+        trvae.TRVAEMethod,
+        setup_kwargs={"categorical_covariate_keys": ["donor"], "size_factor_key": None},
     )
     adata.obs["donor"] = np.resize(["a", "b"], adata.n_obs)
     before = settings_of(method, adata)

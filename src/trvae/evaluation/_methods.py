@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from trvae._utils._matrices import digest
 from trvae.model._trvae import TRVAE
 from trvae.train._interruption import end_if_interrupted
@@ -71,7 +73,7 @@ def settings_of(method: Callable[[], TransferMethod], adata: AnnData) -> str | N
     columns = [
         name
         for names in made.setup_kwargs.values()
-        for name in ([names] if isinstance(names, str) else names)
+        for name in np.atleast_1d(names)
         if name in adata.obs
     ]
     hashes = [f"{name} {digest(adata.obs[name].to_numpy(dtype=str))}" for name in columns]
