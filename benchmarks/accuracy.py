@@ -201,8 +201,12 @@ def how(*folders: Path) -> str:
     blocks = [
         "\n".join([f"{where}:\n", *dict.fromkeys(lines)]) for where, lines in commands.items()
     ]
-    title = "<summary>Commands and environments</summary>"
-    return "\n\n".join([f"<details>\n{title}", *blocks, "</details>\n"])
+    return folded("Commands and environments", *blocks)
+
+
+def folded(title: str, *blocks: str) -> str:
+    """Blocks of Markdown that unfold on a click on the title."""
+    return "\n\n".join([f"<details>\n<summary>{title}</summary>", *blocks, "</details>\n"])
 
 
 def as_markdown(table: pd.DataFrame, digits: str = ".3f") -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from accuracy import RESULTS, SIMULATIONS, TITLES, TUNED_ON, as_markdown, how, read_results
+from accuracy import RESULTS, SIMULATIONS, TITLES, TUNED_ON, as_markdown, folded, how, read_results
 
 from trvae.metrics import MEASURES, paired_differences, skill_scores
 from trvae.metrics._baselines import BASELINES, REPLICATE
@@ -119,7 +119,6 @@ def print_labels(table: pd.DataFrame, tuned_on: list[str]) -> None:
     print(as_markdown(pd.concat([cells, averages]).rename(columns=SHOWN)))
     if tuned_on:
         print("\\* Settings were chosen on this label.\n")
-    print_intervals(table)
 
 
 def print_intervals(table: pd.DataFrame) -> None:
@@ -130,11 +129,8 @@ def print_intervals(table: pd.DataFrame) -> None:
     half = 1.96 * means[errors].set_axis([*SHOWN], axis=1)
     cells = means[[*SHOWN]].map("{:.3f}".format) + half.map(" ± {:.3f}".format)
     cells.index = [", ".join(map(str, key)) for key in cells.index]
-    print(
-        "<details>\n<summary>The measures themselves, with 95 % intervals over cells</summary>\n"
-    )
-    print(as_markdown(cells.rename(columns=SHOWN)))
-    print("</details>\n")
+    title = "The measures themselves, with 95 % intervals over cells"
+    print(folded(title, as_markdown(cells.rename(columns=SHOWN))))
 
 
 def draw_labels(table: pd.DataFrame, title: str) -> None:
@@ -282,6 +278,7 @@ def main() -> None:
             print(f"![{DESCRIPTION}](../{FIGURE})\n")
         print_values(table)
         print_labels(table, TUNED_ON.get(name, []))
+        print_intervals(table)
         if table["label"].nunique() >= MIN_LABELS:
             print_comparison(table, [*(MEASURES if name == "kang" else SHOWN)])
         print_others(table)

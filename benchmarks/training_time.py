@@ -4,8 +4,9 @@ Stimulated B cells, CD8 T cells and dendritic cells of the embedded data are hel
 that the report of ``benchmarks/accuracy.py`` does not use. Each training is new, so that the KL warm-up and
 the number of epochs belong together. "Small steps" is how models were trained before: at a learning rate of
 1e-3, from means that have to be learnt, for 4,500 minibatches. Larger minibatches see as many cells as
-smaller ones, with a learning rate that grows with their square root. Results are stored in ``benchmarks/results/training_time``; existing ones are
-not computed again. Run from the root of the repository, on an idle machine::
+smaller ones, with a learning rate that grows with their square root. Results are stored in
+``benchmarks/results/training_time``; existing ones are not computed again. Run from the root of the
+repository, on an idle machine::
 
     python benchmarks/training_time.py --threads 1
     python benchmarks/training_time.py --report > benchmarks/training_time.md
@@ -46,16 +47,15 @@ METHODS = {
     "256 cells": (256, 2.8e-3, True),
     "512 cells": (512, 4e-3, True),
 }
-# Cells that are seen, in minibatches of 128.
-LENGTHS = {
-    "default": [1125, 2250, 4500],
-    "small steps": [2250, 4500],
-    "256 cells": [2250],
-    "512 cells": [2250, 4500],
+CELLS_SEEN = {
+    "default": [144_000, 288_000, 576_000],
+    "small steps": [288_000, 576_000],
+    "256 cells": [288_000],
+    "512 cells": [288_000, 576_000],
 }
 
 
-def measure(method: str, length: int, label: str, seed: int) -> dict:
+def measure(method: str, n_seen: int, label: str, seed: int) -> dict:
     """Train without a label's stimulated cells, and predict them."""
     adata = trvae.datasets.kang18()
     is_label, condition = adata.obs["cell_type"] == label, adata.obs["condition"]
@@ -64,7 +64,7 @@ def measure(method: str, length: int, label: str, seed: int) -> dict:
     trvae.TRVAE.setup_anndata(train, **COLUMNS)
     model = trvae.TRVAE(train, seed=seed)
     batch_size, rate, starts_from_mean = METHODS[method]
-    n_epochs = round(length * 128 / train.n_obs)
+    n_epochs = round(n_seen / train.n_obs)
     start = time.perf_counter()
     with nullcontext() if starts_from_mean else patch.object(TRVAEModule, "match_means"):
         model.train(n_epochs, batch_size=batch_size, plan_kwargs={"lr": rate}, **QUIET)
@@ -78,7 +78,7 @@ def measure(method: str, length: int, label: str, seed: int) -> dict:
     cells = [log_normalized(each, **scale) for each in (predicted, observed)]
     return {
         "method": method,
-        "cells seen": length * 128,
+        "cells seen": n_seen,
         "label": label,
         "seed": seed,
         "seconds": seconds,
@@ -128,10 +128,10 @@ def main() -> None:
     quiet()
     record_environment(OUT, list(METHODS), SEEDS)
     done = {(row["method"], row["cells seen"], row["label"], row["seed"]) for row in rows}
-    trainings = [(method, length) for method in METHODS for length in LENGTHS[method]]
-    for seed, (method, length), label in itertools.product(SEEDS, trainings, LABELS):
-        if (method, length * 128, label, seed) not in done:
-            store(OUT, measure(method, length, label, seed))
+    trainings = [(method, n_seen) for method in METHODS for n_seen in CELLS_SEEN[method]]
+    for seed, (method, n_seen), label in itertools.product(SEEDS, trainings, LABELS):
+        if (method, n_seen, label, seed) not in done:
+            store(OUT, measure(method, n_seen, label, seed))
 
 
 if __name__ == "__main__":

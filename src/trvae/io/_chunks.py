@@ -150,7 +150,11 @@ class Chunks:
         OSError
             If the result can't be written. The chunks are kept.
         """
-        with atomic_write(self._out) as unfinished, _opened(unfinished, skeleton) as (root, check):
+        with (
+            atomic_write(self._out) as unfinished,
+            _settled_sharding(),
+            _opened(unfinished, skeleton) as (root, check),
+        ):
             group = root if modality is None else root["mod"][modality]
             places = [(group, "X")] + ([] if layer is None else [(group["layers"], layer)])
             for number, file in enumerate(self._files()):
@@ -196,16 +200,15 @@ def _claim(folder: Path, task: dict[str, Any]) -> None:
 def _opened(path: Path, skeleton: AnnData | MuData) -> Iterator[tuple[Any, Any]]:
     """Write a result without its matrix, and yield the file or folder open for writing."""
     is_zarr = path.suffix == ".zarr"
-    with _settled_sharding():
-        if isinstance(skeleton, MuData):
-            check_room(path, skeleton)
-            (skeleton.write_zarr if is_zarr else skeleton.write_h5mu)(path)
-        with _opened_zarr(path) if is_zarr else open_hdf5(path) as (root, check):
-            if isinstance(skeleton, AnnData):
-                # AnnData's own methods do so, too.
-                skeleton.strings_to_categoricals()
-                write_elem(root, "/", skeleton)
-            yield root, check
+    if isinstance(skeleton, MuData):
+        check_room(path, skeleton)
+        (skeleton.write_zarr if is_zarr else skeleton.write_h5mu)(path)
+    with _opened_zarr(path) if is_zarr else open_hdf5(path) as (root, check):
+        if isinstance(skeleton, AnnData):
+            # AnnData's own methods do so, too.
+            skeleton.strings_to_categoricals()
+            write_elem(root, "/", skeleton)
+        yield root, check
 
 
 @contextmanager
