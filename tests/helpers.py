@@ -27,7 +27,12 @@ REFERENCE = Path(__file__).parents[1] / "docs" / "api"
 # The loss sums over genes, and there are few of them: the default weight would be too much.
 SMALL = {"hidden_sizes": (32, 16), "n_latent": 4, "effect_sizes": (16,), "mmd_weight": 10.0}
 # Long enough to learn a simulated effect from a few hundred cells.
-LONG = {"max_epochs": 40, "plan_kwargs": {"lr": 1e-2}, "check_val_every_n_epoch": 10}
+LONG = {
+    "max_epochs": 40,
+    "batch_size": 128,
+    "plan_kwargs": {"lr": 1e-2},
+    "check_val_every_n_epoch": 10,
+}
 QUIET = {"enable_progress_bar": False, "accelerator": ACCELERATOR}
 
 

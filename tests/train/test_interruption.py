@@ -18,7 +18,8 @@ N_EPOCHS = 6
 
 
 def train(model, at, **kwargs):
-    kwargs = {"max_epochs": N_EPOCHS} | QUIET | kwargs
+    # Several minibatches an epoch, so that an epoch can be left unfinished.
+    kwargs = {"max_epochs": N_EPOCHS, "batch_size": 128} | QUIET | kwargs
     model.train(**kwargs, callbacks=[at])
 
 

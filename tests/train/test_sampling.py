@@ -91,7 +91,9 @@ def test_training_on_a_data_module_is_training_in_memory(adata, labels_key):
     model = trvae.TRVAE(adata, seed=0, **SMALL)
     other = trvae.TRVAE(registry=model.registry, seed=0, **SMALL)
     model.train(max_epochs=2, **QUIET)
-    cells = ConditionBalancedDataSplitter(model.adata_manager, batch_size=128)
+    cells = ConditionBalancedDataSplitter(
+        model.adata_manager, batch_size=model.training_["batch_size"]
+    )
     other.train(max_epochs=2, datamodule=cells, **QUIET)
     assert_same_weights(other.module, model.module.state_dict())
     assert len(other.reference_cells_["z"]) == adata.n_obs

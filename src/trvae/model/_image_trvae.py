@@ -26,6 +26,7 @@ from trvae.data._checks import (
 from trvae.model._image_transfer import WHITE_OF_INTEGERS, BaseImageModel
 from trvae.module._images import ImageTRVAEModule, PixelLikelihood
 from trvae.module._mmd import BANDWIDTHS
+from trvae.train._defaults import TrainingDefaults
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,7 +111,7 @@ class ImageTRVAE(BaseImageModel):
 
     _module_cls = ImageTRVAEModule
     # With a constant rate, predictions keep changing from minibatch to minibatch.
-    _default_plan_kwargs = {"lr": 4e-3, "lr_schedule": "cosine"}
+    _training_defaults = TrainingDefaults(576_000, 128, {"lr": 4e-3, "lr_schedule": "cosine"})
 
     def __init__(
         self,

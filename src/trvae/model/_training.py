@@ -31,7 +31,7 @@ from trvae.model._hints import TRAIN, hinting
 from trvae.model._identity import identity_of
 from trvae.module._distributed import uses_processes
 from trvae.train._checkpoint import TrainingCheckpoint, checkpoint_file, read_checkpoint
-from trvae.train._defaults import completed_plan_kwargs, length_of_training
+from trvae.train._defaults import TrainingDefaults, completed_settings
 from trvae.train._history import new_history
 from trvae.train._initial_means import InitialMeans
 from trvae.train._interruption import EpochTracker, end_by, stop_requests, weights_of
@@ -93,9 +93,7 @@ class TrainingMixin(Model):
     history_: dict[str, pd.DataFrame] | None
     reference_cells_: dict[str, np.ndarray] | None
     training_: dict[str, Any] | None
-    # Minibatches that training takes by default, whatever the number of cells.
-    _default_steps = 4_500
-    _default_plan_kwargs: dict[str, Any] = {"lr": 1e-3}
+    _training_defaults = TrainingDefaults(576_000, 128, {"lr": 1e-3})
 
     @hinting(TRAIN)
     def train(
@@ -131,8 +129,8 @@ class TrainingMixin(Model):
         Parameters
         ----------
         max_epochs
-            Passes over the data. By default, between 10 and 400, so that there would be about 2,250
-            minibatches of 128 cells for counts, or 4,500 for log-normalised values and images.
+            Passes over the data. By default, as many as see 288,000 cells for counts, or 576,000 cells
+            for log-normalised values and images, but between 10 and 400.
         accelerator
             Hardware to train on, such as ``"cpu"`` or ``"gpu"``; see
             :class:`~lightning.pytorch.trainer.trainer.Trainer`.
@@ -147,9 +145,9 @@ class TrainingMixin(Model):
         load_sparse_tensor
             Whether to move minibatches to the device as sparse tensors.
         batch_size
-            Cells in a minibatch, in each process if there are several. ``"auto"`` is 128 and, for many
-            cells, 256 or 512: the largest with which ten epochs have the default number of
-            minibatches.
+            Cells in a minibatch, in each process if there are several. ``"auto"`` is 256 for counts
+            and 128 for log-normalised values and images, and, for many cells, up to 512: the
+            largest with which ten epochs still have as many minibatches.
         early_stopping
             Whether to stop when ``objective_validation``, the loss with the final KL weight and
             the MMD, has not fallen for a fifth of ``max_epochs``. The model then has the weights
@@ -170,7 +168,7 @@ class TrainingMixin(Model):
             Passed to :class:`~scvi.dataloaders.DataSplitter`. ``num_workers`` needs cells
             in memory or forked processes.
         plan_kwargs
-            Passed to :class:`~scvi.train.TrainingPlan`. The default learning rate ``lr`` is 2e-3 for
+            Passed to :class:`~scvi.train.TrainingPlan`. The default learning rate ``lr`` is 2.8e-3 for
             counts, 1e-3 for log-normalised values, and for images 4e-3 falling to 0
             (``lr_schedule="cosine"``); with larger minibatches that are chosen by ``"auto"``, it
             grows with the square root of their size. The KL weight rises over the first quarter of
@@ -220,14 +218,15 @@ class TrainingMixin(Model):
         check_split_sizes(train_size, validation_size)
         check_precision(trainer_kwargs.get("precision"))
         self._check_can_be_trained(datamodule)
-        is_auto = batch_size == "auto"
-        batch_size, max_epochs = length_of_training(
-            batch_size, max_epochs, self._default_steps, self.summary_stats.n_cells, datamodule
+        batch_size, max_epochs, plan_kwargs = completed_settings(
+            batch_size,
+            max_epochs,
+            plan_kwargs,
+            defaults=self._training_defaults,
+            n_cells=self.summary_stats.n_cells,
+            datamodule=datamodule,
         )
         kept = {name: value for name, value in locals().items() if name in _KEPT}
-        plan_kwargs = completed_plan_kwargs(
-            plan_kwargs, self._default_plan_kwargs, max_epochs, batch_size if is_auto else None
-        )
         trainer_kwargs = {
             "early_stopping_monitor": "objective_validation",
             "early_stopping_patience": max(3, round(_SHARE_OF_PATIENCE * max_epochs)),

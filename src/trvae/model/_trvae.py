@@ -39,6 +39,7 @@ from trvae.model._setup import SetupMixin
 from trvae.module._expression import DecoderName, Dispersion, TRVAEModule
 from trvae.module._layers import Normalization
 from trvae.module._mmd import BANDWIDTHS
+from trvae.train._defaults import TrainingDefaults
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -230,8 +231,8 @@ class TRVAE(SetupMixin, CalibrationMixin, RankingMixin, ExpressionMixin, BaseTRV
             normalization=normalization,
         )
         if self.module.is_count_model:
-            # Counts start from their mean, so half of the steps, twice as large, lead as far.
-            self._default_steps, self._default_plan_kwargs = 2_250, {"lr": 2e-3}
+            # Counts start from their mean, so fewer and larger steps lead as far.
+            self._training_defaults = TrainingDefaults(288_000, 256, {"lr": 2.8e-3})
         self._model_summary_string = self._summary(
             gene_likelihood=gene_likelihood,
             decoder=decoder,

@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 _MIN_EPOCHS, _MAX_EPOCHS = 10, 400
-# Numbers of minibatches and learning rates are for the first size.
-_BATCH_SIZES = (128, 256, 512)
+_LARGER_BATCH_SIZES = (256, 512)
 _SHARE_OF_KL_WARMUP = 0.25
 
 
-def length_of_training(
+class TrainingDefaults(NamedTuple):
+    """How a kind of model is trained by default, unless there are many cells."""
+
+    n_seen: int
+    """Cells in all minibatches of the training together."""
+    batch_size: int
+    """Cells in a minibatch."""
+    plan_kwargs: dict[str, Any]
+    """Arguments of the training plan for minibatches of that size, among them ``lr``."""
+
+
+def completed_settings(
     batch_size: int | str,
     max_epochs: int | None,
-    n_steps: int,
+    plan_kwargs: dict[str, Any] | None,
+    *,
+    defaults: TrainingDefaults,
     n_cells: int,
     datamodule: Any | None,
-) -> tuple[int, int]:
-    """Cells in a minibatch and number of epochs, by default where they are not given.
+) -> tuple[int, int, dict[str, Any]]:
+    """Cells in a minibatch, number of epochs and arguments of the plan, by default where not given.
 
     Parameters
     ----------
-    batch_size, max_epochs
+    batch_size, max_epochs, plan_kwargs
         What is given; ``"auto"`` and ``None`` stand for the defaults.
-    n_steps
-        Number of minibatches that are enough.
+    defaults
+        The defaults of the model.
     n_cells
         Number of cells.
     datamodule
@@ -36,61 +48,47 @@ def length_of_training(
     ValueError
         If the number of epochs is not given and a data module has no ``n_obs``.
     """
+    # The minibatches of a data module are its own.
+    n_in_minibatches = n_cells
     if datamodule is not None:
-        n_cells = getattr(datamodule, "n_obs", 0)
+        n_in_minibatches, n_cells = 0, getattr(datamodule, "n_obs", 0)
         if max_epochs is None and not n_cells:
             raise ValueError("The datamodule does not say how many cells it has: pass max_epochs.")
+    max_epochs = max_epochs or default_max_epochs(n_cells, defaults)
+    rate = defaults.plan_kwargs["lr"]
     if isinstance(batch_size, str):
-        # The minibatches of a data module are its own.
-        batch_size = default_batch_size(n_cells if datamodule is None else 0, n_steps)
-    return batch_size, max_epochs or default_max_epochs(n_cells, n_steps)
+        batch_size = default_batch_size(n_in_minibatches, defaults)
+        # The larger the minibatch, the less noise the direction of a step has.
+        rate *= math.sqrt(batch_size / defaults.batch_size)
+    plan_kwargs = {**defaults.plan_kwargs, "lr": rate, **(plan_kwargs or {})}
+    if plan_kwargs.get("n_steps_kl_warmup") is None:
+        n_epochs = max(1, round(_SHARE_OF_KL_WARMUP * max_epochs))
+        plan_kwargs.setdefault("n_epochs_kl_warmup", n_epochs)
+    return batch_size, max_epochs, plan_kwargs
 
 
-def default_batch_size(n_cells: int, n_steps: int) -> int:
-    """Cells in a minibatch: 128, or more if the fewest epochs then have enough minibatches.
+def default_batch_size(n_cells: int, defaults: TrainingDefaults) -> int:
+    """Cells in a minibatch: more if there are as many minibatches even in the fewest epochs.
 
     Parameters
     ----------
     n_cells
         Number of cells.
-    n_steps
-        Number of minibatches that are enough.
-    """
-    n_seen = _MIN_EPOCHS * n_cells
-    enough = (size for size in _BATCH_SIZES if n_seen >= n_steps * size)
-    return max(enough, default=_BATCH_SIZES[0])
-
-
-def default_max_epochs(n_cells: int, n_steps: int) -> int:
-    """Epochs, between 10 and 400, in which as many cells are seen as in so many minibatches of 128.
-
-    Parameters
-    ----------
-    n_cells, n_steps
-        See :func:`default_batch_size`: numbers of cells and minibatches.
-    """
-    n_epochs = round(n_steps * _BATCH_SIZES[0] / max(n_cells, 1))
-    return min(max(n_epochs, _MIN_EPOCHS), _MAX_EPOCHS)
-
-
-def completed_plan_kwargs(
-    given: dict[str, Any] | None, defaults: dict[str, Any], max_epochs: int, batch_size: int | None
-) -> dict[str, Any]:
-    """Add the learning rate and the length of the KL warm-up to a plan's arguments.
-
-    Parameters
-    ----------
-    given
-        Arguments of the user, which stay.
     defaults
-        Arguments for minibatches of 128 cells, among them ``lr``.
-    max_epochs, batch_size
-        Number of epochs, and of cells in a minibatch if it was chosen by :func:`default_batch_size`.
+        The defaults of the model.
     """
-    # The larger the minibatch, the less noise the direction of a step has.
-    rate = defaults["lr"] * math.sqrt((batch_size or _BATCH_SIZES[0]) / _BATCH_SIZES[0])
-    plan_kwargs = {**defaults, "lr": rate, **(given or {})}
-    if plan_kwargs.get("n_steps_kl_warmup") is None:
-        n_epochs = max(1, round(_SHARE_OF_KL_WARMUP * max_epochs))
-        plan_kwargs.setdefault("n_epochs_kl_warmup", n_epochs)
-    return plan_kwargs
+    as_many = _MIN_EPOCHS * n_cells / defaults.n_seen * defaults.batch_size
+    sizes = (size for size in _LARGER_BATCH_SIZES if defaults.batch_size < size <= as_many)
+    return max(sizes, default=defaults.batch_size)
+
+
+def default_max_epochs(n_cells: int, defaults: TrainingDefaults) -> int:
+    """Epochs, between 10 and 400, in which as many cells are seen as by default.
+
+    Parameters
+    ----------
+    n_cells, defaults
+        See :func:`default_batch_size`.
+    """
+    n_epochs = round(defaults.n_seen / max(n_cells, 1))
+    return min(max(n_epochs, _MIN_EPOCHS), _MAX_EPOCHS)
