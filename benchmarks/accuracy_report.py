@@ -78,7 +78,10 @@ def print_others(table: pd.DataFrame) -> None:
         print_beside(table, tools)
     if settings:
         print("### And other settings?\n")
-        print("Each number is followed by that of the defaults for the same labels and seeds.\n")
+        print(
+            "Each number is followed by that of the defaults for the same labels and seeds. 128 cells in a "
+            "minibatch and a learning rate of 2e-3 were the defaults before.\n"
+        )
         print_beside(table, settings)
 
 
