@@ -232,7 +232,7 @@ MUTATIONS = [
     Mutation(
         "rare conditions are not repeated",
         "train/_sampling.py",
-        "MIN_CELLS_PER_CONDITION if balanced else 0, sharing",
+        "None if balanced else 0, sharing",
         "0, sharing",
         "train data",
     ),

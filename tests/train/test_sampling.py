@@ -17,13 +17,18 @@ from torch.utils.data import DataLoader
 import trvae
 from trvae.model import _cell_summaries
 from trvae.train import ConditionBalancedDataSplitter, ConditionBalancedSampler
-from trvae.train._sampling import MIN_CELLS_PER_CONDITION
+from trvae.train._sampling import min_cells_per_condition
 
 
 @pytest.mark.parametrize(
     ("counts", "batch_size"),
-    [((300, 200), 64), ((1000, 20, 3), 128), ((2,) * 50, 16)],
-    ids=["even", "rare conditions", "more conditions than cells in a minibatch"],
+    [((300, 200), 64), ((1000, 20, 3), 128), ((1000, 20), 512), ((2,) * 50, 16)],
+    ids=[
+        "even",
+        "rare conditions",
+        "large minibatches",
+        "more conditions than cells in a minibatch",
+    ],
 )
 def test_every_cell_is_seen_and_rare_conditions_are_repeated(counts, batch_size):
     condition = np.repeat(np.arange(len(counts)), counts)
@@ -32,7 +37,7 @@ def test_every_cell_is_seen_and_rare_conditions_are_repeated(counts, batch_size)
     assert len(minibatches) == len(sampler)
     cells, n_seen = np.unique(np.concatenate(minibatches), return_counts=True)
     np.testing.assert_array_equal(cells, np.arange(sum(counts)))
-    least = min(MIN_CELLS_PER_CONDITION, batch_size // len(counts))
+    least = min(max(8, batch_size // 16), batch_size // len(counts))
     for code, n_cells in enumerate(counts):
         in_each = [(condition[minibatch] == code).sum() for minibatch in minibatches]
         if n_cells < least * len(minibatches):
@@ -64,7 +69,7 @@ def test_balancing_is_on_when_it_matters(adata):
         assert splitter.val_dataloader() == []
         return [int((tensors["batch"] == 1).sum()) for tensors in splitter.train_dataloader()]
 
-    assert set(n_treated(rare)) == {MIN_CELLS_PER_CONDITION}
+    assert set(n_treated(rare)) == {min_cells_per_condition(32)}
     assert sum(n_treated(rare, balanced=False)) == 4
     # Half of the cells are treated, so chance is enough.
     assert len(set(n_treated(adata))) > 1

@@ -156,8 +156,8 @@ class TrainingMixin(Model):
         condition_balanced
             Whether every minibatch has cells of every condition. Cells of rare conditions are
             then repeated, also in the training terms of :attr:`history`. By default, if chance
-            would leave the rarest condition with fewer than 8 cells in a minibatch. Not used with
-            a ``datamodule``.
+            would leave the rarest condition with less than a sixteenth of a minibatch, or fewer than
+            8 cells. Not used with a ``datamodule``.
         data_on_device
             Whether to keep the cells on the device during training, rather than to move minibatches
             there. By default, if it is a GPU and they take at most half of its free memory. Not

@@ -24,13 +24,23 @@ if TYPE_CHECKING:
     from trvae.data._on_device import CellsOnDevice
 
 
-# Minibatches are balanced if the rarest condition would have fewer cells in them.
-MIN_CELLS_PER_CONDITION = 8
+_MIN_CELLS_PER_CONDITION, _MIN_SHARE_OF_CONDITION = 8, 1 / 16
 _DEFAULT_TRAIN_SIZE = 0.9
 
 
 # Attributes of scvi-tools' splitter: positions of the cells of each set.
 _SPLIT = ("train_idx", "val_idx", "test_idx")
+
+
+def min_cells_per_condition(batch_size: int) -> int:
+    """How many cells of each condition a balanced minibatch has: a sixteenth, but at least 8.
+
+    Parameters
+    ----------
+    batch_size
+        Number of cells in a minibatch.
+    """
+    return max(_MIN_CELLS_PER_CONDITION, int(_MIN_SHARE_OF_CONDITION * batch_size))
 
 
 class ConditionBalancedSampler(Sampler[list[int]]):
@@ -47,9 +57,9 @@ class ConditionBalancedSampler(Sampler[list[int]]):
     batch_size
         Number of cells in a minibatch, not counting repeated cells of rare conditions.
     min_per_condition
-        Smallest number of cells of each condition in a minibatch, lowered to
-        ``batch_size // n_conditions`` if there are many conditions. 0 leaves the composition to
-        chance.
+        Smallest number of cells of each condition in a minibatch, by default a sixteenth of
+        ``batch_size``, but at least 8; lowered to ``batch_size // n_conditions`` if there are many
+        conditions. 0 leaves the composition to chance.
     processes
         The processes that share every minibatch. This one yields its part of each; all of them
         must have the same seed.
@@ -64,7 +74,7 @@ class ConditionBalancedSampler(Sampler[list[int]]):
         self,
         condition: np.ndarray,
         batch_size: int,
-        min_per_condition: int = MIN_CELLS_PER_CONDITION,
+        min_per_condition: int | None = None,
         processes: Processes = ALONE,
     ):
         least = 2 * processes.number
@@ -81,6 +91,8 @@ class ConditionBalancedSampler(Sampler[list[int]]):
         # The processes share its seed, while they draw differently from the global generator.
         self.generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
         conditions = np.unique(condition)
+        if min_per_condition is None:
+            min_per_condition = min_cells_per_condition(batch_size)
         self.min_per_condition = min(min_per_condition, batch_size // len(conditions))
         if self.min_per_condition > 0:
             self.strata = [np.flatnonzero(condition == c) for c in conditions]
@@ -118,7 +130,8 @@ class ConditionBalancedDataSplitter(DataSplitter):
         Passed to :class:`~scvi.dataloaders.DataSplitter`.
     condition_balanced
         Whether every training minibatch has cells of every condition. By default, if chance
-        alone would leave the rarest condition with fewer than 8 cells in a minibatch.
+        alone would leave the rarest condition with less than a sixteenth of a minibatch, or fewer
+        than 8 cells.
 
     Raises
     ------
@@ -200,9 +213,9 @@ class ConditionBalancedDataSplitter(DataSplitter):
         balanced = self.condition_balanced
         if balanced is None and len(condition) > 0:
             rarest = np.unique(condition, return_counts=True)[1].min() / len(condition)
-            balanced = rarest * batch_size < MIN_CELLS_PER_CONDITION
+            balanced = rarest * batch_size < min_cells_per_condition(batch_size)
         self._sampler = ConditionBalancedSampler(
-            condition, batch_size, MIN_CELLS_PER_CONDITION if balanced else 0, sharing
+            condition, batch_size, None if balanced else 0, sharing
         )
         if self._generator_state is not None:
             self._sampler.generator.set_state(self._generator_state)
