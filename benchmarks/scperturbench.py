@@ -237,6 +237,8 @@ def report(rows: list[dict]) -> None:
     print("## Each type\n")
     for name in ("TRVAE", "TRVAE, calibrated"):
         own = table[table["method"] == name].groupby("label")[MEASURES].mean()
+        if own.empty:
+            continue
         print(f"{name}:\n\n{as_markdown(own, '.3g')}")
     print(how(OUT))
 
