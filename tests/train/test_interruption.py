@@ -189,7 +189,9 @@ def test_a_signal_after_the_last_epoch_changes_nothing(adata, caplog):
     model = untrained(adata.copy())
     train(model, StopAfterTraining(9, sending(signal.SIGINT)), max_epochs=2)
     assert "asked to stop after it had finished" in caplog.text
-    assert_same_weights(model.module, fit(adata, train={"max_epochs": 2}).module.state_dict())
+    assert_same_weights(
+        model.module, fit(adata, train={"max_epochs": 2, "batch_size": 128}).module.state_dict()
+    )
     assert model.reference_cells_ is not None and not model.trainer.interrupted
 
 
