@@ -80,7 +80,7 @@ def print_others(table: pd.DataFrame) -> None:
         print("### And other settings?\n")
         print(
             "Each number is followed by that of the defaults for the same labels and seeds. 128 cells in a "
-            "minibatch and a learning rate of 2e-3 were the defaults before.\n"
+            "minibatch and a learning rate of 2e-3 were the defaults for a while.\n"
         )
         print_beside(table, settings)
 

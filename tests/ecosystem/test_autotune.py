@@ -12,7 +12,7 @@ autotune = pytest.importorskip(
 
 
 # Ray hides the GPU from trials that ask for a CPU, and a GPU would draw other noise.
-TRAIN = {"max_epochs": 2, "accelerator": "cpu"}
+TRAIN = {"max_epochs": 2, "batch_size": 128, "accelerator": "cpu"}
 
 
 @pytest.fixture(autouse=True)

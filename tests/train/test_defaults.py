@@ -56,6 +56,7 @@ def test_a_model_is_trained_with_them(adata):
     trvae.TRVAE.setup_anndata(adata, condition_key="condition")
     model = trvae.TRVAE(adata)
     assert model._training_defaults == COUNTS
+    assert trvae.ImageTRVAE._training_defaults == IMAGES
     # Ten epochs are enough for a few cells in few minibatches.
     model._training_defaults = COUNTS._replace(n_seen=5 * adata.n_obs)
     model.train(limit_train_batches=1, **QUIET)

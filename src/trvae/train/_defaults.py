@@ -14,7 +14,7 @@ class TrainingDefaults(NamedTuple):
     """How a kind of model is trained by default, unless there are many cells."""
 
     n_seen: int
-    """Cells in all minibatches of the training together."""
+    """Number of epochs times that of cells, those for validation included."""
     batch_size: int
     """Cells in a minibatch."""
     plan_kwargs: dict[str, Any]
@@ -68,7 +68,7 @@ def completed_settings(
 
 
 def default_batch_size(n_cells: int, defaults: TrainingDefaults) -> int:
-    """Cells in a minibatch: more if there are as many minibatches even in the fewest epochs.
+    """Cells in a minibatch: more if even the fewest epochs then have the default number of them.
 
     Parameters
     ----------
@@ -77,8 +77,8 @@ def default_batch_size(n_cells: int, defaults: TrainingDefaults) -> int:
     defaults
         The defaults of the model.
     """
-    as_many = _MIN_EPOCHS * n_cells / defaults.n_seen * defaults.batch_size
-    sizes = (size for size in _LARGER_BATCH_SIZES if defaults.batch_size < size <= as_many)
+    largest = _MIN_EPOCHS * n_cells / defaults.n_seen * defaults.batch_size
+    sizes = (size for size in _LARGER_BATCH_SIZES if defaults.batch_size < size <= largest)
     return max(sizes, default=defaults.batch_size)
 
 

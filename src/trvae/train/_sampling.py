@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from trvae.data._on_device import CellsOnDevice
 
 
-_MIN_CELLS_PER_CONDITION, _MIN_SHARE_OF_CONDITION = 8, 1 / 16
+_FEWEST_CELLS, _LEAST_SHARE = 8, 1 / 16
 _DEFAULT_TRAIN_SIZE = 0.9
 
 
@@ -33,14 +33,16 @@ _SPLIT = ("train_idx", "val_idx", "test_idx")
 
 
 def min_cells_per_condition(batch_size: int) -> int:
-    """How many cells of each condition a balanced minibatch has: a sixteenth, but at least 8.
+    """Cells of each condition in a balanced minibatch, if there are not too many conditions for that.
+
+    A sixteenth of them, but at least 8.
 
     Parameters
     ----------
     batch_size
         Number of cells in a minibatch.
     """
-    return max(_MIN_CELLS_PER_CONDITION, int(_MIN_SHARE_OF_CONDITION * batch_size))
+    return max(_FEWEST_CELLS, int(_LEAST_SHARE * batch_size))
 
 
 class ConditionBalancedSampler(Sampler[list[int]]):
