@@ -48,16 +48,17 @@ def completed_settings(
     ValueError
         If the number of epochs is not given and a data module has no ``n_obs``.
     """
-    # The minibatches of a data module are its own.
-    n_in_minibatches = n_cells
     if datamodule is not None:
-        n_in_minibatches, n_cells = 0, getattr(datamodule, "n_obs", 0)
+        n_cells = getattr(datamodule, "n_obs", 0)
         if max_epochs is None and not n_cells:
             raise ValueError("The datamodule does not say how many cells it has: pass max_epochs.")
+        if batch_size == "auto":
+            # Its minibatches are its own, however many cells it has.
+            batch_size = defaults.batch_size
     max_epochs = max_epochs or default_max_epochs(n_cells, defaults)
     rate = defaults.plan_kwargs["lr"]
     if isinstance(batch_size, str):
-        batch_size = default_batch_size(n_in_minibatches, defaults)
+        batch_size = default_batch_size(n_cells, defaults)
         # The larger the minibatch, the less noise the direction of a step has.
         rate *= math.sqrt(batch_size / defaults.batch_size)
     plan_kwargs = {**defaults.plan_kwargs, "lr": rate, **(plan_kwargs or {})}
