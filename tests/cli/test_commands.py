@@ -124,7 +124,9 @@ def test_transfer(cells, model, tmp_path, monkeypatch, suffix, targets, n_assess
     target = targets if len(targets) > 1 else "treated"
     expected = loaded.transfer(cells, target, source_condition="control", seed=3)
     np.testing.assert_array_equal(read(out).X.toarray(), expected.X.toarray())
-    groups = json.loads(result.stdout)["groups"]
+    record = json.loads(result.stdout)
+    assert (record["n_cells"], record["n_assessed"]) == (120, n_assessed)
+    groups = record["groups"]
     assert [group["cell_type"] for group in groups] == ["type_0", "type_1", "type_2"] * len(
         targets
     )
@@ -237,9 +239,10 @@ def test_demo(tmp_path, monkeypatch):
     assert json.loads(result.stdout)["metrics"].keys() >= {"prediction", "replicate"}
     assert set(saved[0][0].predicted.obs["cell_type"]) == {"NK"}
     assert saved[0][1].is_dir()
-    (tmp_path / "demo" / "model").mkdir()
+    # Results of a run whose model was moved away are not replaced, either.
+    (tmp_path / "demo" / "predicted.h5ad").touch()
     again = run("demo", "--out", tmp_path / "demo", *ONE_EPOCH, exit_code=1)
-    assert "exists already" in " ".join(again.stderr.split())
+    assert "predicted.h5ad exists already" in " ".join(again.stderr.split())
     run("demo", "--out", tmp_path / "demo", *ONE_EPOCH, "--overwrite")
     assert len(saved) == 2
 

@@ -23,10 +23,9 @@ from trvae.cli._options import (
     Overwrite,
     Seed,
 )
-from trvae.cli._reporting import check_new, console, is_watched, versions
+from trvae.cli._reporting import check_new, check_no_results, console, is_watched, versions
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
     from mudata import MuData
 
@@ -172,34 +171,36 @@ def transfer(
     except ValueError as error:
         # The prediction is written nonetheless.
         console.print(f"The prediction can't be assessed: {escape(str(error))}", highlight=False)
-        groups = []
-    else:
-        for sentence in assessed["summary"]:
-            console.print(f"- {escape(sentence)}", highlight=False)
-        groups = assessed.reset_index().to_dict("records")
-    return {"out": str(out), "seed": seed, "groups": groups, "versions": versions()}
+        assessed = {"groups": []}
+    return {"out": str(out), "seed": seed} | assessed | {"versions": versions()}
 
 
-def _assess(
-    model: TRVAE, data: AnnData | MuData, target: Any, source: Any, seed: int
-) -> pd.DataFrame:
-    """Assess the transfer of the cells, or of a sample if there are many."""
+def _assess(model: TRVAE, data: AnnData | MuData, target: Any, source: Any, seed: int) -> dict:
+    """Assess the transfer of the cells, or of a sample if there are many, and print the sentences."""
     import numpy as np
 
     from trvae.data._checks import in_memory
     from trvae.model._selection import chosen_cells
 
     cells = model.registered_data.cells_of(data)
-    positions, _ = chosen_cells(model.registered_data, in_memory(cells.obs), source, None)
-    if len(positions) > _MAX_CELLS_TO_ASSESS:
+    selected, _ = chosen_cells(model.registered_data, in_memory(cells.obs), source, None)
+    assessed = selected
+    if len(selected) > _MAX_CELLS_TO_ASSESS:
+        rng = np.random.default_rng(seed)
+        assessed = np.sort(rng.choice(selected, _MAX_CELLS_TO_ASSESS, replace=False))
+    groups = model.assess_transfer(cells[assessed].to_memory(), target, source_condition=source)
+    if len(assessed) < len(selected):
         console.print(
-            f"Of a random sample of {_MAX_CELLS_TO_ASSESS:,} of the {len(positions):,} cells:",
+            f"Of a random sample of {len(assessed):,} of the {len(selected):,} cells:",
             highlight=False,
         )
-        rng = np.random.default_rng(seed)
-        positions = np.sort(rng.choice(positions, _MAX_CELLS_TO_ASSESS, replace=False))
-    sample = cells[positions].to_memory()
-    return model.assess_transfer(sample, target, source_condition=source)
+    for sentence in groups["summary"]:
+        console.print(f"- {escape(sentence)}", highlight=False)
+    return {
+        "n_cells": len(selected),
+        "n_assessed": len(assessed),
+        "groups": groups.reset_index().to_dict("records"),
+    }
 
 
 def map_query(
@@ -269,7 +270,7 @@ def evaluate(
     --from control --to stimulated
     """
     if out is not None:
-        check_new(out / "model", overwrite)
+        check_no_results(out, overwrite)
     from trvae import TRVAEMethod
     from trvae.cli._input import as_anndata, read, value_named
     from trvae.cli._results import predict, print_metrics, progress, save_result, summary

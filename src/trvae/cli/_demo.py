@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trvae.cli._options import AsJson, MaxEpochs, Overwrite, Seed
-from trvae.cli._reporting import check_new, console, print_table, versions
+from trvae.cli._reporting import check_no_results, console, print_table, versions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +43,7 @@ def demo(
     from trvae import TRVAEMethod
     from trvae.cli._results import predict, print_metrics, progress, save_result, summary
 
-    check_new(out / "model", overwrite)
+    check_no_results(out, overwrite)
     out.mkdir(parents=True, exist_ok=True)
     if images:
         return _demo_of_images(out, seed, max_epochs)

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 console = Console()
 
+RESULTS = ("figure.png", "predicted.h5ad", "model", "metrics.json")
+"""What the commands that evaluate a prediction write to a folder."""
+
 # Arguments of the Python API, by options with another name.
 _OPTIONS = {
     "source_condition": "--from",
@@ -77,9 +80,15 @@ def _with_options(message: str, parameters: Any) -> str:
 
 
 def check_new(folder: Path, overwrite: bool) -> None:
-    """Raise a ``ValueError`` if there is a folder that may not be replaced."""
+    """Raise a ``ValueError`` if there is a file or folder that may not be replaced."""
     if folder.exists() and not overwrite:
         raise ValueError(f"{folder} exists already. Choose another folder, or use --overwrite.")
+
+
+def check_no_results(folder: Path, overwrite: bool) -> None:
+    """Raise a ``ValueError`` if a folder has results that may not be replaced."""
+    for name in RESULTS:
+        check_new(folder / name, overwrite)
 
 
 def is_watched() -> bool:

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from trvae import pl
 from trvae._scvi import ProgressBar
-from trvae.cli._reporting import console, is_watched, print_table, to_json, versions
+from trvae.cli._reporting import RESULTS, console, is_watched, print_table, to_json, versions
 from trvae.evaluation._split import HeldOut, predict_held_out
 from trvae.io._atomic import atomic_write
 from trvae.io._hdf5 import write_h5ad
@@ -145,15 +145,14 @@ def write_results(
     figure: Figure, predicted: AnnData, model: TRVAE | ImageTRVAE, record: dict, out: Path
 ) -> None:
     """Write results to a folder that exists, ``record`` as ``metrics.json``."""
-    figure.savefig(out / "figure.png", dpi=150)
-    with atomic_write(out / "predicted.h5ad") as unfinished:
+    picture, cells, folder, metrics = (out / name for name in RESULTS)
+    figure.savefig(picture, dpi=150)
+    with atomic_write(cells) as unfinished:
         write_h5ad(unfinished, predicted, compression="gzip")
-    model.save(str(out / "model"), overwrite=True)
-    with atomic_write(out / "metrics.json") as unfinished:
+    model.save(str(folder), overwrite=True)
+    with atomic_write(metrics) as unfinished:
         unfinished.write_text(to_json(record) + "\n")
-    console.print(
-        f"Wrote figure.png, predicted.h5ad, model and metrics.json to {out}.", soft_wrap=True
-    )
+    console.print(f"Wrote {', '.join(RESULTS)} to {out}.", soft_wrap=True)
 
 
 def summary(result: Result) -> dict:
