@@ -112,7 +112,7 @@ def write_reference_of_commands(app):
     text = re.sub(r"^# .*|\*\*Commands\*\*:\n\n(\* .*\n)+", "", text).replace(
         "<int range>", "<int>"
     )
-    text = re.sub(r"(?<= )--[a-z-]+", r"`\g<0>`", text)
+    text = re.sub(r"(?<= )--[a-z-]+", r"`\g<0>`", text).replace("`--help`", "`-h, --help`")
     text = re.sub(r"^Example: (.+(?:\n.+)*)", as_code, text, flags=re.M)
     write(app, "command_line.md", text)
 

@@ -186,8 +186,11 @@ def test_a_summary_is_printed_whole(groups):
     assert "..." not in str(summary)
     np.testing.assert_allclose(summary["RMSE ↓"], table["rmse"], atol=5e-4)
     np.testing.assert_allclose(summary["R² mean ↑"], table["r2_mean"], atol=5e-4)
-    of_evaluation = table.rename_axis("method").reset_index().assign(label="type_0", seed=0)
-    assert list(metrics.summarize(of_evaluation)) == ["method", "label", *summary]
+    of_label = table.rename_axis("method").reset_index().assign(label="type_0", seed=0)
+    pd.testing.assert_frame_equal(metrics.summarize(of_label), summary.rename_axis("method"))
+    of_two = metrics.summarize(pd.concat([of_label, of_label.assign(label="type_1")]))
+    assert of_two.index.names == ["label", "method"]
+    pd.testing.assert_frame_equal(of_two.loc["type_1"], summary.rename_axis("method"))
     with pytest.raises(ValueError, match="table has no 'rmse'. It must be of transfer_metrics"):
         metrics.summarize(table.drop(columns="rmse"))
 

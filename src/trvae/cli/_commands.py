@@ -208,7 +208,7 @@ def map_query(
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder for the model with the new conditions.")],
     latent: Annotated[
-        Path | None, typer.Option(help="CSV for the latent representation of the cells.")
+        Path | None, typer.Option(help="New CSV for the latent representation of the cells.")
     ] = None,
     match_reference: Annotated[
         bool, typer.Option("--match-reference", help="Match the cells to the reference by MMD.")
@@ -226,6 +226,8 @@ def map_query(
     Example: trvae map model new_study.h5ad --out mapped --latent latent.csv
     """
     check_new(out, overwrite)
+    if latent is not None:
+        check_new(latent, overwrite)
     import pandas as pd
 
     from trvae import TRVAE

@@ -53,7 +53,7 @@ Likelihood = Annotated[
 ]
 MaxEpochs = Annotated[int | None, typer.Option(help="Number of training epochs.", min=1)]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing model.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
 AsJson = Annotated[
     bool,
     typer.Option("--json", help="Print a summary as JSON; all else goes to standard error."),

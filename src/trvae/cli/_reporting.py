@@ -79,10 +79,10 @@ def _with_options(message: str, parameters: Any) -> str:
     return re.sub(r"\b[a-z_]+\b(?!')", lambda match: names.get(match[0], match[0]), message)
 
 
-def check_new(folder: Path, overwrite: bool) -> None:
+def check_new(path: Path, overwrite: bool) -> None:
     """Raise a ``ValueError`` if there is a file or folder that may not be replaced."""
-    if folder.exists() and not overwrite:
-        raise ValueError(f"{folder} exists already. Choose another folder, or use --overwrite.")
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} exists already. Choose another name, or use --overwrite.")
 
 
 def check_no_results(folder: Path, overwrite: bool) -> None:

@@ -19,6 +19,9 @@ HEADINGS = {
     "energy_distance": "energy",
 }
 
+# Columns of evaluate that name a row.
+_NAMES = ("label", "source_condition", "target_condition", "method", "seed")
+
 
 def summarize(table: pd.DataFrame) -> pd.DataFrame:
     """Select the main measures, rounded, with an arrow towards better values.
@@ -31,8 +34,9 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     The same rows, with the squared correlation of the genes' means and of their variances, the
-    correlation of their changes, the root mean squared error of the means, and the energy distance; of
-    :func:`trvae.evaluate`, with the columns that name the row.
+    correlation of their changes, the root mean squared error of the means, and the energy distance. The
+    columns of :func:`trvae.evaluate` that name a row are in the index, unless all rows have the same name
+    there.
 
     Raises
     ------
@@ -43,7 +47,9 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(
             f"table has no {join_names(missing)}. It must be of transfer_metrics or evaluate."
         )
-    named = table.drop(columns=table.select_dtypes("number").columns)
     arrows = {name: "↑" if MEASURES[name] == 1 else "↓" for name in HEADINGS}
     headings = {name: f"{heading} {arrows[name]}" for name, heading in HEADINGS.items()}
-    return named.join(table[list(headings)].astype(float).round(3)).rename(columns=headings)
+    # pandas prints an index whole, while it leaves out columns.
+    names = [name for name in _NAMES if name in table and table[name].nunique() > 1]
+    named = table.set_index(names) if names else table
+    return named[list(headings)].astype(float).round(3).rename(columns=headings)

@@ -23,6 +23,7 @@ from trvae.data._checks import (
     name_of_matrix,
     value_range,
 )
+from trvae.model._hints import MODEL, SETUP, hinting
 from trvae.model._image_transfer import WHITE_OF_INTEGERS, BaseImageModel
 from trvae.module._images import ImageTRVAEModule, PixelLikelihood
 from trvae.module._mmd import BANDWIDTHS
@@ -113,6 +114,7 @@ class ImageTRVAE(BaseImageModel):
     # With a constant rate, predictions keep changing from minibatch to minibatch.
     _training_defaults = TrainingDefaults(576_000, 128, {"lr": 4e-3, "lr_schedule": "cosine"})
 
+    @hinting(MODEL)
     def __init__(
         self,
         adata: AnnData | None = None,
@@ -154,6 +156,7 @@ class ImageTRVAE(BaseImageModel):
 
     @classmethod
     @setup_anndata_dsp.dedent
+    @hinting(SETUP)
     def setup_anndata(
         cls,
         adata: AnnData,

@@ -21,6 +21,7 @@ from trvae.data._checks import (
     get_matrix,
     name_of_matrix,
 )
+from trvae.model._hints import MAPPING, hinting
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,6 +120,7 @@ class MappingMixin(Model):
             )
 
     @classmethod
+    @hinting(MAPPING)
     def load_query_data(
         cls,
         adata: AnnData | MuData | None = None,
