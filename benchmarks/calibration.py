@@ -17,6 +17,7 @@ example with different labels, can share the work. Run from the root of the repo
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ from accuracy import (
     stored_rows,
     use_threads,
 )
+from figures import draw_errors
 
 import trvae
 from trvae._utils._matrices import dense
@@ -219,6 +221,11 @@ def report() -> None:
     errors = ["error", "error_low", "error_high", "true"]
     real = usual[is_real & (usual["method"] == CALIBRATED)]
     real = real.groupby(["data", "label"], sort=False)[errors].mean()
+    titles = {name: re.split(r" \(| after", TITLES[name])[0] for name in real.index.unique(0)}
+    print(
+        "![Expected error with its range, and true error, of each held-out label.]"
+        f"(../{draw_errors(real, titles)})\n"
+    )
     print(real.map("{:.3f}".format).reset_index().to_markdown(index=False), "\n")
     within = real["true"].between(real["error_low"], real["error_high"])
     print(f"Within the range: {within.sum()} of {len(within)}.", end=" ")

@@ -34,6 +34,7 @@ extensions = [
     "sphinx_design",
 ]
 exclude_patterns = ["_build", "_generated"]
+templates_path = ["_templates"]
 html_theme = "sphinx_book_theme"
 html_css_files = ["style.css"]
 html_static_path = ["_static"]
@@ -65,6 +66,8 @@ nitpick_ignore_regex = [
         r"|sparse|torch|typing)\..*",
     ),
     ("py:data", "Ellipsis"),
+    # An alias in scvi-tools.
+    ("py:class", "AnnOrMuData"),
     ("py:class", r"trvae\..*\._.*"),
 ]
 if "READTHEDOCS" in os.environ:

@@ -1,6 +1,6 @@
 """Draw pages of the built documentation in a headless browser, without a network, to be looked at.
 
-Fails if a formula is not drawn. Needs Chromium. Run from the root of the repository::
+Fails if a formula is not drawn, or a page is wider than a phone. Needs Chromium. Run from the root of the repository::
 
     sphinx-build -W docs docs/_build
     python scripts/look_at_docs.py docs/_build pictures
@@ -12,8 +12,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
-PAGES = ["index", "guide/model", "api/trvae", "tutorials/ifn_transfer", "benchmarks/accuracy"]
+PAGES = [
+    "index", "guide/model", "api/trvae", "api/generated/trvae.TRVAE.train", "tutorials/ifn_transfer",
+    "benchmarks", "benchmarks/accuracy",
+]  # fmt: skip
 WIDTHS = [1400, 400]
 HEIGHT = 2200
 BROWSER = [
@@ -22,6 +26,9 @@ BROWSER = [
     # Nothing may come from elsewhere.
     "--host-resolver-rules=MAP * ~NOTFOUND",
 ]  # fmt: skip
+
+FRAME = """<body style="margin: 0"><iframe src="{page}" width="{width}" height="{height}" frameborder="0"
+onload="document.body.dataset.width = this.contentDocument.documentElement.scrollWidth"></iframe></body>"""
 
 
 def browse(page: Path, *arguments: str) -> str:
@@ -33,6 +40,8 @@ def browse(page: Path, *arguments: str) -> str:
 def check_formulas(page: Path) -> None:
     """Exit unless all formulas of a page are drawn."""
     n_written = len(re.findall(r'class="math ', page.read_text()))
+    if n_written == 0:
+        return
     drawn = browse(page, "--dump-dom")
     n_drawn = drawn.count("<mjx-container")
     print(f"{page}: {n_drawn} of {n_written} formulas are drawn")
@@ -40,18 +49,31 @@ def check_formulas(page: Path) -> None:
         raise SystemExit(1)
 
 
+def look_at(page: Path, width: int, picture: Path) -> None:
+    """Draw a page at a width, and exit if it is wider."""
+    # A window is never as narrow as a phone, but a frame in it is.
+    with NamedTemporaryFile("w", suffix=".html") as file:
+        file.write(FRAME.format(page=page.resolve().as_uri(), width=width, height=HEIGHT))
+        file.flush()
+        frame = Path(file.name)
+        size = f"--window-size={max(width, 500)},{HEIGHT}"
+        browse(frame, size, f"--screenshot={picture.resolve()}")
+        (drawn,) = map(int, re.findall(r'data-width="(\d+)"', browse(frame, size, "--dump-dom")))
+    print(f"{picture}: {drawn} px")
+    if drawn > width:
+        raise SystemExit(1)
+
+
 def main() -> None:
     """Check formulas and draw all pages."""
     built, pictures = Path(sys.argv[1]), Path(sys.argv[2])
     pictures.mkdir(parents=True, exist_ok=True)
-    for page in ("guide/model", "guide/metrics"):
-        check_formulas(built / f"{page}.html")
+    for page in sorted(built.rglob("*.html")):
+        check_formulas(page)
     for name in PAGES:
         for width in WIDTHS:
             picture = pictures / f"{name.replace('/', '_')}_{width}.png"
-            size = f"--window-size={width},{HEIGHT}"
-            browse(built / f"{name}.html", size, f"--screenshot={picture.resolve()}")
-            print(picture)
+            look_at(built / f"{name}.html", width, picture)
 
 
 if __name__ == "__main__":

@@ -47,10 +47,8 @@ def reference():
 
 
 def members_in_reference(class_name):
-    """Return the members of a class that the API reference documents, the inherited ones last."""
-    text = reference()
-    (listed,) = re.findall(rf"autoclass:: {class_name}\n\s+:members: (.*)", text)
-    return listed.split(", ") + re.findall(rf"auto\w+:: {class_name}\.(\w+)", text)
+    """Return the members of a class that have a page in the API reference, the inherited ones last."""
+    return re.findall(rf"^    ~{class_name}\.(\w+)$", reference(), re.MULTILINE)
 
 
 def on_device(values):

@@ -183,6 +183,8 @@ class ImageTRVAE(BaseImageModel):
         %(param_labels_key)s
         %(param_cat_cov_keys)s
         %(param_cont_cov_keys)s
+        **kwargs
+            See :meth:`trvae.TRVAE.setup_anndata`.
 
         Raises
         ------
