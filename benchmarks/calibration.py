@@ -59,7 +59,9 @@ CALIBRATED, PLAIN = "calibrated", "default"
 SHOWN = ["rmse", "r2_mean", "r2_variance", "energy_distance", "rmse_weighted", "change"]
 
 
-def measure(split: HeldOut, target: str, label: str, seed: int, epochs: int | None) -> dict:
+def measure(
+    split: HeldOut, target: str, label: str, seed: int, epochs: int | None, folds: Path | None
+) -> dict:
     """Predict held-out cells with and without calibration."""
     likelihood = "nb" if is_counts(split.train.X) else "normal"
     method = trvae.TRVAEMethod({"gene_likelihood": likelihood}, {"max_epochs": epochs} | QUIET)
@@ -73,7 +75,9 @@ def measure(split: HeldOut, target: str, label: str, seed: int, epochs: int | No
     measures = split.comparison.rows | {PLAIN: predicted("counterfactual")}
     known = {PLAIN: expected_and_true(model, split, target, label)}
     (source,) = control.obs["condition"].unique()
-    left_out = model.calibrate(target, source_condition=source, progress_bar=False)
+    left_out = model.calibrate(
+        target, source_condition=source, checkpoint_dir=folds, progress_bar=False
+    )
     measures |= {CALIBRATED: predicted("counterfactual"), "linear": predicted("linear")}
     known[CALIBRATED] = expected_and_true(model, split, target, label)
     return {
@@ -257,6 +261,9 @@ def main() -> None:
     parser.add_argument("--labels", nargs="+", help="by default all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, nargs="+", default=[None], help="by default as ever")
+    parser.add_argument(
+        "--folds", type=Path, help="keep what left-out labels gave, and use it again"
+    )
     parser.add_argument("--threads", type=int, help="by default all")
     arguments = parser.parse_args()
     if arguments.report:
@@ -282,7 +289,7 @@ def main() -> None:
                     split = hold_out(
                         adata, label=label, target_condition=target, **columns, **settings
                     )
-                    row = measure(split, target, label, seed, epochs)
+                    row = measure(split, target, label, seed, epochs, arguments.folds)
                     store(out, row)
                     print(
                         label,

@@ -297,11 +297,26 @@ def test_intervals_of_means_cover_the_response_of_a_held_out_label():
     )
     observed = model.get_transferred_means(cells, "treated")
     np.testing.assert_allclose(observed["source"], own.mean(0), rtol=1e-6)
-    half = model.get_transferred_means(cells, **arguments, level=0.5, gene_list=["gene_3"])
-    assert means["low"]["gene_3"] < half["low"]["gene_3"] < half["high"]["gene_3"]
-    assert half["high"]["gene_3"] < means["high"]["gene_3"]
+    gene = means["low"].idxmax()
+    half = model.get_transferred_means(cells, **arguments, level=0.5, gene_list=[gene])
+    assert means["low"][gene] < half["low"][gene] < half["high"][gene] < means["high"][gene]
     with pytest.raises(ValueError, match="cells of one condition, not of 'control', 'treated'"):
         model.get_transferred_means(adata, **arguments)
+
+
+def test_intervals_of_genes_without_counts_start_at_0():
+    adata = types(n_cell_types=5)
+    adata.X[:, :20] = 0
+    adata.X.eliminate_zeros()
+    model = fit(adata[~is_group(adata, "treated")])
+    for size in ("observed", 1e4):
+        means = model.get_transferred_means(
+            adata[is_group(adata, "control")], "treated", library_size=size
+        )
+        assert (means["low"][:20] == 0).all()
+        assert (means["low"] <= means["transferred"]).all()
+        assert (means["transferred"] <= means["high"]).all()
+        assert (means["low"][20:] > 0).any()
 
 
 def test_library_sizes_change_the_share_of_the_modelled_genes():

@@ -18,13 +18,16 @@ from trvae.counterfactual._label_response import (
 from trvae.data._registration import MIN_LABELS
 
 # Genes with a similar expected error share a quantile. More genes make quantiles exact, fewer local.
-_GENES_PER_BIN, _MAX_BINS = 200, 20
+_GENES_PER_BIN, _MAX_BINS = 200, 10
 
 # Genes that change most in a label, of which an interval must hold as many as of all.
 _N_TOP = 100
 _FEWEST_FOR_QUANTILE = 20
 
 _N_REWEIGHTINGS = 5
+
+# Errors below this quantile of what is expected count as much as those at it.
+_LOWEST_QUANTILE = 0.05
 
 # Numbers of labels that the prior may count as.
 _SHRINKAGES = (1.0, 2.0, 4.0, 8.0, 16.0, np.inf)
@@ -204,7 +207,8 @@ class ErrorsOfLabels:
     """Errors of left-out labels, from which those of another label are expected.
 
     A gene's squared error is a non-negative combination of its squared predicted change, the
-    variance of its change between labels, and the noise of counting, fitted by least squares.
+    variance of its change between labels, and the noise of counting. It is fitted by least squares of
+    relative deviations, lest the few genes with large errors decide alone.
 
     Parameters
     ----------
@@ -233,8 +237,7 @@ class ErrorsOfLabels:
         others = [np.delete(change, label, axis=0) for label in range(len(change))]
         noise = (1 / n_cells).sum(1)
         causes = np.stack(list(map(self._causes, before, predicted, others, noise)))
-        units = causes.mean((0, 1)) + 1e-12
-        self._coefficients = nnls((causes / units).reshape(-1, 3), errors.ravel() ** 2)[0] / units
+        self._coefficients = _fitted_variance(causes.reshape(-1, 3), errors.ravel() ** 2)
         variance = self._variance(causes)
         self._ratios = np.sqrt(np.square(errors).mean(1) / variance.mean(1))
         sd, self._units = np.sqrt(variance).ravel(), np.abs(errors / np.sqrt(variance)).ravel()
@@ -287,8 +290,9 @@ class ErrorsOfLabels:
         """Interval for the mean of each gene of a label.
 
         Its width is a quantile of the errors of genes with a similar expected error, in units of the
-        latter; that of the genes among them that changed most, if it is larger. As labels are few, it
-        is widened as Student's t is wider than the normal distribution.
+        latter; or of the genes among them that changed most, if it is larger. These have errors in common
+        in a label, and labels are few: their quantile is widened as Student's t is wider than the normal
+        distribution.
 
         Parameters
         ----------
@@ -307,9 +311,7 @@ class ErrorsOfLabels:
         """
         sd = np.sqrt(self._variance(self._causes(before, predicted, self._change, 2 / n_cells)))
         quantiles = [self._quantile(number, level) for number in range(len(self._edges) + 1)]
-        upper = (1 + level) / 2
-        few_labels = stats.t.ppf(upper, len(self._change)) / stats.norm.ppf(upper)
-        half = few_labels * sd * np.array(quantiles)[np.digitize(sd, self._edges)]
+        half = sd * np.array(quantiles)[np.digitize(sd, self._edges)]
         center = self._values(before, predicted)
         if self._counts_per_cell is None:
             return center - half, center + half
@@ -321,8 +323,12 @@ class ErrorsOfLabels:
         """Quantile of the errors in a bin."""
         is_in_bin = self._bins == number
         is_top = is_in_bin & self._is_top
-        groups = [is_in_bin, is_top] if is_top.sum() >= _FEWEST_FOR_QUANTILE else [is_in_bin]
-        return max(float(np.quantile(self._units[group], level)) for group in groups)
+        quantile = float(np.quantile(self._units[is_in_bin], level))
+        if is_top.sum() < _FEWEST_FOR_QUANTILE:
+            return quantile
+        upper = (1 + level) / 2
+        few_labels = stats.t.ppf(upper, len(self._change)) / stats.norm.ppf(upper)
+        return max(quantile, few_labels * float(np.quantile(self._units[is_top], level)))
 
     def _values(self, before: np.ndarray, change: np.ndarray | float) -> np.ndarray:
         return log_normalized_after(before, np.asarray(change), self._counts_per_cell)
@@ -342,6 +348,19 @@ class ErrorsOfLabels:
 
     def _variance(self, causes: np.ndarray) -> np.ndarray:
         return causes @ self._coefficients + 1e-12
+
+
+def _fitted_variance(causes: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """Coefficients of the causes (``n x n_causes``) of squared errors (``n``)."""
+    units = causes.mean(0) + 1e-12
+    causes, expected = causes / units, np.ones_like(squares)
+    for _ in range(_N_REWEIGHTINGS):
+        coefficients = nnls(causes / expected[:, None], squares / expected)[0]
+        expected = causes @ coefficients
+        # Errors of genes without counts are 0, and so are their causes.
+        lowest = np.quantile(expected[expected > 0], _LOWEST_QUANTILE) if expected.any() else 1.0
+        expected = expected.clip(min=lowest)
+    return coefficients / units
 
 
 def _slope(left_out: LeftOut, counts_per_cell: float | None) -> np.ndarray:

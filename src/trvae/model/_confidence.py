@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 _RULES = {"n_neighbors": POSITIVE_INTEGER, "level": STRICT_SHARE}
 
+# What is left of a logarithm is no exact share below it.
+_LOWEST_SHARE = 1e-12
+
 _INTERVAL_RULES = {
     "library_size": EXPECTATION_RULES["library_size"],
     "level": STRICT_SHARE,
@@ -290,12 +293,11 @@ class ConfidenceMixin(TransferMixin):
         size = "observed" if library is None else library_size
         own_mean, transferred = (_mean_of(cells, size) for cells in (own, expected))
         if library is not None:
-            # From shares of the library to the scale of the mean.
+            # From shares of the library to the scale of the mean. An end at 0 stays there.
             share = share_of_log(after)
-            counts_per_share = float(transferred.sum() / share.sum())
-            ends = tuple(
-                (transferred + counts_per_share * (end - share)).clip(min=0) for end in ends
-            )
+            scale = np.full_like(share, transferred.sum() / share.sum())
+            np.divide(transferred, share, out=scale, where=share > _LOWEST_SHARE)
+            ends = tuple(end * scale for end in ends)
         return pd.DataFrame(
             {"source": own_mean, "transferred": transferred, "low": ends[0], "high": ends[1]},
             index=selection.registered.var_names,
