@@ -114,8 +114,8 @@ def _figure(
 ) -> Figure:
     """Draw cells, changes and genes of control, predicted and observed cells."""
     scale = {key: keys[key] for key in ("layer", "library_key")}
-    figure = Figure(figsize=(15, 4.4), layout="constrained")
-    axes = figure.subplots(1, 3, width_ratios=[1, 1, 1.35])
+    figure = Figure(figsize=(11.5, 4), layout="constrained")
+    axes = figure.subplots(1, 3, width_ratios=[1, 1, 1.5])
     groups = {"control": control, "predicted": predicted, "observed": observed}
     values = normalized(groups, **scale)
     cells = AnnData(np.concatenate(list(values.values())))
@@ -134,6 +134,9 @@ def _figure(
         show=False,
     )
     pl.response(predicted, observed, control, ax=axes[1], title="Change of each gene", **scale)
+    axes[1].set(
+        xlabel="observed change (log-normalised)", ylabel="predicted change (log-normalised)"
+    )
     pl.response_by_label(
         predicted, observed, control, labels_key=keys["labels_key"], ax=axes[2],
         title="Genes that change most", **scale,

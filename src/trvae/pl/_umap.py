@@ -28,7 +28,7 @@ _REPRESENTATIONS = {
 }
 # With those of labels, conditions would be mistaken for these.
 _OF_CONDITIONS = (
-    "#999999", "#e7298a", "#000000", "#a6761d", "#7570b3", "#66a61e", "#1b9e77", "#d95f02",
+    "#999999", "#000000", "#e7298a", "#a6761d", "#7570b3", "#66a61e", "#1b9e77", "#d95f02",
 )  # fmt: skip
 
 _RULES = {
