@@ -134,8 +134,8 @@ def transfer(
     estimate: Annotated[
         Estimate,
         typer.Option(
-            help="'counterfactual' and 'linear' keep what the decoder misses of each cell; 'linear' "
-            "changes it as a linear model of the cell types does."
+            help="'counterfactual' changes each cell's own counts; so does 'linear', by what a linear model of "
+            "the cell types predicts. 'decoded' draws new counts."
         ),
     ] = "counterfactual",
     modality: Modality = DEFAULT_MODALITY,

@@ -122,9 +122,9 @@ class ConfidenceMixin(TransferMixin):
     ) -> pd.DataFrame:
         r"""Assess, group by group, how wrong a prediction will be.
 
-        What is known of that are the errors of labels which were measured, when they are left out. After
-        :meth:`~trvae.TRVAE.calibrate` they are those of models that were trained without them, before it
-        those of the other labels' linear response only.
+        It is learnt from measured labels: each is left out, predicted, and compared. After
+        :meth:`~trvae.TRVAE.calibrate`, models that were trained without it predict it; before, only the
+        linear response of the other labels does.
 
         Parameters
         ----------
