@@ -136,6 +136,20 @@ def test_transfer(cells, model, tmp_path, monkeypatch, suffix, targets, n_assess
     assert (f"random sample of {n_assessed} of the 120 cells" in printed) == (n_assessed < 120)
 
 
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_transfer_of_one_cell_type(cells, model, tmp_path, suffix):
+    given, out = write(cells, tmp_path / f"cells{suffix}"), tmp_path / f"predicted{suffix}"
+    command = ("transfer", model, given, "--to", "treated", "--out", out, "--json")
+    result = run(*command, "--from", "control", "--label", "type_1")
+    chosen = (cells.obs["condition"] == "control") & (cells.obs["cell_type"] == "type_1")
+    assert list(read(out).obs_names) == list(cells.obs_names[chosen])
+    record = json.loads(result.stdout)
+    assert record["n_cells"] == chosen.sum()
+    assert [group["cell_type"] for group in record["groups"]] == ["type_1"]
+    wrong = run(*command, "--label", "type_9", exit_code=1).stderr
+    assert "--label 'type_9' is not in obs['cell_type']: 'type_0', 'type_1'" in wrong
+
+
 @pytest.mark.parametrize("labels", ["absent", "missing", "of another type"])
 def test_transfer_without_labels(cells, model, tmp_path, labels):
     cells = cells.copy()

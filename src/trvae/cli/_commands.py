@@ -26,6 +26,7 @@ from trvae.cli._options import (
 from trvae.cli._reporting import check_new, check_no_results, console, is_watched, versions
 
 if TYPE_CHECKING:
+    import numpy as np
     from anndata import AnnData
     from mudata import MuData
 
@@ -131,6 +132,9 @@ def transfer(
     source: Annotated[
         str | None, typer.Option("--from", help="Transfer only cells of this condition.")
     ] = None,
+    label: Annotated[
+        str | None, typer.Option(help="Transfer only cells of this cell type.")
+    ] = None,
     estimate: Annotated[
         Estimate,
         typer.Option(
@@ -161,13 +165,14 @@ def transfer(
     targets = [value_named(name, loaded.conditions) for name in to]
     target = targets[0] if len(targets) == 1 else targets
     from_ = None if source is None else value_named(source, loaded.conditions)
+    indices = None if label is None else _cells_of_type(loaded, cells, label)
     loaded.transfer(
-        cells, target, source_condition=from_, estimate=estimate, seed=seed, out=out,
+        cells, target, source_condition=from_, indices=indices, estimate=estimate, seed=seed, out=out,
         progress_bar=is_watched(),
     )  # fmt: skip
     console.print(f"Wrote the predicted cells to {out}.", soft_wrap=True)
     try:
-        assessed = _assess(loaded, cells, target, from_, seed)
+        assessed = _assess(loaded, cells, target, from_, indices, seed)
     except ValueError as error:
         # The prediction is written nonetheless.
         console.print(f"The prediction can't be assessed: {escape(str(error))}", highlight=False)
@@ -175,7 +180,30 @@ def transfer(
     return {"out": str(out), "seed": seed} | assessed | {"versions": versions()}
 
 
-def _assess(model: TRVAE, data: AnnData | MuData, target: Any, source: Any, seed: int) -> dict:
+def _cells_of_type(model: TRVAE, data: AnnData | MuData, label: str) -> np.ndarray:
+    """Positions of the cells of a type; a ``ValueError`` if there are none."""
+    import numpy as np
+    from anndata import AnnData
+
+    from trvae._utils._arguments import join_names
+    from trvae.data._checks import check_obs_column, in_memory
+
+    key = model.registered_data.arguments["labels_key"]
+    if key is None:
+        raise ValueError("the model was trained without cell types, so --label can't select any.")
+    obs = in_memory(model.registered_data.cells_of(data).obs)
+    labels = check_obs_column(AnnData(obs=obs), "label", key, complete=False).astype(str)
+    positions = np.flatnonzero(labels == label)
+    if len(positions) == 0:
+        raise ValueError(
+            f"--label {label!r} is not in obs[{key!r}]: {join_names(labels.unique())}."
+        )
+    return positions
+
+
+def _assess(
+    model: TRVAE, data: AnnData | MuData, target: Any, source: Any, indices: Any, seed: int
+) -> dict:
     """Assess the transfer of the cells, or of a sample if there are many, and print the sentences."""
     import numpy as np
 
@@ -183,7 +211,7 @@ def _assess(model: TRVAE, data: AnnData | MuData, target: Any, source: Any, seed
     from trvae.model._selection import chosen_cells
 
     cells = model.registered_data.cells_of(data)
-    selected, _ = chosen_cells(model.registered_data, in_memory(cells.obs), source, None)
+    selected, _ = chosen_cells(model.registered_data, in_memory(cells.obs), source, indices)
     assessed = selected
     if len(selected) > _MAX_CELLS_TO_ASSESS:
         rng = np.random.default_rng(seed)

@@ -55,9 +55,13 @@ def summary_of(
         f"square over {known.genes}), expect an error of {row['error']:.2g} ({row['error_low']:.2g} to "
         f"{row['error_high']:.2g})"
     )
+    if row["change"] > 0:
+        expected += f", {row['error'] / row['change']:.0%} of the change"
+    if "r2_mean" not in left_out:
+        expected += ", if the network predicts as well as the linear response"
     if row["remoteness"] > 1:
         expected += (
-            f" or more: it is {row['remoteness']:.1f} times as far from these labels as they are from "
+            f", or more: it is {row['remoteness']:.1f} times as far from these labels as they are from "
             "each other"
         )
     return " ".join([*sentences, f"{expected}."])
