@@ -78,7 +78,9 @@ def test_assessment_of_groups(held_out):
     # All types have the same simulated effect.
     assert (table["error_high"] < table["change"]).all()
     assert table["summary"].str.startswith("type_").sum() == 3
-    assert table["summary"].str.contains("Not calibrated").all()
+    assert table["summary"].str.contains("Not calibrated.* expect an error of the linear").all()
+    for _, row in table.iterrows():
+        assert f"{row['error'] / row['change']:.0%} of the change" in row["summary"]
     assert "was measured under treated" in table["summary"]["type_1"]
 
     # Where nothing is changed, there is no change.

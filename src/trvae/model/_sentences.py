@@ -50,15 +50,14 @@ def summary_of(
     if left_out is None:
         return " ".join([*sentences, f"{group}: {_too_few(model, len(labels), source, target)}"])
     sentences += _of_left_out(left_out)
+    an_error = "an error" if "r2_mean" in left_out else "an error of the linear response"
     expected = (
         f"For {group}, whose mean log expression is predicted to change by {row['change']:.2g} (root mean "
-        f"square over {known.genes}), expect an error of {row['error']:.2g} ({row['error_low']:.2g} to "
+        f"square over {known.genes}), expect {an_error} of {row['error']:.2g} ({row['error_low']:.2g} to "
         f"{row['error_high']:.2g})"
     )
     if row["change"] > 0:
         expected += f", {row['error'] / row['change']:.0%} of the change"
-    if "r2_mean" not in left_out:
-        expected += ", if the network predicts as well as the linear response"
     if row["remoteness"] > 1:
         expected += (
             f", or more: it is {row['remoteness']:.1f} times as far from these labels as they are from "
