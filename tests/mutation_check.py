@@ -190,15 +190,22 @@ MUTATIONS = [
     Mutation(
         "intervals are for genes that change as expected",
         "counterfactual/_left_out.py",
-        "if is_top.sum() >= _FEWEST_FOR_QUANTILE",
-        "if False",
+        "if is_top.sum() < _FEWEST_FOR_QUANTILE:",
+        "if True:",
         "counterfactual",
     ),
     Mutation(
         "intervals of few labels are as narrow as those of many",
         "counterfactual/_left_out.py",
-        "half = few_labels * sd",
-        "half = sd",
+        "max(quantile, few_labels * ",
+        "max(quantile, ",
+        "counterfactual",
+    ),
+    Mutation(
+        "intervals of silent genes start above 0",
+        "model/_confidence.py",
+        "end * scale for",
+        "transferred + scale * (end - share) for",
         "counterfactual",
     ),
     Mutation(
