@@ -7,14 +7,18 @@ Also draws ``docs/_static/accuracy.png``. Run from the root of the repository::
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from accuracy import RESULTS, SIMULATIONS, TITLES, TUNED_ON, as_markdown, folded, how, read_results
+from figures import saved
 
 from trvae.metrics import MEASURES, paired_differences, skill_scores
 from trvae.metrics._baselines import BASELINES, REPLICATE
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 OWN = "trVAE"
 # One measure of each kind, for tables of labels; the comparison with baselines has all.
@@ -28,7 +32,6 @@ SHOWN = {
 }
 SIMULATED = {name: SHOWN[name] for name in ("rmse", "r2_variance", "energy_distance")}
 FORMER = "kang_former"
-FIGURE = Path("docs/_static/accuracy.png")
 DESCRIPTION = (
     "Root mean squared error of means and energy distance of each held-out cell type, for trVAE with three "
     "seeds, the best baseline, the mean shift, and another sample of the real cells."
@@ -136,7 +139,7 @@ def print_intervals(table: pd.DataFrame) -> None:
     print(folded(title, as_markdown(cells.rename(columns=SHOWN))))
 
 
-def draw_labels(table: pd.DataFrame, title: str) -> None:
+def draw_labels(table: pd.DataFrame, title: str) -> Path:
     """Two measures of each label, of the model, the baselines and a replicate."""
     measures = ["rmse", "energy_distance"]
     by_label = table.groupby(["label", "method"], sort=False)[measures].mean()
@@ -179,7 +182,7 @@ def draw_labels(table: pd.DataFrame, title: str) -> None:
         frameon=False,
         fontsize="small",
     )
-    figure.savefig(FIGURE, dpi=150)
+    return saved(figure, "accuracy")
 
 
 def print_comparison(table: pd.DataFrame, measures: list[str]) -> None:
@@ -277,8 +280,7 @@ def main() -> None:
             continue
         print(f"## {TITLES[name]}\n")
         if name == "kang":
-            draw_labels(table, TITLES[name])
-            print(f"![{DESCRIPTION}](../{FIGURE})\n")
+            print(f"![{DESCRIPTION}](../{draw_labels(table, TITLES[name])})\n")
         print_values(table)
         print_labels(table, TUNED_ON.get(name, []))
         print_intervals(table)

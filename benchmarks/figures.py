@@ -37,7 +37,7 @@ def draw_methods(table: pd.DataFrame, measures: dict[str, str], limits: pd.Serie
         axis.set_xlabel(heading)
     axes[0].set_yticks(range(len(table)), table.index)
     axes[0].invert_yaxis()
-    return _saved(figure, "scperturbench")
+    return saved(figure, "scperturbench")
 
 
 def draw_errors(errors: pd.DataFrame, titles: dict[str, str]) -> Path:
@@ -67,10 +67,11 @@ def draw_errors(errors: pd.DataFrame, titles: dict[str, str]) -> Path:
     figure.legend(
         *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False
     )
-    return _saved(figure, "calibration")
+    return saved(figure, "calibration")
 
 
-def _saved(figure: Figure, name: str) -> Path:
+def saved(figure: Figure, name: str) -> Path:
+    """Write a figure, and return where it is."""
     path = FOLDER / f"{name}.png"
     figure.savefig(path, dpi=150)
     plt.close(figure)

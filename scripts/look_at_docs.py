@@ -1,6 +1,7 @@
 """Draw pages of the built documentation in a headless browser, without a network, to be looked at.
 
-Fails if a formula is not drawn, or a page is wider than a phone. Needs Chromium. Run from the root of the repository::
+Fails if a formula is not drawn, or a page is wider than a phone. Needs Chromium. Run from the root of
+the repository::
 
     sphinx-build -W docs docs/_build
     python scripts/look_at_docs.py docs/_build pictures

@@ -27,6 +27,7 @@ from trvae.cli._reporting import check_new, check_no_results, console, is_watche
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
     from anndata import AnnData
     from mudata import MuData
 
@@ -158,6 +159,8 @@ def transfer(
     """
     from trvae import TRVAE
     from trvae.cli._input import read_for, value_named
+    from trvae.data._checks import in_memory
+    from trvae.model._selection import chosen_cells
 
     loaded = TRVAE.load(str(model), adata=False)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -165,14 +168,16 @@ def transfer(
     targets = [value_named(name, loaded.conditions) for name in to]
     target = targets[0] if len(targets) == 1 else targets
     from_ = None if source is None else value_named(source, loaded.conditions)
-    indices = None if label is None else _cells_of_type(loaded, cells, label)
+    obs = in_memory(loaded.registered_data.cells_of(cells).obs)
+    indices = None if label is None else _cells_of_type(loaded, obs, label)
     loaded.transfer(
         cells, target, source_condition=from_, indices=indices, estimate=estimate, seed=seed, out=out,
         progress_bar=is_watched(),
     )  # fmt: skip
     console.print(f"Wrote the predicted cells to {out}.", soft_wrap=True)
     try:
-        assessed = _assess(loaded, cells, target, from_, indices, seed)
+        selected, _ = chosen_cells(loaded.registered_data, obs, from_, indices)
+        assessed = _assess(loaded, cells, selected, target, from_, seed)
     except ValueError as error:
         # The prediction is written nonetheless.
         console.print(f"The prediction can't be assessed: {escape(str(error))}", highlight=False)
@@ -180,20 +185,20 @@ def transfer(
     return {"out": str(out), "seed": seed} | assessed | {"versions": versions()}
 
 
-def _cells_of_type(model: TRVAE, data: AnnData | MuData, label: str) -> np.ndarray:
+def _cells_of_type(model: TRVAE, obs: pd.DataFrame, label: str) -> np.ndarray:
     """Positions of the cells of a type; a ``ValueError`` if there are none."""
     import numpy as np
     from anndata import AnnData
 
     from trvae._utils._arguments import join_names
-    from trvae.data._checks import check_obs_column, in_memory
+    from trvae.cli._input import value_named
+    from trvae.data._checks import check_obs_column
 
     key = model.registered_data.arguments["labels_key"]
     if key is None:
         raise ValueError("the model was trained without cell types, so --label can't select any.")
-    obs = in_memory(model.registered_data.cells_of(data).obs)
-    labels = check_obs_column(AnnData(obs=obs), "label", key, complete=False).astype(str)
-    positions = np.flatnonzero(labels == label)
+    labels = check_obs_column(AnnData(obs=obs), "label", key, complete=False)
+    positions = np.flatnonzero(labels == value_named(label, labels.unique()))
     if len(positions) == 0:
         raise ValueError(
             f"--label {label!r} is not in obs[{key!r}]: {join_names(labels.unique())}."
@@ -202,16 +207,17 @@ def _cells_of_type(model: TRVAE, data: AnnData | MuData, label: str) -> np.ndarr
 
 
 def _assess(
-    model: TRVAE, data: AnnData | MuData, target: Any, source: Any, indices: Any, seed: int
+    model: TRVAE,
+    data: AnnData | MuData,
+    selected: np.ndarray,
+    target: Any,
+    source: Any,
+    seed: int,
 ) -> dict:
-    """Assess the transfer of the cells, or of a sample if there are many, and print the sentences."""
+    """Assess the transfer of selected cells, or of a sample if there are many; print the sentences."""
     import numpy as np
 
-    from trvae.data._checks import in_memory
-    from trvae.model._selection import chosen_cells
-
     cells = model.registered_data.cells_of(data)
-    selected, _ = chosen_cells(model.registered_data, in_memory(cells.obs), source, indices)
     assessed = selected
     if len(selected) > _MAX_CELLS_TO_ASSESS:
         rng = np.random.default_rng(seed)

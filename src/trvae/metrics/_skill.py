@@ -35,7 +35,8 @@ MEASURES = {
 }
 """Columns of :func:`transfer_metrics`, and the value of each that is best."""
 
-_SPLIT = ["label", "source_condition", "target_condition"]
+SPLIT = ["label", "source_condition", "target_condition"]
+"""Columns of :func:`trvae.evaluate` that name what was held out."""
 
 
 def errors(table: pd.DataFrame) -> pd.DataFrame:
@@ -67,7 +68,7 @@ def skill_scores(table: pd.DataFrame) -> pd.DataFrame:
     Murphy, *Monthly Weather Review* 116, 2417 (1988), equation 4: the skill score.
     """
     method = table["method"] if "method" in table else pd.Series(table.index, table.index)
-    split = [table[name] for name in _SPLIT if name in table] or [pd.Series(0, table.index)]
+    split = [table[name] for name in SPLIT if name in table] or [pd.Series(0, table.index)]
     error = errors(table)
 
     def of_split(rows: pd.Series) -> pd.DataFrame:

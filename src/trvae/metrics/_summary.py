@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trvae._utils._arguments import join_names
-from trvae.metrics._skill import MEASURES
+from trvae.metrics._skill import MEASURES, SPLIT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,9 +18,6 @@ HEADINGS = {
     "rmse": "RMSE",
     "energy_distance": "energy",
 }
-
-# Columns of evaluate that name a row.
-_NAMES = ("label", "source_condition", "target_condition", "method", "seed")
 
 
 def summarize(table: pd.DataFrame) -> pd.DataFrame:
@@ -50,6 +47,7 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
     arrows = {name: "↑" if MEASURES[name] == 1 else "↓" for name in HEADINGS}
     headings = {name: f"{heading} {arrows[name]}" for name, heading in HEADINGS.items()}
     # pandas prints an index whole, while it leaves out columns.
-    names = [name for name in _NAMES if name in table and table[name].nunique() > 1]
+    names = [*SPLIT, "method", "seed"]
+    names = [name for name in names if name in table and table[name].nunique() > 1]
     named = table.set_index(names) if names else table
     return named[list(headings)].astype(float).round(3).rename(columns=headings)

@@ -40,9 +40,6 @@ if TYPE_CHECKING:
 
 _RULES = {"n_neighbors": POSITIVE_INTEGER, "level": STRICT_SHARE}
 
-# What is left of a logarithm is no exact share below it.
-_LOWEST_SHARE = 1e-12
-
 _INTERVAL_RULES = {
     "library_size": EXPECTATION_RULES["library_size"],
     "level": STRICT_SHARE,
@@ -296,7 +293,7 @@ class ConfidenceMixin(TransferMixin):
             # From shares of the library to the scale of the mean. An end at 0 stays there.
             share = share_of_log(after)
             scale = np.full_like(share, transferred.sum() / share.sum())
-            np.divide(transferred, share, out=scale, where=share > _LOWEST_SHARE)
+            np.divide(transferred, share, out=scale, where=share > 0)
             ends = tuple(end * scale for end in ends)
         return pd.DataFrame(
             {"source": own_mean, "transferred": transferred, "low": ends[0], "high": ends[1]},
