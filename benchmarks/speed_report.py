@@ -34,7 +34,7 @@ def report(folder: Path) -> None:
     table = pd.DataFrame(stored_rows(folder))
     table[["what", "tool"]] = table.pop("name").str.split(" | ", regex=False, expand=True)
     threads = ", ".join(map(str, sorted(table["threads"].unique())))
-    print(f"## Run {folder.name}\n\n{NOTES.get(folder.name, '')} Threads: {threads}.\n")
+    print(f"## Run {folder.name}\n\nThreads: {threads}. {NOTES.get(folder.name, '')}".rstrip() + "\n")
     timed = table[table["seconds"].notna()]
     for title, measure in (
         ("Seconds per epoch, or to transfer all cells once", "seconds"),
@@ -49,7 +49,7 @@ def report(folder: Path) -> None:
         print(
             "### MMD, forward and backward pass, 128 features, in milliseconds (cells x conditions)\n"
         )
-        print(mmd[shapes].T.round(1).to_markdown(), "\n")
+        print(mmd[shapes].T.round(1).astype(str).replace("nan", "").to_markdown(), "\n")
     print(how(folder))
 
 
