@@ -105,7 +105,7 @@ def test_calibrate(cells, data, tmp_path, monkeypatch):
     left_out = json.loads(result.stdout)["left_out"]
     assert [row["label"] for row in left_out] == ["type_0", "type_1", "type_2"]
     assert "r2_mean_no_change" in result.stderr
-    assert list(tmp_path.glob("*calibration*")) == []
+    assert list(tmp_path.rglob("*calibration*")) == []
     assert "0>1" in trvae.TRVAE.load(out, adata=False).calibration_
 
 

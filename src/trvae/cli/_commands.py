@@ -105,7 +105,7 @@ def calibrate(
 
     cells = read_for(TRVAE.load(str(model), adata=False), data, modality)
     loaded = TRVAE.load(str(model), cells)
-    folds = model.with_name(f"{model.name}.calibration")
+    folds = model / "calibration"
     table = loaded.calibrate(
         value_named(to, loaded.conditions),
         source_condition=None if source is None else value_named(source, loaded.conditions),
