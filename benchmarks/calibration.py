@@ -189,8 +189,8 @@ def known_of_all() -> pd.DataFrame:
                     "method": method,
                     "epochs": row["epochs"],
                 }
-                errors = {x: known[x] for x in ("error", "error_low", "error_high", "true")}
-                rows.append(keys | errors | covered)
+                names = ("error", "error_low", "error_high", "true", "summary")
+                rows.append(keys | {name: known[name] for name in names} | covered)
     return pd.DataFrame(rows)
 
 
@@ -241,13 +241,12 @@ def report() -> None:
     short = known[known["epochs"].notna()]
     if len(short):
         print("## Models that were trained too briefly\n")
-        print("The embedded cells, calibrated. All errors are of the held-out NK cells.\n")
-        print(
-            short[short["method"] == CALIBRATED][["epochs", "label", *errors]]
-            .round(3)
-            .to_markdown(index=False),
-            "\n",
-        )
+        print("The embedded cells, calibrated, and what `assess_transfer` says of NK cells.\n")
+        short = short[short["method"] == CALIBRATED].astype({"epochs": int})
+        print(short[["epochs", "label", *errors]].round(3).to_markdown(index=False), "\n")
+        for epochs, summary in zip(short["epochs"], short["summary"], strict=True):
+            print(f"- {epochs} epochs: {summary}")
+        print()
     folders = [OUT / name.replace(" ", "_") for name in DATASETS]
     print(how(*(folder for folder in folders if folder.exists())))
 
