@@ -60,7 +60,7 @@ def draw_errors(errors: pd.DataFrame, titles: dict[str, str]) -> Path:
         axis.scatter(part["error"], rows, c=OURS, s=30, marker="D", label="expected, with range")
         axis.scatter(part["true"], rows, c="black", s=36, marker="x", label="true", zorder=3)
         axis.set_yticks(rows, part.index)
-        axis.set_title(title, fontsize="small")
+        axis.set_title(title.replace(" under ", "\nunder "), fontsize="small")
         axis.set_xlim(0, None)
         axis.grid(axis="x", alpha=0.3)
     figure.supxlabel("Root mean squared error of the predicted means", fontsize="medium")
