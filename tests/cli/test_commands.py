@@ -98,6 +98,7 @@ def test_calibrate(cells, data, tmp_path, monkeypatch):
     monkeypatch.setattr(_Fold, "changes", interrupted)
     run("calibrate", out, data, "--to", "treated", exit_code=130)
     assert trvae.TRVAE.load(out, adata=False).calibration_ == {}
+    (out / "calibration" / "notes.txt").touch()
     done = []
     monkeypatch.setattr(_Fold, "changes", lambda fold: done.append(fold) or changes(fold))
     result = run("calibrate", out, data, "--to", "treated", "--json")
@@ -105,7 +106,7 @@ def test_calibrate(cells, data, tmp_path, monkeypatch):
     left_out = json.loads(result.stdout)["left_out"]
     assert [row["label"] for row in left_out] == ["type_0", "type_1", "type_2"]
     assert "r2_mean_no_change" in result.stderr
-    assert list(tmp_path.rglob("*calibration*")) == []
+    assert [path.name for path in (out / "calibration").iterdir()] == ["notes.txt"]
     assert "0>1" in trvae.TRVAE.load(out, adata=False).calibration_
 
 

@@ -331,6 +331,42 @@ def test_library_sizes_change_the_share_of_the_modelled_genes():
     assert model.transfer(bare, "treated").n_obs == 5
 
 
+@pytest.mark.parametrize("keys", [["size"], ["total"], ["size", "total"]])
+def test_growth_is_counted_once(keys):
+    """All modelled genes grow alike, which the library, size factors or both state."""
+    adata = types(effect_size=0.0)
+    treated = (adata.obs["condition"] == "treated").to_numpy()
+    adata.obs["total"] = 4.0 * adata.X.sum(1).A1
+    adata.obs["size"] = adata.obs["total"] / adata.obs["total"].median()
+    adata.X[np.flatnonzero(treated)] = 2 * adata.X[np.flatnonzero(treated)]
+    setup = {{"size": "size_factor_key", "total": "library_key"}[key]: key for key in keys}
+    model = fit(adata, setup=setup, train={"max_epochs": 60, "plan_kwargs": {"lr": 1e-2}})
+    control = adata[~treated].copy()
+
+    def sum_of(target="treated", **kwargs):
+        return model.get_transferred_expression(control, target, **kwargs).to_numpy().sum()
+
+    # Without libraries, only the network knows.
+    growth = 2 if "total" in keys else sum_of(estimate="decoded") / sum_of("control")
+    assert growth > 1.5
+
+    def assert_grows():
+        assert sum_of() / sum_of("control") == pytest.approx(growth, rel=0.1)
+
+    assert_grows()
+    left_out = model.calibrate("treated", progress_bar=False)
+    assert_grows()
+    # No gene changes beside the others, so little can be wrong.
+    assert (left_out["rmse_shift"] < 0.3).all()
+    model.linear_weight, model.response_limit = 0.0, None
+    model.calibration_ = {}
+    assert_grows()
+    decoded = model.get_transferred_expression(
+        control, "treated", estimate="decoded", library_size=1e4
+    )
+    np.testing.assert_allclose(decoded.sum(1), 1e4, rtol=1e-4)
+
+
 def test_a_query_adds_its_conditions_and_leaves_the_others():
     adata = types(conditions=["control", "treated", "other"])
     is_other = (adata.obs["condition"] == "other").to_numpy()

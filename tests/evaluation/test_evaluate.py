@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import QUIET, SMALL, Unchanged, bars
+from lightning.pytorch import Callback
 from mudata import MuData
 
 import trvae
@@ -102,6 +103,13 @@ def test_results_of_another_covariate_are_not_taken(adata):
     assert settings_of(method, adata) != before
 
 
+def test_methods_are_the_same_in_another_process(adata):
+    methods = [lambda: trvae.TRVAEMethod(train_kwargs={"callbacks": [Callback()]})] * 2
+    kept = [Callback(), Callback()]
+    assert repr(kept[0]) != repr(kept[1])
+    assert len({settings_of(method, adata) for method in methods}) == 1
+
+
 @pytest.mark.parametrize("n_genes", [None, 20])
 def test_cells_without_counts(adata, n_genes):
     """Most cells are empty; what is left is compared."""
@@ -110,6 +118,18 @@ def test_cells_without_counts(adata, n_genes):
     assert np.isfinite(table["rmse"]).all()
     ours, same = (table[table["method"] == name] for name in ("none", "no change"))
     np.testing.assert_allclose(ours["rmse"], same["rmse"])
+
+
+@pytest.mark.parametrize("n_labels", [3, 4])
+def test_conditions_can_be_true_and_false(n_labels):
+    adata = trvae.datasets.simulated(n_cells=10, n_genes=20, n_cell_types=n_labels)
+    adata.obs["condition"] = adata.obs["condition"] == "treated"
+    arguments = {"labels": ["type_0"], "source_condition": False, "methods": {"none": Unchanged}}
+    table = evaluate(adata, seeds=[0], **arguments)
+    assert table["target_condition"].unique() == [True]
+    is_left = (adata.obs["cell_type"] == "type_0") | ~adata.obs["condition"]
+    is_left |= adata.obs["cell_type"] == "type_1"
+    evaluate(adata[is_left].copy(), seeds=[0], **arguments)
 
 
 def test_genes_are_chosen_without_the_held_out_cells(adata):

@@ -41,6 +41,13 @@ def test_rows_survive_an_interruption(kept, unfinished):
     assert json.loads(added)["rmse"] == 2.0
 
 
+def test_a_label_is_the_same_in_numpy(tmp_path):
+    results = Results(tmp_path, SETTINGS)
+    results.add((np.int64(0), np.bool_(True), "trVAE", 0), ROW)
+    assert (0, True, "trVAE", 0) in results
+    assert (0, True, "trVAE", 0) in Results(tmp_path, SETTINGS)
+
+
 def test_runs_share_a_folder_unless_a_method_has_other_settings(tmp_path):
     runs = [Results(tmp_path, SETTINGS) for _ in range(3)]
     for run, settings in zip(runs, ["A", "A", "B"], strict=True):

@@ -185,6 +185,40 @@ def test_an_interrupted_transfer_resumes_and_refuses_chunks_of_others(tmp_path, 
     assert_same(path, model.transfer(cells, **QUESTION))
 
 
+def test_another_process_that_writes_the_same_is_refused(tmp_path, monkeypatch):
+    model, cells = model_and_cells()
+    out, predict, refused = {"out": tmp_path / "p.h5ad", **TO_DISK}, _streaming.predict, []
+
+    def meanwhile(*args):
+        with pytest.raises(ValueError, match="Another process is writing .*p.h5ad"):
+            model.transfer(cells, **QUESTION, **out)
+        refused.append(True)
+        return predict(*args)
+
+    monkeypatch.setattr(_streaming, "predict", meanwhile)
+    path = model.transfer(cells, **QUESTION, **out)
+    monkeypatch.undo()
+    assert len(refused) == N_CHUNKS
+    assert_same(path, model.transfer(cells, **QUESTION))
+    assert [path.name for path in tmp_path.iterdir()] == ["p.h5ad"]
+
+
+def test_what_others_put_in_the_folder_of_chunks_stays(tmp_path):
+    model, cells = model_and_cells()
+    (tmp_path / "p.h5ad.parts").mkdir()
+    (tmp_path / "p.h5ad.parts" / "notes.txt").touch()
+    model.transfer(cells, **QUESTION, out=tmp_path / "p.h5ad", **TO_DISK)
+    assert [path.name for path in (tmp_path / "p.h5ad.parts").iterdir()] == ["notes.txt"]
+
+
+def test_chunks_are_in_the_order_of_their_numbers(tmp_path):
+    with _chunks.chunks_of(tmp_path / "p.h5ad", {}) as chunks:
+        for number in (1_000_000, 999_999):
+            chunks.save(number, "cells", np.full((1, 1), number))
+        chunks.join(anndata.AnnData(np.zeros((2, 1))), None, None)
+    assert read(tmp_path / "p.h5ad").X.ravel().tolist() == [999_999, 1_000_000]
+
+
 @pytest.mark.parametrize(
     ("suffix", "room"),
     [(".h5ad", 100), (".h5ad", 20_000), (".zarr", 100), (".h5ad", None), (".zarr", None)],

@@ -192,7 +192,7 @@ def test_damaged_cells(saved):
 def test_cells_of_another_model(saved):
     """Those of a version that kept no digest of them are known by their number."""
     other = fit(trvae.datasets.simulated(n_cells=10, n_genes=20), train={"max_epochs": 1})
-    other.save(saved.with_name("other"))
+    other.save(saved.with_name("other"), save_anndata=True)
     shutil.copy(saved.with_name("other") / "model.pt", saved)
     message = re.escape(f"cells in {saved / 'adata.h5ad'} are not those that the model")
     with pytest.raises(ValueError, match=message):

@@ -43,6 +43,20 @@ def compare(predicted, groups, **kwargs):
     return metrics.transfer_metrics(predicted, **groups, **(KEYS | kwargs))
 
 
+def test_genes_that_observed_lacks_do_not_matter(groups):
+    fewer = groups | {"observed": groups["observed"][:, :40].copy()}
+    same = {name: adata[:, :40].copy() for name, adata in groups.items()}
+    tables = [compare(groups["control"], chosen) for chosen in (fewer, same)]
+    pd.testing.assert_frame_equal(*tables)
+
+
+def test_half_precision_sums_in_double(groups):
+    for adata in groups.values():
+        adata.X = np.minimum(adata.X.toarray() * 1_000, 10_000).astype("float16")
+        assert np.isinf(adata.X.sum(1)).any()
+    assert np.isfinite(compare(groups["control"], groups)["rmse"]).all()
+
+
 def test_perfect_prediction_beats_everything(groups):
     before = {name: adata.copy() for name, adata in groups.items()}
     table = compare(groups["observed"], groups)
@@ -249,6 +263,10 @@ def test_paired_differences_have_known_answers():
     half = stats.t.ppf(0.975, 1) * np.std([0.1, -0.6], ddof=1) / np.sqrt(2)
     assert against["high"] - against["advantage"] == pytest.approx(half)
     assert against["verdict"] == "undecided"
+    # Of two source conditions, pairs are not averaged.
+    worse = table.assign(source_condition="b", rmse=-table["rmse"])
+    both = pd.concat([table.assign(source_condition="a"), worse], ignore_index=True)
+    assert metrics.paired_differences(both, "ours").loc["rmse", "n"] == 4
     with pytest.raises(ValueError, match="no method 'theirs', only 'ours'"):
         metrics.paired_differences(table, "theirs")
 

@@ -7,6 +7,7 @@ import pytest
 from helpers import QUIET, SMALL, assert_unchanged, content, fit, is_group
 
 import trvae
+from trvae.model import _calibration
 from trvae.model._calibration import _Fold
 from trvae.model._labels import weights_of
 
@@ -148,6 +149,7 @@ def test_cells_in_a_file_and_covariates(tmp_path):
 
 def test_models_are_trained_as_this_one(monkeypatch):
     given = {"max_epochs": 2, "batch_size": 64, "train_size": 1.0, "plan_kwargs": {"lr": 5e-3}}
+    given |= {"gradient_clip_val": 0.5}
     model = fit(types(), train=given, n_latent=3)
     model.train(max_epochs=1, **QUIET | {k: v for k, v in given.items() if k != "max_epochs"})
     trained = []
@@ -163,7 +165,26 @@ def test_models_are_trained_as_this_one(monkeypatch):
         assert n_latent == 3
         assert training == model.training_
         assert (kwargs["max_epochs"], kwargs["batch_size"], kwargs["train_size"]) == (3, 64, 1.0)
-        assert kwargs["plan_kwargs"]["lr"] == 5e-3
+        assert (kwargs["plan_kwargs"]["lr"], kwargs["gradient_clip_val"]) == (5e-3, 0.5)
+
+
+def test_of_many_cells_some_of_every_donor_are_predicted(monkeypatch):
+    """Cells of a file often are in the order of donors."""
+    seen = []
+
+    def note(model, cells, source, target):
+        seen.append(cells.obs_names.to_numpy())
+        return changes_of(model, cells, source, target)
+
+    changes_of = _calibration._changes_of
+    monkeypatch.setattr(_calibration, "_MAX_CELLS", 12)
+    monkeypatch.setattr(_calibration, "_changes_of", note)
+    adata = types()
+    fit(adata, train={"max_epochs": 1}).calibrate("treated", progress_bar=False)
+    for chosen in seen:
+        cells = adata.obs_names[is_group(adata, "control", adata.obs["cell_type"][chosen[0]])]
+        assert len(chosen) == 12
+        assert 0 < np.isin(chosen, cells[:12]).sum() < 12
 
 
 def test_without_an_effect_hardly_anything_is_predicted():
@@ -241,6 +262,28 @@ def test_what_cannot_be_calibrated(tmp_path):
     mapped.train(max_epochs=1, **QUIET)
     with pytest.raises(ValueError, match="Calibrate its reference"):
         mapped.calibrate("new", source_condition="control")
+
+
+def test_cells_of_another_data_set_are_refused(calibrated, tmp_path):
+    model, table, adata = calibrated
+    model.save(tmp_path / "model")
+    others = types(seed=1)
+    for cells in (others, adata[~is_group(adata)][1:]):
+        loaded = trvae.TRVAE.load(tmp_path / "model", cells.copy(), accelerator="cpu")
+        with pytest.raises(ValueError, match="the cells that the model was trained on"):
+            loaded.calibrate("treated")
+    loaded.train(max_epochs=5, **QUIET)
+    assert len(loaded.calibrate("treated", progress_bar=False)) == len(table)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    adata, arguments = types(), {"checkpoint_dir": tmp_path, "progress_bar": False}
+    fit(adata).calibrate("treated", **arguments)
+    file = next(tmp_path.iterdir())
+    for damaged in (b"", file.read_bytes()[:100]):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{file} is damaged"):
+            fit(adata).calibrate("treated", **arguments)
 
 
 def test_a_query_keeps_the_calibration_of_its_reference(calibrated):

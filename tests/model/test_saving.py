@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import anndata
+import pandas as pd
 import pytest
 import torch
 from helpers import assert_same_weights, fit, full_disk
@@ -47,8 +48,12 @@ def test_a_full_disk_loses_no_saved_model(adata, models, tmp_path):
 def test_cells_beside_a_model_are_those_it_was_saved_with(models, tmp_path):
     old, new = models
     old.save(tmp_path / "model", save_anndata=True)
+    # The same model of the same cells, then a model that was not saved with its cells.
+    trvae.TRVAE.load(tmp_path / "model").save(tmp_path / "model", overwrite=True)
+    assert trvae.TRVAE.load(tmp_path / "model").adata is not None
     new.save(tmp_path / "model", overwrite=True)
-    assert files_in(tmp_path / "model") == ["model.pt"]
+    assert trvae.TRVAE.load(tmp_path / "model").adata is None
+    assert files_in(tmp_path / "model") == ["adata.h5ad", "model.pt"]
 
     # As many cells, of another model: one value, name or condition is another.
     old.save(tmp_path / "model", save_anndata=True, overwrite=True)
@@ -69,6 +74,43 @@ def test_cells_beside_a_model_are_those_it_was_saved_with(models, tmp_path):
             trvae.TRVAE.load(tmp_path / "model")
         trvae.TRVAE.load(tmp_path / "model", cells)
         path.write_bytes(saved)
+
+
+def test_saving_removes_no_cells(adata, models, tmp_path):
+    model, _ = models
+    adata.write_h5ad(tmp_path / "adata.h5ad")
+    model.save(tmp_path, overwrite=True)
+    assert anndata.read_h5ad(tmp_path / "adata.h5ad").n_obs == adata.n_obs
+    assert trvae.TRVAE.load(tmp_path).adata is None
+
+
+def test_saved_cells_are_not_those_of_a_model_of_others(adata, models, tmp_path):
+    models[0].save(tmp_path / "model", save_anndata=True)
+    loaded = trvae.TRVAE.load(tmp_path / "model", adata[:100].copy())
+    loaded.save(tmp_path / "model", overwrite=True)
+    assert trvae.TRVAE.load(tmp_path / "model").adata is None
+
+
+def test_changed_settings_of_counterfactuals_are_kept(adata, models, tmp_path):
+    model = models[0]
+    model.linear_weight, model.response_limit = 1.0, 0.1
+    cells = adata[adata.obs["condition"] == "control"].copy()
+    expected = model.get_transferred_expression(cells, "treated")
+    model.save(tmp_path / "model")
+    query = adata[:20].copy()
+    query.obs["condition"] = "new"
+    for other in (
+        trvae.TRVAE.load(tmp_path / "model", adata),
+        model._without_cells(),
+        trvae.TRVAE.load_query_data(query, model),
+    ):
+        assert (other.linear_weight, other.response_limit) == (1.0, 0.1)
+        other.is_trained_ = True
+        pd.testing.assert_frame_equal(
+            other.get_transferred_expression(cells, "treated"), expected, rtol=1e-4
+        )
+    with pytest.raises(ValueError, match="linear_weight must be .* got 2"):
+        model.linear_weight = 2
 
 
 def test_a_crash_loses_no_saved_model(models, tmp_path, monkeypatch):

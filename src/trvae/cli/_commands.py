@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -102,6 +101,7 @@ def calibrate(
     """
     from trvae import TRVAE
     from trvae.cli._input import read_for, value_named
+    from trvae.io._atomic import remove_files
 
     cells = read_for(TRVAE.load(str(model), adata=False), data, modality)
     loaded = TRVAE.load(str(model), cells)
@@ -113,8 +113,10 @@ def calibrate(
         checkpoint_dir=folds,
         progress_bar=is_watched(),
     )
+    # Another command may have calibrated other conditions in the meantime.
+    loaded.calibration_ = TRVAE.load(str(model), adata=False).calibration_ | loaded.calibration_
     loaded.save(str(model), overwrite=True)
-    shutil.rmtree(folds)
+    remove_files(folds, list(folds.glob("*.npz")))
     shown = table[["r2_mean", "r2_mean_linear", "r2_mean_no_change"]].round(3)
     console.print("R2 of the means of cell types that were left out:", highlight=False)
     console.print(shown.to_string(), highlight=False)

@@ -113,6 +113,9 @@ class ResponseOfLabels(nn.Module):
     limit
         Limit of the decoder's change of a gene, as a multiple of the largest rise and fall in any
         label. A change of 0.5 is always allowed; infinity sets no limit.
+    has_size_factors
+        Whether the decoder's rates have sums of their own, rather than that of the library. The sum's
+        change is then the decoder's if it isn't known of the labels.
     """
 
     _lowest: torch.Tensor
@@ -132,6 +135,7 @@ class ResponseOfLabels(nn.Module):
         weights: Weights,
         is_counts: bool,
         limit: float = np.inf,
+        has_size_factors: bool = False,
     ):
         super().__init__()
         self._weight_of_network = weights.network
@@ -145,6 +149,9 @@ class ResponseOfLabels(nn.Module):
             counted = np.minimum(*shares) > _LOWEST_SHARE
             growth[counted, 0] = np.log(shares[1][counted] / shares[0][counted])
             before, after = log_share(before), log_share(after)
+        self._has_size_factors = has_size_factors
+        # Without sizes of the library, all shares are 1.
+        self._knows_growth = not np.allclose(growth, 0)
         change = after - before
         self._is_limited = bool(np.isfinite(limit))
         if self._is_limited:
@@ -183,11 +190,18 @@ class ResponseOfLabels(nn.Module):
         pseudocount = library / TARGET_SUM
         before = (pseudocount + source).div_(pseudocount).log_()
         features = self._features(before)
-        # The decoder's rates have the same sum under both conditions.
+        own_growth = None
+        if self._has_size_factors:
+            own_growth = target.sum(1, keepdim=True) / source.sum(1, keepdim=True).clamp(min=1e-12)
+            target = target / own_growth.clamp(min=1e-12)
+        # The decoder's rates now have the same sum under both conditions.
         growth = torch.addmm(self._growth_intercept, features, self._growth_coefficients).exp_()
         after = (target * growth).add_(pseudocount).div_(pseudocount).log_()
         change = self._change(features, after.sub_(before))
-        return before.add_(change).exp_().sub_(1).mul_(pseudocount).clamp_(min=0)
+        expected = before.add_(change).exp_().sub_(1).mul_(pseudocount).clamp_(min=0)
+        if own_growth is None or self._knows_growth:
+            return expected
+        return expected.mul_(own_growth)
 
     def _features(self, profiles: torch.Tensor) -> torch.Tensor:
         """Profiles in the span of the labels'."""

@@ -173,7 +173,7 @@ def check_library(matrix: Any, library: pd.Series, where: str) -> None:
     """Raise a ``ValueError`` if library sizes are smaller than what the matrix has of the library."""
     in_memory = isinstance(matrix, np.ndarray) or sparse.issparse(matrix)
     blocks = [matrix] if in_memory else row_blocks(matrix)
-    sums = np.concatenate([np.ravel(block.sum(1)) for block in blocks])
+    sums = np.concatenate([np.ravel(block.sum(1, dtype=float)) for block in blocks])
     # Counts that were estimated may be rounded.
     n_smaller = int((library.to_numpy(dtype=float) < 0.99 * sums).sum())
     if n_smaller:

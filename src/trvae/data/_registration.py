@@ -73,6 +73,10 @@ def check_columns_to_predict(adata: AnnData, known: RegisteredData) -> None:
     Labels don't matter.
     """
     _check_columns(adata, known.arguments | {"labels_key": None})
+    # Without the column, libraries are estimated.
+    library_key = known.arguments.get("library_key")
+    if library_key is not None and library_key in adata.obs:
+        check_numbers(adata, "library_key", library_key, positive=True)
     for key, categories in known.categories().items():
         check_known(adata.obs[key], categories, f"adata.obs[{key!r}]")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -77,7 +78,8 @@ def settings_of(method: Callable[[], TransferMethod], adata: AnnData) -> str | N
         if name in adata.obs
     ]
     hashes = [f"{name} {digest(adata.obs[name].to_numpy(dtype=str))}" for name in columns]
-    return ", ".join([repr(made), *hashes])
+    # Callbacks and the like show their address, which is another in each process.
+    return ", ".join([re.sub(r" at 0x[0-9a-f]+", "", repr(made)), *hashes])
 
 
 @dataclass

@@ -107,7 +107,8 @@ def fingerprint_of(adata: AnnData, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _key_text(key: tuple) -> str:
-    return json.dumps(key, default=str)
+    # 0 and np.int64(0) are the same label.
+    return json.dumps(key, default=lambda x: x.item() if isinstance(x, np.generic) else str(x))
 
 
 def _check_fingerprint(path: Path, fingerprint: dict) -> None:

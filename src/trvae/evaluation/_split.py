@@ -12,7 +12,7 @@ from anndata import AnnData
 from trvae._utils._arguments import join_names
 from trvae.data._checks import check_obs_column, get_matrix
 from trvae.metrics._comparison import TransferComparison
-from trvae.metrics._normalize import is_counts
+from trvae.metrics._normalize import is_counts, library_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,7 +83,8 @@ def hold_out(
         genes = _variable_genes(adata[~held_out], n_genes, layer)
         if normalize and library_key is None and is_counts(get_matrix(adata, layer)):
             library_key = "_library_size"
-            library = np.ravel(get_matrix(adata, layer).sum(1))
+            # Of empty cells as without n_genes.
+            library = library_sizes(adata, layer, None).clip(min=1)
     groups = (~held_out, sources, held_out)
     train, control, observed = (adata[cells, genes].copy() for cells in groups)
     if library is not None:
@@ -175,7 +176,8 @@ def _check_pair(counts: pd.DataFrame, label: Any, source: Any, target: Any) -> N
                 "out."
             )
     others = counts.drop(index=label)
-    if not (others[[source, target]] > 0).all(axis=1).any():
+    # Boolean conditions would select rows: others[[source, target]].
+    if not ((others[source] > 0) & (others[target] > 0)).any():
         raise ValueError(
             f"No label but {label!r} has cells under both {source!r} and {target!r}, from which its "
             "response could be predicted."

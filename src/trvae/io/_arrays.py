@@ -29,6 +29,12 @@ def read_arrays(folder: Path, names: Iterable[str]) -> dict[str, Arrays]:
     found = {}
     for name, path in paths.items():
         if path.exists():
-            with np.load(path) as file:
-                found[name] = dict(file)
+            try:
+                with np.load(path) as file:
+                    found[name] = dict(file)
+            # numpy and zipfile raise errors of many kinds.
+            except Exception as error:
+                raise ValueError(
+                    f"{path} is damaged ({error}). Remove it to compute it again."
+                ) from error
     return found

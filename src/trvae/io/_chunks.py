@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import warnings
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -15,11 +14,12 @@ import numpy as np
 import zarr
 from anndata import AnnData
 from anndata.io import sparse_dataset, write_elem
+from filelock import FileLock, Timeout
 from mudata import MuData
 from scipy import sparse
 
 from trvae._utils._arguments import join_names
-from trvae.io._atomic import atomic_write, remove
+from trvae.io._atomic import atomic_write, remove_files
 from trvae.io._hdf5 import check_room, open_hdf5
 
 if TYPE_CHECKING:
@@ -97,8 +97,9 @@ def _error_of_writing(values: Any, suffix: str) -> Exception | None:
     return None
 
 
-class Chunks:
-    """The matrix of an unfinished result, each chunk of rows a file in ``<out>.parts``.
+@contextmanager
+def chunks_of(out: Path, task: dict[str, Any]) -> Iterator[Chunks]:
+    """Yield the chunks of an unfinished result, to which no other process writes in the meantime.
 
     Parameters
     ----------
@@ -110,20 +111,42 @@ class Chunks:
     Raises
     ------
     ValueError
-        If there are chunks of another task.
+        If there are chunks of another task, or another process is writing them.
     OSError
         If the folder can't be created.
     """
+    folder = out.with_name(out.name + ".parts")
+    folder.mkdir(exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f"Another process is writing {out}.") from None
+    try:
+        _claim(folder, task)
+        yield Chunks(out, folder)
+    finally:
+        lock.release()
+        remove_files(folder, [folder / ".lock"])
 
-    def __init__(self, out: Path, task: dict[str, Any]) -> None:
-        self._out = out
-        self._folder = out.with_name(out.name + ".parts")
-        _claim(self._folder, task)
+
+class Chunks:
+    """The matrix of an unfinished result, each chunk of rows a file.
+
+    Parameters
+    ----------
+    out
+        The ``.h5ad``, ``.h5mu`` or ``.zarr`` to write.
+    folder
+        The folder with the files.
+    """
+
+    def __init__(self, out: Path, folder: Path) -> None:
+        self._out, self._folder = out, folder
 
     def saved(self) -> dict[int, str]:
         """Digests of the cells that the saved chunks were predicted from, by their number."""
-        names = (file.stem.split("-") for file in self._files())
-        return {int(number): cells for number, cells in names}
+        return {_number_of(file): file.stem.split("-")[1] for file in self._files()}
 
     def save(self, number: int, cells: str, matrix: np.ndarray | sparse.csr_matrix) -> None:
         """Save a chunk, completely or not at all, with a digest of its cells."""
@@ -166,10 +189,10 @@ class Chunks:
                         _create(*place, block, self._dtype_of_offsets())
                     else:
                         _append(*place, block)
-        shutil.rmtree(self._folder)
+        remove_files(self._folder, [_task_file(self._folder), *self._files()])
 
     def _files(self) -> list[Path]:
-        return sorted(self._folder.glob("[0-9]*.npz"))
+        return _files_in(self._folder)
 
     def _dtype_of_offsets(self) -> str:
         """Type for the row offsets (``indptr``) of the whole matrix, if it is sparse."""
@@ -178,13 +201,25 @@ class Chunks:
         return "int32" if n_bytes // 5 <= _MAX_INT32 else "int64"
 
 
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(folder.glob("[0-9]*.npz"), key=_number_of)
+
+
+def _number_of(file: Path) -> int:
+    return int(file.stem.split("-")[0])
+
+
+def _task_file(folder: Path) -> Path:
+    return folder / "task.json"
+
+
 def _claim(folder: Path, task: dict[str, Any]) -> None:
-    """Create a folder for the chunks of a task, or check that those in it are of this task."""
-    path = folder / "task.json"
+    """Note that a folder is for the chunks of a task, or check that those in it are."""
+    path = _task_file(folder)
     if not path.exists():
         # Without the file, there may be chunks that were about to be removed, of any task.
-        remove(folder)
-        folder.mkdir()
+        for file in _files_in(folder):
+            file.unlink()
         with atomic_write(path) as unfinished:
             unfinished.write_text(json.dumps(task, indent=2))
     saved = json.loads(path.read_text())

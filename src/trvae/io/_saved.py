@@ -24,7 +24,7 @@ from trvae._utils._arguments import is_integer, join_names
 from trvae._utils._seeds import seeded
 from trvae.data._mudata import anndata_arguments
 from trvae.data._registered import RegisteredData
-from trvae.io._atomic import remove
+from trvae.io._atomic import remove_files
 from trvae.io._reading import NotPlainDataError, read_torch
 
 if TYPE_CHECKING:
@@ -107,6 +107,11 @@ class SavedModel:
         """What was registered of the cells."""
         return self.content[_ATTRIBUTES]["registry_"]
 
+    @property
+    def is_of_ensemble(self) -> bool:
+        """Whether it was saved as one of an ensemble."""
+        return self.content[_ATTRIBUTES].get("ensemble_") is not None
+
     def check_is_of(self, model_class: type, also: list[str] | None = None) -> None:
         """Check that it is a complete model of a class.
 
@@ -164,7 +169,7 @@ class SavedModel:
         """
         is_mudata = self.registry.get("setup_method_name") == "setup_mudata"
         path = self.path.with_name(file_of_cells(self.prefix, is_mudata))
-        if not path.exists():
+        if not path.exists() or self.content[_ATTRIBUTES].get(_DIGEST, "unknown") is None:
             return None
         try:
             # MuData draws names for temporary columns.
@@ -304,8 +309,8 @@ def file_of_cells(prefix: str | None, is_mudata: bool) -> str:
     return f"{prefix or ''}{MUDATA_FILE if is_mudata else ANNDATA_FILE}"
 
 
-def remove_saved(folder: Path, prefix: str | None) -> None:
-    """Remove a saved model with its cells, and the folder if nothing else is in it.
+def remove_model(folder: Path, prefix: str | None) -> None:
+    """Remove a saved model but not its cells, and the folder if nothing else is in it.
 
     Parameters
     ----------
@@ -314,17 +319,7 @@ def remove_saved(folder: Path, prefix: str | None) -> None:
     prefix
         Prefix of its files' names.
     """
-    remove(model_file(folder, prefix))
-    remove_cells(folder, prefix)
-    if not any(folder.iterdir()):
-        folder.rmdir()
-
-
-def remove_cells(folder: Path, prefix: str | None, *, but: str | None = None) -> None:
-    """Remove the cells saved beside a model, but not the file of this name."""
-    for is_mudata in (False, True):
-        if (name := file_of_cells(prefix, is_mudata)) != but:
-            remove(folder / name)
+    remove_files(folder, [model_file(folder, prefix)])
 
 
 def check_prefix(prefix: str | None) -> None:

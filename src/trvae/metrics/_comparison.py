@@ -82,7 +82,8 @@ class TransferComparison:
         trained_on = {} if reference is None else {"reference": reference}
         check_comparable(self._groups | trained_on, layer, normalize)
         self._layer, self._library_key, self._normalize = layer, library_key, normalize
-        self._target_sum = median_library_size(control, layer, library_key) if normalize else None
+        compared = control[:, observed.var_names]
+        self._target_sum = median_library_size(compared, layer, library_key) if normalize else None
         before = self._values(control)
         predictions = {"no change": before}
         others = None

@@ -104,5 +104,5 @@ def stated_target_sum(adata: AnnData) -> float | None:
 def library_sizes(adata: AnnData, layer: str | None, library_key: str | None) -> np.ndarray:
     """Counts of each cell, in the layer or as the column states, ``n_cells``."""
     if library_key is None:
-        return np.ravel(get_matrix(adata, layer).sum(1))
+        return np.ravel(get_matrix(adata, layer).sum(1, dtype=float))
     return check_obs_column(adata, "library_key", library_key).to_numpy(dtype=float)

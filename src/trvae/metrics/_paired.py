@@ -8,7 +8,7 @@ from scipy import stats
 
 from trvae._utils._arguments import STRICT_SHARE, check_arguments, join_names
 from trvae.metrics._baselines import BASELINES
-from trvae.metrics._skill import MEASURES, errors
+from trvae.metrics._skill import MEASURES, SPLIT, errors
 
 
 def paired_differences(
@@ -40,7 +40,7 @@ def paired_differences(
     -------
     One row per measure, with the columns
 
-    * ``n``: number of pairs of label and target condition for which both have the measure;
+    * ``n``: number of pairs of label and conditions for which both have the measure;
     * ``advantage``: mean of the other's error minus the method's; positive if the method is better;
     * ``low``, ``high``: Student's interval of the advantage, NaN for a single pair;
     * ``n_better``: number of pairs for which the method is better;
@@ -62,7 +62,7 @@ def paired_differences(
     for name in (method, other):
         if name is not None and name not in known:
             raise ValueError(f"table has no method {name!r}, only {join_names(known)}.")
-    pair = ["label", "target_condition"]
+    pair = [name for name in SPLIT if name in table]
     keyed = pd.concat([table[[*pair, "method"]], errors(table)], axis=1)
     means = keyed.groupby([*pair, "method"], observed=True, sort=False).mean()
     own = means.xs(method, level="method")

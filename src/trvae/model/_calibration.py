@@ -109,7 +109,8 @@ class CalibrationMixin(Model):
         ------
         ValueError
             If a condition is unknown, the model has no labels, fewer than two were measured under both
-            conditions, or the model has no cells of its own or they are minified.
+            conditions, or the model has no cells of its own, other cells than it was trained on, or
+            minified ones.
         RuntimeError
             If the model is not trained.
         OSError
@@ -215,7 +216,16 @@ class CalibrationMixin(Model):
                 "It is not known how this model was trained, as an earlier version saved it or it "
                 "was converted. Train it again."
             )
-        cells = loaded(known.cells_of(own_data(self)))
+        data = own_data(self)
+        now, trained_on = self._measured_means(), self._group_means
+        if trained_on is None or not np.allclose(
+            now.profile, trained_on.profile, rtol=1e-4, equal_nan=True
+        ):
+            raise ValueError(
+                "calibrate needs the cells that the model was trained on, but it has others: load it "
+                "with those."
+            )
+        cells = loaded(known.cells_of(data))
         return private_copy(cells, known.var_names, known.layer, known.genes)
 
 
@@ -245,8 +255,10 @@ class _Fold:
         end_if_interrupted(model)
         changes: dict[str, list[np.ndarray]] = {name: [] for name in _PARTS}
         for name in self.labels:
-            own = np.flatnonzero((label == name) & (condition == self.source))[:_MAX_CELLS]
-            cells = self.cells[own].copy()
+            own = np.flatnonzero((label == name) & (condition == self.source))
+            # Files are often in the order of donors.
+            chosen = np.random.default_rng(0).permutation(own)[:_MAX_CELLS]
+            cells = self.cells[np.sort(chosen)].copy()
             for part, change in _changes_of(model, cells, self.source, self.target):
                 changes[part].append(change)
         return {name: np.array(rows) for name, rows in changes.items()}
@@ -260,12 +272,15 @@ def _changes_of(
     model: Any, cells: AnnData, source: Any, target: Any
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the change of the cells' mean profile by each part of a prediction, ``n_genes``."""
-    matrix = get_matrix(cells, model.registered_data.layer)
-    library = libraries_of(model, cells.obs, matrix, model.conditions.index(source))
+    matrix, code = get_matrix(cells, model.registered_data.layer), model.conditions.index(source)
+    library = libraries_of(model, cells.obs, matrix, code)
     before = profile_of(matrix, library)
     every = np.arange(model.module.n_input)
     for part in _PARTS:
         only = Weights(**{name: float(name == part) for name in Weights._fields})
         selection = select(model, cells, target, None, None, "counterfactual", 0, only)
         (expected,) = model._expectations(selection, every, "observed", None, 1)
+        # Size factors can change the sum, which is not known of the measured change.
+        if model.module.use_size_factor_key:
+            library = libraries_of(model, cells.obs, expected, code)
         yield part, profile_of(expected, library) - before

@@ -175,6 +175,7 @@ class ConfidenceMixin(TransferMixin):
         size = counts_per_cell(library)
         every = np.arange(first.module.n_input)
         (expected,) = self._expectations(selection, every, "observed", batch_size, 1)
+        of_expected = _libraries_of_expected(first, selection, library, expected)
         support = self._support_of(selection, n_neighbors, batch_size)
         target = first.conditions.index(target_condition)
 
@@ -187,8 +188,10 @@ class ConfidenceMixin(TransferMixin):
         for name in np.unique(groups):
             cells = groups == name
             sources = pd.unique(selection.source[cells])
-            of_group = None if library is None else library[cells]
-            before, after = profile_of(own[cells], of_group), profile_of(expected[cells], of_group)
+            before, after = (
+                profile_of(values[cells], None if sizes is None else sizes[cells])
+                for values, sizes in ((own, library), (expected, of_expected))
+            )
             left_out, error, remoteness = None, (np.nan, np.nan, np.nan), np.nan
             if len(sources) == 1 and sources[0] != target_condition:
                 left_out = of_left_out(first.conditions.index(sources[0]))
@@ -285,7 +288,8 @@ class ConfidenceMixin(TransferMixin):
             )
         every = np.arange(first.module.n_input)
         (expected,) = self._expectations(selection, every, "observed", batch_size, 1)
-        before, after = profile_of(own, library), profile_of(expected, library)
+        before = profile_of(own, library)
+        after = profile_of(expected, _libraries_of_expected(first, selection, library, expected))
         ends = errors.interval(before, after - before, len(expected), level)
         size = "observed" if library is None else library_size
         own_mean, transferred = (_mean_of(cells, size) for cells in (own, expected))
@@ -306,6 +310,15 @@ class ConfidenceMixin(TransferMixin):
         """Support of the selected cells, averaged over the models."""
         tables = [_support_by(model, selection, n_neighbors, batch_size) for model in self._models]
         return sum(tables[1:], tables[0]) / len(tables)
+
+
+def _libraries_of_expected(
+    model: BaseTRVAE, selection: Selection, library: np.ndarray | None, expected: np.ndarray
+) -> np.ndarray | None:
+    """Library sizes of expected cells: those of the cells, unless size factors change the sum."""
+    if not model.module.use_size_factor_key:
+        return library
+    return own_libraries(model, selection, expected)
 
 
 def _mean_of(cells: Any, library_size: float | Literal["observed"]) -> np.ndarray:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mudata import MuData
 from tqdm import tqdm
 
 from trvae._scvi import undone_on_error
 from trvae._utils._arguments import POSITIVE_INTEGER, SEED, check_arguments
 from trvae.io._atomic import annotate_os_errors, atomic_update
-from trvae.io._saved import file_of_cells, remove_cells, remove_saved
+from trvae.io._saved import SavedModel, model_file, remove_model
 from trvae.model._confidence import ConfidenceMixin
 from trvae.model._ranking import RankingMixin
 from trvae.model._streaming import digest_of_models
@@ -22,6 +21,7 @@ from trvae.train._interruption import end_if_interrupted
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
+    from mudata import MuData
     from scvi.data import AnnDataManager
 
     from trvae.module import TRVAEModule
@@ -198,7 +198,8 @@ class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
             See :meth:`TRVAE.save`: a folder exists and ``overwrite`` is false, or a model can't be
             written, which leaves there what was saved before.
         """
-        if _numbered(dir_path) and not overwrite:
+        prefix = kwargs.get("prefix")
+        if _models_in(dir_path, prefix) and not overwrite:
             raise ValueError(
                 f"{dir_path} holds an ensemble. Choose another folder, or pass overwrite=True."
             )
@@ -214,13 +215,9 @@ class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
                 finally:
                     model.ensemble_ = None
         # What is left of an ensemble that was there before would be loaded with this one.
-        prefix, is_mudata = kwargs.get("prefix"), isinstance(self.adata, MuData)
-        cells = file_of_cells(prefix, is_mudata) if kwargs.get("save_anndata") else None
-        for of_model in _numbered(dir_path):
-            if int(of_model.name) < len(self.models):
-                remove_cells(of_model, prefix, but=cells)
-            else:
-                remove_saved(of_model, prefix)
+        for of_model in _models_in(dir_path, prefix):
+            if int(of_model.name) >= len(self.models) and _is_of_ensemble(of_model, prefix):
+                remove_model(of_model, prefix)
 
     @classmethod
     def load(
@@ -241,7 +238,7 @@ class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
             If no ensemble is saved there, its models are of different ensembles, a file is damaged,
             or the cells do not fit the models (see :meth:`TRVAE.load`).
         """
-        folders = _numbered(dir_path)
+        folders = _models_in(dir_path, kwargs.get("prefix"))
         if not folders:
             raise ValueError(f"no ensemble is saved in {str(dir_path)!r}.")
         ensemble = cls.__new__(cls)
@@ -249,17 +246,30 @@ class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
             ensemble.models = [TRVAE.load(folder, adata, *args, **kwargs) for folder in folders]
             saved = [model.ensemble_ or {} for model in ensemble.models]
             # Models of version 0.1.0 don't say which ensemble they belong to.
-            if any(saved) and saved != [saved[0] | {"number": i} for i in range(len(saved))]:
+            numbers = range(saved[0].get("n_models", len(saved)))
+            if any(saved) and saved != [saved[0] | {"number": i} for i in numbers]:
                 raise ValueError(
                     f"{str(dir_path)!r} holds models of different ensembles, as a save was "
-                    "interrupted. Save the ensemble again."
+                    "interrupted, or lacks models. Save the ensemble again."
                 )
         for model in ensemble.models:
             model.ensemble_ = None
         return ensemble
 
 
-def _numbered(dir_path: str | Path) -> list[Path]:
+def _models_in(dir_path: str | Path, prefix: str | None) -> list[Path]:
     """Folders of an ensemble's models, in their order."""
-    folders = [folder for folder in Path(dir_path).glob("*") if folder.name.isdecimal()]
+    folders = [
+        folder
+        for folder in Path(dir_path).glob("*")
+        if folder.name.isdecimal() and model_file(folder, prefix).is_file()
+    ]
     return sorted(folders, key=lambda folder: int(folder.name))
+
+
+def _is_of_ensemble(folder: Path, prefix: str | None) -> bool:
+    """Whether a model was saved as one of an ensemble."""
+    try:
+        return SavedModel.read(folder, prefix).is_of_ensemble
+    except ValueError:
+        return False

@@ -106,6 +106,10 @@ class Model(Protocol):
         """Mean profiles of the training cells by label and condition, if they are known."""
         raise NotImplementedError
 
+    def _measured_means(self, datamodule: Any | None = None) -> GroupMeans:
+        """Mean profiles of the model's own cells, or those of a data module."""
+        raise NotImplementedError
+
     @property
     def registered_data(self) -> RegisteredData:
         """What the model was set up with."""

@@ -52,6 +52,7 @@ def response_of_labels(
         weights=weights_of(model, source, target) if weights is None else weights,
         is_counts=model.module.is_count_model,
         limit=np.inf if model.response_limit is None else model.response_limit,
+        has_size_factors=model.module.use_size_factor_key,
     )
 
 
@@ -139,7 +140,7 @@ def libraries_of(model: Model, obs: pd.DataFrame, matrix: Any, source: int) -> n
     share = 1.0
     if model._group_means is not None:
         share = float(np.nanmean(model._group_means.modelled_share[:, source]))
-    return np.ravel(matrix.sum(1)).clip(min=1) / share
+    return np.ravel(matrix.sum(1, dtype=float)).clip(min=1) / share
 
 
 def counts_per_cell(library: np.ndarray | None) -> float | None:

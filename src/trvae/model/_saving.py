@@ -25,7 +25,6 @@ from trvae.io._saved import (
     file_of_cells,
     history_as_arrays,
     model_file,
-    remove_cells,
 )
 
 if TYPE_CHECKING:
@@ -42,6 +41,7 @@ class SavingMixin(Model):
     """Save and load models."""
 
     history_: dict[str, pd.DataFrame] | None
+    cells_digest_: str | None
 
     def save(
         self,
@@ -64,7 +64,9 @@ class SavingMixin(Model):
         prefix
             Prefix of the file names.
         overwrite
-            Whether to replace a model that is saved there, once the new one is complete.
+            Whether to replace a model that is saved there, once the new one is complete. Its cells
+            are only replaced with ``save_anndata``; otherwise they stay, and are no longer loaded
+            with the model unless they are its own.
         save_anndata
             Whether to save the data, too.
         *args, **kwargs
@@ -91,12 +93,14 @@ class SavingMixin(Model):
             atomic_update(folder, prefix or "") as unfinished,
         ):
             unfinished.mkdir(exist_ok=True)
-            self.cells_digest_ = name_of_cells = None
+            digest, before = None, self.cells_digest_
+            if self.adata is not None and (save_anndata or before is not None):
+                digest = self.registered_data.digest(self.adata)
+            # A file of cells that was there before is the model's only if it has the same cells.
+            self.cells_digest_ = digest if save_anndata or digest == before else None
             if save_anndata:
                 is_mudata = isinstance(self.adata, MuData)
-                name_of_cells = file_of_cells(prefix, is_mudata)
-                path = unfinished / name_of_cells
-                self.cells_digest_ = self.registered_data.digest(self.adata)
+                path = unfinished / file_of_cells(prefix, is_mudata)
                 if is_mudata or kwargs:
                     # scvi-tools writes these.
                     check_room(path, self.adata)
@@ -104,8 +108,6 @@ class SavingMixin(Model):
                     write_h5ad(path, self.adata)
                     save_anndata = False
             super().save(str(unfinished), prefix, True, save_anndata, *args, **kwargs)
-        # Those of a model that was there before.
-        remove_cells(folder, prefix, but=name_of_cells)
 
     @contextmanager
     def _with_plain_history(self) -> Iterator[None]:

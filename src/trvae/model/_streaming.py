@@ -18,7 +18,7 @@ from trvae.counterfactual._draws import cell_keys
 from trvae.data._cells import with_matrix
 from trvae.data._checks import check_not_empty, get_matrix, in_memory
 from trvae.data._registration import check_columns_to_predict
-from trvae.io._chunks import Chunks, check_annotations
+from trvae.io._chunks import check_annotations, chunks_of
 from trvae.model._decoding import check_trained, predict
 from trvae.model._prediction import as_anndata, as_text, in_place_of
 from trvae.model._selection import chosen_cells, log_what_stays, select, with_condition
@@ -81,14 +81,6 @@ def transfer_to_disk(
         "genes": digest(np.asarray(probe.registered.var_names[probe.gene_order])),
         "model": digest_of_models(models),
     }
-    chunks = Chunks(out, task)
-    saved = chunks.saved()
-    for number, cells in saved.items():
-        if known.digest(read(slices[number][1])) != cells:
-            raise ValueError(
-                f"{out}.parts has parts of another transfer (they differ in values of cells). "
-                "Remove it or choose another name."
-            )
     digests: dict[int, str] = {}
 
     def arguments(number: int) -> tuple:
@@ -97,18 +89,26 @@ def transfer_to_disk(
         digests[number] = known.digest(cells)
         return number, cells, keys[chunk], name, source, estimate, seed, batch_size
 
-    todo = map(arguments, (number for number in range(len(slices)) if number not in saved))
-    predicted = (
-        (_predict_chunk(models, *given) for given in todo)
-        if client is None
-        else _on_cluster(client, models, todo)
-    )
-    for number, block in tqdm(
-        predicted, f"transfer to {out.name}", len(slices),
-        initial=len(saved), disable=not progress_bar,
-    ):  # fmt: skip
-        chunks.save(number, digests.pop(number), block)
-    chunks.join(skeleton, known.modality if isinstance(data, MuData) else None, known.layer)
+    with chunks_of(out, task) as chunks:
+        saved = chunks.saved()
+        for number, cells in saved.items():
+            if known.digest(read(slices[number][1])) != cells:
+                raise ValueError(
+                    f"{out}.parts has parts of another transfer (they differ in values of cells). "
+                    "Remove it or choose another name."
+                )
+        todo = map(arguments, (number for number in range(len(slices)) if number not in saved))
+        predicted = (
+            (_predict_chunk(models, *given) for given in todo)
+            if client is None
+            else _on_cluster(client, models, todo)
+        )
+        for number, block in tqdm(
+            predicted, f"transfer to {out.name}", len(slices),
+            initial=len(saved), disable=not progress_bar,
+        ):  # fmt: skip
+            chunks.save(number, digests.pop(number), block)
+        chunks.join(skeleton, known.modality if isinstance(data, MuData) else None, known.layer)
     return out
 
 

@@ -76,7 +76,15 @@ _RULES = {
 _SHARE_OF_PATIENCE = 0.2
 
 # Arguments with which calibration trains other models.
-_KEPT = ("train_size", "validation_size", "batch_size", "early_stopping", "condition_balanced")
+_KEPT = (
+    "train_size", "validation_size", "shuffle_set_split", "batch_size", "early_stopping",
+    "condition_balanced", "check_val_every_n_epoch",
+)  # fmt: skip
+_KEPT_OF_TRAINER = (
+    "accumulate_grad_batches", "early_stopping_min_delta", "early_stopping_mode",
+    "early_stopping_monitor", "early_stopping_patience", "gradient_clip_algorithm",
+    "gradient_clip_val", "precision",
+)  # fmt: skip
 
 # Attributes that training sets.
 _SET_BY_TRAINING = (
@@ -227,6 +235,7 @@ class TrainingMixin(Model):
             datamodule=datamodule,
         )
         kept = {name: value for name, value in locals().items() if name in _KEPT}
+        kept |= {name: trainer_kwargs[name] for name in _KEPT_OF_TRAINER if name in trainer_kwargs}
         trainer_kwargs = {
             "early_stopping_monitor": "objective_validation",
             "early_stopping_patience": max(3, round(_SHARE_OF_PATIENCE * max_epochs)),

@@ -21,7 +21,7 @@ from trvae._utils._arguments import (
 )
 from trvae._utils._choices import GeneLikelihood
 from trvae._utils._seeds import seeded
-from trvae.counterfactual._label_response import group_means
+from trvae.counterfactual._label_response import GroupMeans, group_means
 from trvae.data._checks import check_expression, check_library, get_matrix, name_of_matrix
 from trvae.model._base import BaseTRVAE
 from trvae.model._calibration import CalibrationMixin
@@ -139,8 +139,6 @@ class TRVAE(SetupMixin, CalibrationMixin, RankingMixin, ExpressionMixin, BaseTRV
 
     Attributes
     ----------
-    linear_weight, response_limit
-        As given. They take no part in training, so they can be changed afterwards.
     module
         The network, a :class:`~trvae.TRVAEModule`.
     seed
@@ -214,8 +212,6 @@ class TRVAE(SetupMixin, CalibrationMixin, RankingMixin, ExpressionMixin, BaseTRV
             raise ValueError(
                 "gene_likelihood='normal' does not use size factors: leave size_factor_key out."
             )
-        self.linear_weight = linear_weight
-        self.response_limit = response_limit
         self._finished_folds: dict[str, dict[str, np.ndarray]] = {}
         self._make_module(
             n_input=self.summary_stats.n_vars,
@@ -240,6 +236,29 @@ class TRVAE(SetupMixin, CalibrationMixin, RankingMixin, ExpressionMixin, BaseTRV
             hidden_sizes=tuple(hidden_sizes),
         )
         self.init_params_ = self._get_init_params(locals())
+
+    # In init_params_, changed values are saved, and taken over by models made like this one.
+    @property
+    def linear_weight(self) -> float:
+        """Weight of the linear model in counterfactuals, which can be changed after training."""
+        return self.init_params_["non_kwargs"]["linear_weight"]
+
+    @linear_weight.setter
+    def linear_weight(self, value: float) -> None:
+        self._set_argument("linear_weight", value)
+
+    @property
+    def response_limit(self) -> float | None:
+        """Cap on the decoder's changes in counterfactuals, which can be changed after training."""
+        return self.init_params_["non_kwargs"]["response_limit"]
+
+    @response_limit.setter
+    def response_limit(self, value: float | None) -> None:
+        self._set_argument("response_limit", value)
+
+    def _set_argument(self, name: str, value: Any) -> None:
+        check_arguments({name: value}, {name: ARGUMENTS[name]})
+        self.init_params_["non_kwargs"][name] = value
 
     def _check_values(self, values: Any, where: str) -> None:
         check_expression(values, self.module.gene_likelihood, where)
@@ -331,28 +350,30 @@ class TRVAE(SetupMixin, CalibrationMixin, RankingMixin, ExpressionMixin, BaseTRV
         if self.mapping_ is None or not self._is_frozen:
             # Of earlier weights.
             self.calibration_ = {}
-        arguments = self.registered_data.arguments
-        if arguments.get("labels_key") is None:
+        if self.registered_data.arguments.get("labels_key") is None:
             return
-        shape = (self.summary_stats.n_labels, self.summary_stats.n_batch)
-        is_counts = self.module.is_count_model
-        if datamodule is None:
-            condition, label = get_codes(self.adata_manager)
-            obs = self.registered_data.cells_of(self.adata).obs
-            library = obs.get(arguments.get("library_key"))
-            means = group_means(
-                self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY),
-                label,
-                condition,
-                shape,
-                is_counts=is_counts,
-                library=None if library is None else library.to_numpy(dtype=float),
-            )
-        else:
-            means = mean_profiles_of(datamodule, shape, is_counts=is_counts)
-        if self._group_means is not None:
+        means = self._measured_means(datamodule)
+        if self.mapping_ is not None and self._group_means is not None:
             means = keep_known_profiles(means, self._group_means)
         self.mean_profiles_, self.modelled_shares_, self.profile_cells_ = means
+
+    def _measured_means(self, datamodule: Any | None = None) -> GroupMeans:
+        """Average the model's own cells, or those of a data module, by label and condition."""
+        shape = (self.summary_stats.n_labels, self.summary_stats.n_batch)
+        is_counts = self.module.is_count_model
+        if datamodule is not None:
+            return mean_profiles_of(datamodule, shape, is_counts=is_counts)
+        condition, label = get_codes(self.adata_manager)
+        known = self.registered_data
+        library = known.cells_of(self.adata).obs.get(known.arguments.get("library_key"))
+        return group_means(
+            self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY),
+            label,
+            condition,
+            shape,
+            is_counts=is_counts,
+            library=None if library is None else library.to_numpy(dtype=float),
+        )
 
     def _take_from_reference(self, reference: TRVAE) -> None:
         super()._take_from_reference(reference)
