@@ -34,7 +34,9 @@ def report(folder: Path) -> None:
     table = pd.DataFrame(stored_rows(folder))
     table[["what", "tool"]] = table.pop("name").str.split(" | ", regex=False, expand=True)
     threads = ", ".join(map(str, sorted(table["threads"].unique())))
-    print(f"## Run {folder.name}\n\nThreads: {threads}. {NOTES.get(folder.name, '')}".rstrip() + "\n")
+    print(
+        f"## Run {folder.name}\n\nThreads: {threads}. {NOTES.get(folder.name, '')}".rstrip() + "\n"
+    )
     timed = table[table["seconds"].notna()]
     for title, measure in (
         ("Seconds per epoch, or to transfer all cells once", "seconds"),

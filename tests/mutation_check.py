@@ -118,6 +118,27 @@ MUTATIONS = [
         "io/test_chunks.py",
     ),
     Mutation(
+        "two transfers write one result",
+        "io/_chunks.py",
+        "        lock.acquire()\n",
+        "        pass\n",
+        "io/test_chunks.py",
+    ),
+    Mutation(
+        "growth is that of the labels and of the decoder",
+        "counterfactual/_label_response.py",
+        "target = target / of_decoder.clamp(min=1e-12)",
+        "pass",
+        "counterfactual/test_label_response.py",
+    ),
+    Mutation(
+        "growth of size factors counts as a change that was not measured",
+        "model/_labels.py",
+        "if not model.module.use_size_factor_key or _has_libraries(model):",
+        "if True:",
+        "counterfactual/test_label_response.py",
+    ),
+    Mutation(
         "chunks of another transfer are taken",
         "io/_chunks.py",
         "if saved != task:",
@@ -316,8 +337,8 @@ MUTATIONS = [
     Mutation(
         "cells of a replaced model are those of the new one",
         "model/_saving.py",
-        "digest if save_anndata or digest == before else None",
-        "digest if save_anndata or digest == before else before",
+        "return saved if own == saved else None",
+        "return saved",
         "model/test_saving.py",
     ),
     Mutation(
@@ -351,8 +372,8 @@ MUTATIONS = [
     Mutation(
         "counterfactuals are scaled by size factors",
         "model/_transfer.py",
-        'is_rate = selection.estimate == "decoded"',
-        "is_rate = True",
+        "sums = expected.sum(1, keepdim=True)",
+        "sums = minibatch.size",
         "model/test_transfer.py",
     ),
     Mutation(

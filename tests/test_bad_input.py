@@ -285,6 +285,20 @@ def test_a_library_that_is_smaller_than_the_cells_counts(convert):
     refused(data, lambda: made(data, {"library_key": "log_library"}), words)
 
 
+def test_a_library_to_predict_from_that_is_missing():
+    data = cells()
+    data.obs["library"] = np.asarray(data.X.sum(1)).ravel()
+    model = made(data, {"library_key": "library"})
+    model.is_trained_ = True
+    wrong = data.copy()
+    wrong.obs.iloc[0, wrong.obs.columns.get_loc("library")] = np.nan
+    refused(
+        wrong,
+        lambda: model.transfer(wrong, "treated"),
+        "library_key 'library' has 1 missing values",
+    )
+
+
 def test_an_unknown_argument_of_setup():
     data = cells()
     refused(data, lambda: made(data, {"label_key": "cell_type"}), "'label_key'", TypeError)

@@ -108,6 +108,17 @@ def test_calibrate(cells, data, tmp_path, monkeypatch):
     assert "r2_mean_no_change" in result.stderr
     assert [path.name for path in (out / "calibration").iterdir()] == ["notes.txt"]
     assert "0>1" in trvae.TRVAE.load(out, adata=False).calibration_
+    # As if it were run at the same time, for other conditions.
+    saved = trvae.TRVAE.calibrate
+
+    def meanwhile(model, *args, **kwargs):
+        table = saved(model, *args, **kwargs)
+        model.calibration_ = {"1>0": model.calibration_["1>0"]}
+        return table
+
+    monkeypatch.setattr(trvae.TRVAE, "calibrate", meanwhile)
+    run("calibrate", out, data, "--to", "control")
+    assert set(trvae.TRVAE.load(out, adata=False).calibration_) == {"0>1", "1>0"}
 
 
 @pytest.mark.parametrize(

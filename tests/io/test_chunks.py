@@ -153,7 +153,7 @@ def test_an_interrupted_transfer_resumes_and_refuses_chunks_of_others(tmp_path, 
     out, predict = {"out": tmp_path / "p.h5ad", **TO_DISK}, _streaming.predict
     # Left of another transfer by a removal that was killed.
     (tmp_path / "p.h5ad.parts").mkdir()
-    np.savez(tmp_path / "p.h5ad.parts" / "000000.npz", dense=np.zeros((25, 30)))
+    np.savez(tmp_path / "p.h5ad.parts" / "000000-0a.npz", dense=np.zeros((25, 30)))
     monkeypatch.setattr(_streaming, "predict", failing_after(N_CHUNKS - 1, predict))
     with pytest.raises(KeyboardInterrupt):
         model.transfer(cells, **QUESTION, **out)
@@ -190,7 +190,7 @@ def test_another_process_that_writes_the_same_is_refused(tmp_path, monkeypatch):
     out, predict, refused = {"out": tmp_path / "p.h5ad", **TO_DISK}, _streaming.predict, []
 
     def meanwhile(*args):
-        with pytest.raises(ValueError, match="Another process is writing .*p.h5ad"):
+        with pytest.raises(ValueError, match="Another transfer is writing .*p.h5ad"):
             model.transfer(cells, **QUESTION, **out)
         refused.append(True)
         return predict(*args)
@@ -206,15 +206,33 @@ def test_another_process_that_writes_the_same_is_refused(tmp_path, monkeypatch):
 def test_what_others_put_in_the_folder_of_chunks_stays(tmp_path):
     model, cells = model_and_cells()
     (tmp_path / "p.h5ad.parts").mkdir()
-    (tmp_path / "p.h5ad.parts" / "notes.txt").touch()
+    names = ["2024 old.npz", "2024.npz", "notes.txt"]
+    for name in [*names, ".000000-0a.npz.unfinished.npz"]:
+        (tmp_path / "p.h5ad.parts" / name).touch()
     model.transfer(cells, **QUESTION, out=tmp_path / "p.h5ad", **TO_DISK)
-    assert [path.name for path in (tmp_path / "p.h5ad.parts").iterdir()] == ["notes.txt"]
+    assert sorted(path.name for path in (tmp_path / "p.h5ad.parts").iterdir()) == names
+
+
+def test_a_result_that_another_process_has_written_meanwhile_stays(tmp_path, monkeypatch):
+    model, cells = model_and_cells()
+    out = tmp_path / "p.h5ad"
+
+    def after_another(path, task):
+        path.write_text("another")
+        return chunks_of(path, task)
+
+    chunks_of = _streaming.chunks_of
+    monkeypatch.setattr(_streaming, "chunks_of", after_another)
+    with pytest.raises(FileExistsError, match="p.h5ad exists"):
+        model.transfer(cells, **QUESTION, out=out, **TO_DISK)
+    assert out.read_text() == "another"
+    assert [path.name for path in tmp_path.iterdir()] == ["p.h5ad"]
 
 
 def test_chunks_are_in_the_order_of_their_numbers(tmp_path):
     with _chunks.chunks_of(tmp_path / "p.h5ad", {}) as chunks:
         for number in (1_000_000, 999_999):
-            chunks.save(number, "cells", np.full((1, 1), number))
+            chunks.save(number, "0a", np.full((1, 1), number))
         chunks.join(anndata.AnnData(np.zeros((2, 1))), None, None)
     assert read(tmp_path / "p.h5ad").X.ravel().tolist() == [999_999, 1_000_000]
 

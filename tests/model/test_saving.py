@@ -48,11 +48,9 @@ def test_a_full_disk_loses_no_saved_model(adata, models, tmp_path):
 def test_cells_beside_a_model_are_those_it_was_saved_with(models, tmp_path):
     old, new = models
     old.save(tmp_path / "model", save_anndata=True)
-    # The same model of the same cells, then a model that was not saved with its cells.
-    trvae.TRVAE.load(tmp_path / "model").save(tmp_path / "model", overwrite=True)
-    assert trvae.TRVAE.load(tmp_path / "model").adata is not None
+    # Another model of the same cells, which stay.
     new.save(tmp_path / "model", overwrite=True)
-    assert trvae.TRVAE.load(tmp_path / "model").adata is None
+    assert trvae.TRVAE.load(tmp_path / "model").adata.n_obs == new.adata.n_obs
     assert files_in(tmp_path / "model") == ["adata.h5ad", "model.pt"]
 
     # As many cells, of another model: one value, name or condition is another.
@@ -89,6 +87,14 @@ def test_saved_cells_are_not_those_of_a_model_of_others(adata, models, tmp_path)
     loaded = trvae.TRVAE.load(tmp_path / "model", adata[:100].copy())
     loaded.save(tmp_path / "model", overwrite=True)
     assert trvae.TRVAE.load(tmp_path / "model").adata is None
+    # Of a model with cells elsewhere, and of one that was loaded without them.
+    models[0].save(tmp_path / "here", save_anndata=True)
+    adata[:50].write_h5ad(tmp_path / "adata.h5ad")
+    models[0].save(tmp_path, overwrite=True)
+    assert trvae.TRVAE.load(tmp_path).adata is None
+    without = trvae.TRVAE.load(tmp_path / "here", adata=False)
+    without.save(tmp_path / "here", overwrite=True)
+    assert trvae.TRVAE.load(tmp_path / "here").adata is not None
 
 
 def test_changed_settings_of_counterfactuals_are_kept(adata, models, tmp_path):

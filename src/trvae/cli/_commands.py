@@ -101,7 +101,7 @@ def calibrate(
     """
     from trvae import TRVAE
     from trvae.cli._input import read_for, value_named
-    from trvae.io._atomic import remove_files
+    from trvae.io._arrays import remove_arrays
 
     cells = read_for(TRVAE.load(str(model), adata=False), data, modality)
     loaded = TRVAE.load(str(model), cells)
@@ -116,7 +116,7 @@ def calibrate(
     # Another command may have calibrated other conditions in the meantime.
     loaded.calibration_ = TRVAE.load(str(model), adata=False).calibration_ | loaded.calibration_
     loaded.save(str(model), overwrite=True)
-    remove_files(folds, list(folds.glob("*.npz")))
+    remove_arrays(folds, loaded._finished_folds)
     shown = table[["r2_mean", "r2_mean_linear", "r2_mean_no_change"]].round(3)
     console.print("R2 of the means of cell types that were left out:", highlight=False)
     console.print(shown.to_string(), highlight=False)

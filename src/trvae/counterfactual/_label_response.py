@@ -114,8 +114,10 @@ class ResponseOfLabels(nn.Module):
         Limit of the decoder's change of a gene, as a multiple of the largest rise and fall in any
         label. A change of 0.5 is always allowed; infinity sets no limit.
     has_size_factors
-        Whether the decoder's rates have sums of their own, rather than that of the library. The sum's
-        change is then the decoder's if it isn't known of the labels.
+        Whether the decoder's rates have sums of their own, which can differ between conditions.
+    has_libraries
+        Whether shares are of a library that was measured. Otherwise they add up to 1, and only a decoder
+        with size factors knows how the sum changes.
     """
 
     _lowest: torch.Tensor
@@ -136,6 +138,7 @@ class ResponseOfLabels(nn.Module):
         is_counts: bool,
         limit: float = np.inf,
         has_size_factors: bool = False,
+        has_libraries: bool = True,
     ):
         super().__init__()
         self._weight_of_network = weights.network
@@ -149,9 +152,7 @@ class ResponseOfLabels(nn.Module):
             counted = np.minimum(*shares) > _LOWEST_SHARE
             growth[counted, 0] = np.log(shares[1][counted] / shares[0][counted])
             before, after = log_share(before), log_share(after)
-        self._has_size_factors = has_size_factors
-        # Without sizes of the library, all shares are 1.
-        self._knows_growth = not np.allclose(growth, 0)
+        self._has_size_factors, self._has_libraries = has_size_factors, has_libraries
         change = after - before
         self._is_limited = bool(np.isfinite(limit))
         if self._is_limited:
@@ -190,18 +191,17 @@ class ResponseOfLabels(nn.Module):
         pseudocount = library / TARGET_SUM
         before = (pseudocount + source).div_(pseudocount).log_()
         features = self._features(before)
-        own_growth = None
         if self._has_size_factors:
-            own_growth = target.sum(1, keepdim=True) / source.sum(1, keepdim=True).clamp(min=1e-12)
-            target = target / own_growth.clamp(min=1e-12)
+            of_decoder = target.sum(1, keepdim=True) / source.sum(1, keepdim=True).clamp(min=1e-12)
+            target = target / of_decoder.clamp(min=1e-12)
         # The decoder's rates now have the same sum under both conditions.
         growth = torch.addmm(self._growth_intercept, features, self._growth_coefficients).exp_()
         after = (target * growth).add_(pseudocount).div_(pseudocount).log_()
         change = self._change(features, after.sub_(before))
         expected = before.add_(change).exp_().sub_(1).mul_(pseudocount).clamp_(min=0)
-        if own_growth is None or self._knows_growth:
-            return expected
-        return expected.mul_(own_growth)
+        if self._has_size_factors and not self._has_libraries:
+            expected.mul_(of_decoder)
+        return expected
 
     def _features(self, profiles: torch.Tensor) -> torch.Tensor:
         """Profiles in the span of the labels'."""

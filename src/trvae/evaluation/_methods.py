@@ -79,7 +79,7 @@ def settings_of(method: Callable[[], TransferMethod], adata: AnnData) -> str | N
     ]
     hashes = [f"{name} {digest(adata.obs[name].to_numpy(dtype=str))}" for name in columns]
     # Callbacks and the like show their address, which is another in each process.
-    return ", ".join([re.sub(r" at 0x[0-9a-f]+", "", repr(made)), *hashes])
+    return ", ".join([re.sub(r" at 0x[0-9a-fA-F]+", "", repr(made)), *hashes])
 
 
 @dataclass

@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -135,7 +135,8 @@ def remove_files(folder: Path, files: Iterable[Path]) -> None:
     """Remove files of a folder if they exist, and the folder if nothing else is in it."""
     for file in files:
         file.unlink(missing_ok=True)
-    if not any(folder.iterdir()):
+    # It may hold other files, or be gone.
+    with suppress(OSError):
         folder.rmdir()
 
 

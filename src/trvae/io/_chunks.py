@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 _MAX_INT32 = 2**31 - 1
 
+# Files of chunks: their number, and the digest of their cells.
+_CHUNK = re.compile(r"\d{6,}-[0-9a-f]+\.npz")
+
 
 def check_output(out: str | Path, is_mudata: bool) -> Path:
     """Return the path of a result if it has the suffix of a format and doesn't exist yet.
@@ -47,11 +51,16 @@ def check_output(out: str | Path, is_mudata: bool) -> Path:
     formats = (".h5mu" if is_mudata else ".h5ad", ".zarr")
     if out.suffix not in formats:
         raise ValueError(f"out must end with {' or '.join(formats)}, got {str(out)!r}.")
-    if out.exists():
-        raise FileExistsError(f"{out} exists. Remove it or choose another name.")
+    check_is_new(out)
     if not out.absolute().parent.is_dir():
         raise FileNotFoundError(f"The folder of {out} does not exist.")
     return out
+
+
+def check_is_new(out: Path) -> None:
+    """Raise a ``FileExistsError`` if there is such a file or folder."""
+    if out.exists():
+        raise FileExistsError(f"{out} exists. Remove it or choose another name.")
 
 
 def check_annotations(result: AnnData | MuData, suffix: str) -> None:
@@ -111,23 +120,30 @@ def chunks_of(out: Path, task: dict[str, Any]) -> Iterator[Chunks]:
     Raises
     ------
     ValueError
-        If there are chunks of another task, or another process is writing them.
+        If there are chunks of another task, or another transfer is writing them.
+    FileExistsError
+        If another transfer has written the result in the meantime.
     OSError
         If the folder can't be created.
     """
     folder = out.with_name(out.name + ".parts")
     folder.mkdir(exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)
+    path = folder / ".lock"
+    lock = FileLock(path, timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        raise ValueError(f"Another process is writing {out}.") from None
+        raise ValueError(f"Another transfer is writing {out}.") from None
     try:
+        check_is_new(out)
         _claim(folder, task)
         yield Chunks(out, folder)
     finally:
+        # Before the release, lest it is that of another process. Windows removes it then.
+        with suppress(OSError):
+            path.unlink()
         lock.release()
-        remove_files(folder, [folder / ".lock"])
+        remove_files(folder, [])
 
 
 class Chunks:
@@ -189,7 +205,9 @@ class Chunks:
                         _create(*place, block, self._dtype_of_offsets())
                     else:
                         _append(*place, block)
-        remove_files(self._folder, [_task_file(self._folder), *self._files()])
+        # Killed processes leave unfinished ones.
+        left = self._folder.glob(".[0-9]*.npz.unfinished.npz")
+        remove_files(self._folder, [_task_file(self._folder), *self._files(), *left])
 
     def _files(self) -> list[Path]:
         return _files_in(self._folder)
@@ -202,7 +220,8 @@ class Chunks:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    return sorted(folder.glob("[0-9]*.npz"), key=_number_of)
+    chunks = [file for file in folder.glob("*.npz") if _CHUNK.fullmatch(file.name)]
+    return sorted(chunks, key=_number_of)
 
 
 def _number_of(file: Path) -> int:

@@ -24,7 +24,6 @@ from trvae._utils._arguments import is_integer, join_names
 from trvae._utils._seeds import seeded
 from trvae.data._mudata import anndata_arguments
 from trvae.data._registered import RegisteredData
-from trvae.io._atomic import remove_files
 from trvae.io._reading import NotPlainDataError, read_torch
 
 if TYPE_CHECKING:
@@ -107,11 +106,6 @@ class SavedModel:
         """What was registered of the cells."""
         return self.content[_ATTRIBUTES]["registry_"]
 
-    @property
-    def is_of_ensemble(self) -> bool:
-        """Whether it was saved as one of an ensemble."""
-        return self.content[_ATTRIBUTES].get("ensemble_") is not None
-
     def check_is_of(self, model_class: type, also: list[str] | None = None) -> None:
         """Check that it is a complete model of a class.
 
@@ -169,7 +163,9 @@ class SavedModel:
         """
         is_mudata = self.registry.get("setup_method_name") == "setup_mudata"
         path = self.path.with_name(file_of_cells(self.prefix, is_mudata))
-        if not path.exists() or self.content[_ATTRIBUTES].get(_DIGEST, "unknown") is None:
+        attributes = self.content[_ATTRIBUTES]
+        # Those of others. Models of version 0.1.0 have no digest.
+        if not path.exists() or (_DIGEST in attributes and attributes[_DIGEST] is None):
             return None
         try:
             # MuData draws names for temporary columns.
@@ -309,17 +305,12 @@ def file_of_cells(prefix: str | None, is_mudata: bool) -> str:
     return f"{prefix or ''}{MUDATA_FILE if is_mudata else ANNDATA_FILE}"
 
 
-def remove_model(folder: Path, prefix: str | None) -> None:
-    """Remove a saved model but not its cells, and the folder if nothing else is in it.
-
-    Parameters
-    ----------
-    folder
-        Where it was saved.
-    prefix
-        Prefix of its files' names.
-    """
-    remove_files(folder, [model_file(folder, prefix)])
+def digest_of_saved_cells(folder: Path, prefix: str | None) -> str | None:
+    """Digest of the cells that were saved with the model in a folder, ``None`` if there are none."""
+    try:
+        return SavedModel.read(folder, prefix).content[_ATTRIBUTES].get(_DIGEST)
+    except ValueError:
+        return None
 
 
 def check_prefix(prefix: str | None) -> None:

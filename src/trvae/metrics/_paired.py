@@ -64,7 +64,7 @@ def paired_differences(
             raise ValueError(f"table has no method {name!r}, only {join_names(known)}.")
     pair = [name for name in SPLIT if name in table]
     keyed = pd.concat([table[[*pair, "method"]], errors(table)], axis=1)
-    means = keyed.groupby([*pair, "method"], observed=True, sort=False).mean()
+    means = keyed.groupby([*pair, "method"], observed=True, sort=False, dropna=False).mean()
     own = means.xs(method, level="method")
     if other is None:
         is_baseline = means.index.get_level_values("method").isin(BASELINES)

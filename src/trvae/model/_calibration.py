@@ -29,6 +29,7 @@ from trvae.model._labels import (
     key_of,
     labels_of_both,
     libraries_of,
+    libraries_of_expected,
     profile_of,
     table_of_left_out,
     weights_of,
@@ -177,7 +178,8 @@ class CalibrationMixin(Model):
         return _Fold(
             type(self),
             self.registered_data.arguments,
-            self.init_params_["non_kwargs"],
+            # Each part is predicted on its own, so this weight doesn't matter.
+            self.init_params_["non_kwargs"] | {"linear_weight": 0.0},
             self.training_ or {},
             "cpu" if self.device.type == "cpu" else "auto",
             [self.registered_data.labels[code] for code in group],
@@ -218,8 +220,9 @@ class CalibrationMixin(Model):
             )
         data = own_data(self)
         now, trained_on = self._measured_means(), self._group_means
-        if trained_on is None or not np.allclose(
-            now.profile, trained_on.profile, rtol=1e-4, equal_nan=True
+        if trained_on is None or not all(
+            np.allclose(*pair, rtol=1e-4, equal_nan=True)
+            for pair in zip(now, trained_on, strict=True)
         ):
             raise ValueError(
                 "calibrate needs the cells that the model was trained on, but it has others: load it "
@@ -272,15 +275,13 @@ def _changes_of(
     model: Any, cells: AnnData, source: Any, target: Any
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the change of the cells' mean profile by each part of a prediction, ``n_genes``."""
-    matrix, code = get_matrix(cells, model.registered_data.layer), model.conditions.index(source)
-    library = libraries_of(model, cells.obs, matrix, code)
+    matrix = get_matrix(cells, model.registered_data.layer)
+    library = libraries_of(model, cells.obs, matrix, model.conditions.index(source))
     before = profile_of(matrix, library)
     every = np.arange(model.module.n_input)
     for part in _PARTS:
         only = Weights(**{name: float(name == part) for name in Weights._fields})
         selection = select(model, cells, target, None, None, "counterfactual", 0, only)
         (expected,) = model._expectations(selection, every, "observed", None, 1)
-        # Size factors can change the sum, which is not known of the measured change.
-        if model.module.use_size_factor_key:
-            library = libraries_of(model, cells.obs, expected, code)
-        yield part, profile_of(expected, library) - before
+        of_expected = libraries_of_expected(model, library, expected)
+        yield part, profile_of(expected, of_expected) - before

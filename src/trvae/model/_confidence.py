@@ -22,6 +22,7 @@ from trvae.data._registration import MIN_LABELS
 from trvae.model._labels import (
     counts_per_cell,
     errors_of_labels,
+    libraries_of_expected,
     profile_of,
     table_of_left_out,
 )
@@ -175,7 +176,7 @@ class ConfidenceMixin(TransferMixin):
         size = counts_per_cell(library)
         every = np.arange(first.module.n_input)
         (expected,) = self._expectations(selection, every, "observed", batch_size, 1)
-        of_expected = _libraries_of_expected(first, selection, library, expected)
+        of_expected = libraries_of_expected(first, library, expected)
         support = self._support_of(selection, n_neighbors, batch_size)
         target = first.conditions.index(target_condition)
 
@@ -289,7 +290,7 @@ class ConfidenceMixin(TransferMixin):
         every = np.arange(first.module.n_input)
         (expected,) = self._expectations(selection, every, "observed", batch_size, 1)
         before = profile_of(own, library)
-        after = profile_of(expected, _libraries_of_expected(first, selection, library, expected))
+        after = profile_of(expected, libraries_of_expected(first, library, expected))
         ends = errors.interval(before, after - before, len(expected), level)
         size = "observed" if library is None else library_size
         own_mean, transferred = (_mean_of(cells, size) for cells in (own, expected))
@@ -310,15 +311,6 @@ class ConfidenceMixin(TransferMixin):
         """Support of the selected cells, averaged over the models."""
         tables = [_support_by(model, selection, n_neighbors, batch_size) for model in self._models]
         return sum(tables[1:], tables[0]) / len(tables)
-
-
-def _libraries_of_expected(
-    model: BaseTRVAE, selection: Selection, library: np.ndarray | None, expected: np.ndarray
-) -> np.ndarray | None:
-    """Library sizes of expected cells: those of the cells, unless size factors change the sum."""
-    if not model.module.use_size_factor_key:
-        return library
-    return own_libraries(model, selection, expected)
 
 
 def _mean_of(cells: Any, library_size: float | Literal["observed"]) -> np.ndarray:

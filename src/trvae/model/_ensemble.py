@@ -10,7 +10,7 @@ from tqdm import tqdm
 from trvae._scvi import undone_on_error
 from trvae._utils._arguments import POSITIVE_INTEGER, SEED, check_arguments
 from trvae.io._atomic import annotate_os_errors, atomic_update
-from trvae.io._saved import SavedModel, model_file, remove_model
+from trvae.io._saved import model_file
 from trvae.model._confidence import ConfidenceMixin
 from trvae.model._ranking import RankingMixin
 from trvae.model._streaming import digest_of_models
@@ -180,7 +180,14 @@ class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
         """
         return self.models[0].calibrate(target_condition, **kwargs)
 
-    def save(self, dir_path: str | Path, overwrite: bool = False, **kwargs: Any) -> None:
+    def save(
+        self,
+        dir_path: str | Path,
+        overwrite: bool = False,
+        *,
+        prefix: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Save each model in its own folder within ``dir_path``.
 
         Parameters
@@ -188,8 +195,9 @@ class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
         dir_path
             Folder to create.
         overwrite
-            Whether to replace models that are saved there.
-        **kwargs
+            Whether to replace an ensemble that is saved there. If it is larger, its further models stay
+            and are no longer loaded.
+        prefix, **kwargs
             Passed to :meth:`TRVAE.save`.
 
         Raises
@@ -198,7 +206,6 @@ class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
             See :meth:`TRVAE.save`: a folder exists and ``overwrite`` is false, or a model can't be
             written, which leaves there what was saved before.
         """
-        prefix = kwargs.get("prefix")
         if _models_in(dir_path, prefix) and not overwrite:
             raise ValueError(
                 f"{dir_path} holds an ensemble. Choose another folder, or pass overwrite=True."
@@ -211,17 +218,19 @@ class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
             for i, model in enumerate(self.models):
                 model.ensemble_ = ensemble | {"number": i}
                 try:
-                    model.save(unfinished / str(i), **kwargs)
+                    model.save(unfinished / str(i), prefix, **kwargs)
                 finally:
                     model.ensemble_ = None
-        # What is left of an ensemble that was there before would be loaded with this one.
-        for of_model in _models_in(dir_path, prefix):
-            if int(of_model.name) >= len(self.models) and _is_of_ensemble(of_model, prefix):
-                remove_model(of_model, prefix)
 
     @classmethod
     def load(
-        cls, dir_path: str | Path, adata: Any = None, *args: Any, **kwargs: Any
+        cls,
+        dir_path: str | Path,
+        adata: Any = None,
+        accelerator: str = "auto",
+        device: int | str = "auto",
+        prefix: str | None = None,
+        **kwargs: Any,
     ) -> TRVAEEnsemble:
         """Load a saved ensemble.
 
@@ -229,25 +238,29 @@ class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
         ----------
         dir_path
             The folder.
-        adata, *args, **kwargs
+        adata, accelerator, device, prefix, **kwargs
             See :meth:`TRVAE.load`: the cells, and how to load the models.
 
         Raises
         ------
         ValueError
-            If no ensemble is saved there, its models are of different ensembles, a file is damaged,
+            If no ensemble is saved there, a model is missing or of another ensemble, a file is damaged,
             or the cells do not fit the models (see :meth:`TRVAE.load`).
         """
-        folders = _models_in(dir_path, kwargs.get("prefix"))
+        folders = _models_in(dir_path, prefix)
         if not folders:
             raise ValueError(f"no ensemble is saved in {str(dir_path)!r}.")
+        kwargs |= {"accelerator": accelerator, "device": device, "prefix": prefix}
         ensemble = cls.__new__(cls)
         with undone_on_error(TRVAE, adata):
-            ensemble.models = [TRVAE.load(folder, adata, *args, **kwargs) for folder in folders]
-            saved = [model.ensemble_ or {} for model in ensemble.models]
+            first = TRVAE.load(folders[0], adata, **kwargs)
             # Models of version 0.1.0 don't say which ensemble they belong to.
-            numbers = range(saved[0].get("n_models", len(saved)))
-            if any(saved) and saved != [saved[0] | {"number": i} for i in numbers]:
+            n_models = (first.ensemble_ or {}).get("n_models", len(folders))
+            # Further ones can be left of a larger ensemble that this one has replaced.
+            others = [TRVAE.load(folder, adata, **kwargs) for folder in folders[1:n_models]]
+            ensemble.models = [first, *others]
+            saved = [model.ensemble_ or {} for model in ensemble.models]
+            if any(saved) and saved != [saved[0] | {"number": i} for i in range(n_models)]:
                 raise ValueError(
                     f"{str(dir_path)!r} holds models of different ensembles, as a save was "
                     "interrupted, or lacks models. Save the ensemble again."
@@ -265,11 +278,3 @@ def _models_in(dir_path: str | Path, prefix: str | None) -> list[Path]:
         if folder.name.isdecimal() and model_file(folder, prefix).is_file()
     ]
     return sorted(folders, key=lambda folder: int(folder.name))
-
-
-def _is_of_ensemble(folder: Path, prefix: str | None) -> bool:
-    """Whether a model was saved as one of an ensemble."""
-    try:
-        return SavedModel.read(folder, prefix).is_of_ensemble
-    except ValueError:
-        return False

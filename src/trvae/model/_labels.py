@@ -53,6 +53,7 @@ def response_of_labels(
         is_counts=model.module.is_count_model,
         limit=np.inf if model.response_limit is None else model.response_limit,
         has_size_factors=model.module.use_size_factor_key,
+        has_libraries=_has_libraries(model),
     )
 
 
@@ -141,6 +142,22 @@ def libraries_of(model: Model, obs: pd.DataFrame, matrix: Any, source: int) -> n
     if model._group_means is not None:
         share = float(np.nanmean(model._group_means.modelled_share[:, source]))
     return np.ravel(matrix.sum(1, dtype=float)).clip(min=1) / share
+
+
+def libraries_of_expected(
+    model: Model, library: np.ndarray | None, expected: np.ndarray
+) -> np.ndarray | None:
+    """Library sizes of expected cells: the cells' own, unless size factors alone change the sum.
+
+    Measured changes are then those of shares of the modelled genes.
+    """
+    if not model.module.use_size_factor_key or _has_libraries(model):
+        return library
+    return expected.sum(1, dtype=float).clip(min=1)
+
+
+def _has_libraries(model: Model) -> bool:
+    return model.registered_data.arguments.get("library_key") is not None
 
 
 def counts_per_cell(library: np.ndarray | None) -> float | None:

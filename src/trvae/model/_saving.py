@@ -22,6 +22,7 @@ from trvae.io._hdf5 import check_room, write_h5ad
 from trvae.io._saved import (
     SavedModel,
     check_prefix,
+    digest_of_saved_cells,
     file_of_cells,
     history_as_arrays,
     model_file,
@@ -86,6 +87,7 @@ class SavingMixin(Model):
             raise ValueError(f"{dir_path} exists. Choose another folder, or pass overwrite=True.")
         with annotate_os_errors(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
+        digest = self._digest_of_cells() if save_anndata else self._digest_beside(folder, prefix)
         # scvi-tools saves Pyro's store, which other models of this process may have filled.
         with (
             get_param_store().scope(),
@@ -93,11 +95,7 @@ class SavingMixin(Model):
             atomic_update(folder, prefix or "") as unfinished,
         ):
             unfinished.mkdir(exist_ok=True)
-            digest, before = None, self.cells_digest_
-            if self.adata is not None and (save_anndata or before is not None):
-                digest = self.registered_data.digest(self.adata)
-            # A file of cells that was there before is the model's only if it has the same cells.
-            self.cells_digest_ = digest if save_anndata or digest == before else None
+            self.cells_digest_ = digest
             if save_anndata:
                 is_mudata = isinstance(self.adata, MuData)
                 path = unfinished / file_of_cells(prefix, is_mudata)
@@ -108,6 +106,17 @@ class SavingMixin(Model):
                     write_h5ad(path, self.adata)
                     save_anndata = False
             super().save(str(unfinished), prefix, True, save_anndata, *args, **kwargs)
+
+    def _digest_of_cells(self) -> str:
+        return self.registered_data.digest(self.adata)
+
+    def _digest_beside(self, folder: Path, prefix: str | None) -> str | None:
+        """Digest of the cells that were saved in a folder if they are this model's."""
+        saved = digest_of_saved_cells(folder, prefix)
+        if saved is None:
+            return None
+        own = self.cells_digest_ if self.adata is None else self._digest_of_cells()
+        return saved if own == saved else None
 
     @contextmanager
     def _with_plain_history(self) -> Iterator[None]:

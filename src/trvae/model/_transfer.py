@@ -295,7 +295,6 @@ class TransferMixin:
     ) -> Iterator[np.ndarray]:
         """Yield expected expression, ``n_cells x n_genes``, at the posterior mean or for draws."""
         first = self._models[0]
-        has_size_factors = first.module.use_size_factor_key
         for draw in range(n_samples):
             blocks = []
             for minibatch in decode_both(
@@ -303,10 +302,7 @@ class TransferMixin:
             ):
                 expected = first._expected(minibatch, selection.estimate)
                 if library_size != "observed" and first.module.is_count_model:
-                    # Inflated zeros are no part of decoded rates, which have the size's sum, unless
-                    # it is a factor.
-                    is_rate = selection.estimate == "decoded" and not has_size_factors
-                    size = minibatch.size if is_rate else expected.sum(1, keepdim=True)
-                    expected = expected * (library_size / size.clamp(min=1e-12))
+                    sums = expected.sum(1, keepdim=True)
+                    expected = expected * (library_size / sums.clamp(min=1e-12))
                 blocks.append(with_columns(expected, columns).float().cpu().numpy())
             yield np.concatenate(blocks)

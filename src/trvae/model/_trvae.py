@@ -237,7 +237,8 @@ class TRVAE(SetupMixin, CalibrationMixin, RankingMixin, ExpressionMixin, BaseTRV
         )
         self.init_params_ = self._get_init_params(locals())
 
-    # In init_params_, changed values are saved, and taken over by models made like this one.
+    # Values that are changed are kept in init_params_, so they are saved with the model, and models that
+    # are made like this one have them.
     @property
     def linear_weight(self) -> float:
         """Weight of the linear model in counterfactuals, which can be changed after training."""
