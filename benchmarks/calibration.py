@@ -29,6 +29,7 @@ from accuracy import (
     RESULTS,
     TITLES,
     TUNED_ON,
+    as_markdown,
     how,
     quiet,
     read,
@@ -56,7 +57,21 @@ N_TOP = 100
 # Fewer labels have no meaningful rank correlation.
 _ENOUGH_FOR_RANKS = 5
 CALIBRATED, PLAIN = "calibrated", "default"
-SHOWN = ["rmse", "r2_mean", "r2_variance", "energy_distance", "rmse_weighted", "change"]
+SHOWN = {
+    "rmse": "RMSE of means",
+    "r2_mean": "R² of means",
+    "r2_variance": "R² of variances",
+    "energy_distance": "Energy distance",
+    "rmse_weighted": "Weighted RMSE",
+    "change": "Change",
+}
+# How far a prediction lies from measured means, and its expectation.
+ERRORS = {
+    "error": "expected error",
+    "error_low": "from",
+    "error_high": "to",
+    "true": "true error",
+}
 
 
 def measure(
@@ -133,7 +148,7 @@ def tables(name: str) -> Iterator[tuple[dict, pd.DataFrame]]:
 def of_data_set(name: str) -> pd.DataFrame:
     """Measures by label and method, averaged over seeds."""
     rows = [
-        table[SHOWN].assign(label=row["label"]).rename_axis("method").reset_index()
+        table[[*SHOWN]].assign(label=row["label"]).rename_axis("method").reset_index()
         for row, table in tables(name)
         if row["epochs"] is None
     ]
@@ -155,7 +170,7 @@ def report_data_set(name: str) -> None:
         means = by_label.loc[chosen].groupby("method").mean()
         means = means.loc[[method for method in methods if method in means.index]]
         print(f"Mean of labels that are {title}: {', '.join(chosen)}.\n")
-        print(means.map("{:.3f}".format).to_markdown(), "\n")
+        print(as_markdown(means.rename(columns=SHOWN)))
     print(
         "RMSE of means and energy distance of each label; the best baseline is that of the label.\n"
     )
@@ -163,13 +178,14 @@ def report_data_set(name: str) -> None:
     columns = {}
     for measure_name in ("rmse", "energy_distance"):
         for method in (CALIBRATED, PLAIN):
-            columns[f"{measure_name}, {method}"] = by_label[measure_name].xs(
+            columns[f"{SHOWN[measure_name]}, {method}"] = by_label[measure_name].xs(
                 method, level="method"
             )
-        columns[f"{measure_name}, best baseline"] = baselines[measure_name].groupby("label").min()
+        best = baselines[measure_name].groupby("label").min()
+        columns[f"{SHOWN[measure_name]}, best baseline"] = best
     table = pd.DataFrame(columns)
     table.index = [f"{label} (tuned on)" if label in tuned else label for label in table.index]
-    print(table.map("{:.3f}".format).to_markdown(), "\n")
+    print(as_markdown(table))
 
 
 def known_of_all() -> pd.DataFrame:
@@ -189,8 +205,7 @@ def known_of_all() -> pd.DataFrame:
                     "method": method,
                     "epochs": row["epochs"],
                 }
-                names = ("error", "error_low", "error_high", "true", "summary")
-                rows.append(keys | {name: known[name] for name in names} | covered)
+                rows.append(keys | {name: known[name] for name in (*ERRORS, "summary")} | covered)
     return pd.DataFrame(rows)
 
 
@@ -212,25 +227,18 @@ def report() -> None:
         "Share of the genes whose measured mean lies within the interval, mean over labels and seeds.\n"
     )
     coverages = [name for name in known if "%" in name]
-    print(
-        usual.groupby(["data", "method"], sort=False)[coverages]
-        .mean()
-        .round(3)
-        .reset_index()
-        .to_markdown(index=False),
-        "\n",
-    )
+    of_method = usual.groupby(["data", "method"], sort=False)[coverages].mean()
+    print(as_markdown(of_method.set_axis(of_method.index.map(", ".join))))
     print("## Is the error as large as expected?\n")
     print("Real data, mean over seeds, calibrated.\n")
-    errors = ["error", "error_low", "error_high", "true"]
     real = usual[is_real & (usual["method"] == CALIBRATED)]
-    real = real.groupby(["data", "label"], sort=False)[errors].mean()
+    real = real.groupby(["data", "label"], sort=False)[[*ERRORS]].mean()
     titles = {name: re.split(r" \(| after", TITLES[name])[0] for name in real.index.unique(0)}
     print(
         "![Expected error with its range, and true error, of each held-out label.]"
         f"(../{draw_errors(real, titles)})\n"
     )
-    print(real.map("{:.3f}".format).reset_index().to_markdown(index=False), "\n")
+    print(as_markdown(real.rename(columns=ERRORS).set_axis(real.index.map(", ".join))))
     within = real["true"].between(real["error_low"], real["error_high"])
     print(f"Within the range: {within.sum()} of {len(within)}.", end=" ")
     if len(real) >= _ENOUGH_FOR_RANKS:
@@ -242,9 +250,9 @@ def report() -> None:
     if len(short):
         print("## Models that were trained too briefly\n")
         print("The embedded cells, calibrated, and what `assess_transfer` says of NK cells.\n")
-        short = short[short["method"] == CALIBRATED].astype({"epochs": int})
-        print(short[["epochs", "label", *errors]].round(3).to_markdown(index=False), "\n")
-        for epochs, summary in zip(short["epochs"], short["summary"], strict=True):
+        short = short[short["method"] == CALIBRATED].astype({"epochs": int}).set_index("epochs")
+        print(as_markdown(short[[*ERRORS]].rename(columns=ERRORS)))
+        for epochs, summary in short["summary"].items():
             print(f"- {epochs} epochs: {summary}")
         print()
     folders = [OUT / name.replace(" ", "_") for name in DATASETS]
@@ -293,7 +301,7 @@ def main() -> None:
                     print(
                         label,
                         seed,
-                        pd.DataFrame(row["measures"]).T[SHOWN[:4]].round(3).to_string(),
+                        pd.DataFrame(row["measures"]).T[[*SHOWN][:4]].round(3).to_string(),
                         flush=True,
                     )
 
