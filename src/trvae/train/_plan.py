@@ -189,13 +189,17 @@ class TRVAETrainingPlan(TrainingPlan):
     def get_optimizer_creator(self):
         """Return a function that makes the optimizer of some parameters.
 
-        Adam and AdamW take their fused form, which is several times faster on CPU and GPU.
+        Adam and AdamW take their fused form, which is several times faster on CPU and GPU. Lightning does
+        not clip gradients of mixed precision for it.
         """
         classes = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
         if self.optimizer_name not in classes:
             return super().get_optimizer_creator()
         # scvi-tools has that argument from 1.5 on.
         fused = getattr(self, "fused_optimizer", True) and self.device.type in ("cpu", "cuda")
+        trainer = self._trainer
+        if trainer is not None and trainer.gradient_clip_val and "mixed" in trainer.precision:
+            fused = False
         return lambda params: classes[self.optimizer_name](
             params, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=fused
         )
