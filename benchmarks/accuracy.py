@@ -213,6 +213,8 @@ def as_markdown(table: pd.DataFrame, digits: str = ".3f") -> str:
     """A table of numbers or text, all numbers with as many digits."""
     shown = table.map(lambda value: value if isinstance(value, str) else f"{value:{digits}}")
     shown = shown.replace("nan", "")
+    if shown.index.nlevels > 1:
+        shown.index = [", ".join(map(str, key)) for key in shown.index]
     alignment = ["left", *["right"] * shown.shape[1]]
     return shown.to_markdown(disable_numparse=True, colalign=alignment) + "\n"
 

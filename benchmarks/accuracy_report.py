@@ -134,7 +134,6 @@ def print_intervals(table: pd.DataFrame) -> None:
     means = own.groupby(["label", "target_condition"], sort=False)[[*SHOWN, *errors]].mean()
     half = 1.96 * means[errors].set_axis([*SHOWN], axis=1)
     cells = means[[*SHOWN]].map("{:.3f}".format) + half.map(" ± {:.3f}".format)
-    cells.index = [", ".join(map(str, key)) for key in cells.index]
     title = "The measures themselves, with 95 % intervals over cells"
     print(folded(title, as_markdown(cells.rename(columns=SHOWN))))
 

@@ -227,8 +227,7 @@ def report() -> None:
         "Share of the genes whose measured mean lies within the interval, mean over labels and seeds.\n"
     )
     coverages = [name for name in known if "%" in name]
-    of_method = usual.groupby(["data", "method"], sort=False)[coverages].mean()
-    print(as_markdown(of_method.set_axis(of_method.index.map(", ".join))))
+    print(as_markdown(usual.groupby(["data", "method"], sort=False)[coverages].mean()))
     print("## Is the error as large as expected?\n")
     print("Real data, mean over seeds, calibrated.\n")
     real = usual[is_real & (usual["method"] == CALIBRATED)]
@@ -238,7 +237,7 @@ def report() -> None:
         "![Expected error with its range, and true error, of each held-out label.]"
         f"(../{draw_errors(real, titles)})\n"
     )
-    print(as_markdown(real.rename(columns=ERRORS).set_axis(real.index.map(", ".join))))
+    print(as_markdown(real.rename(columns=ERRORS)))
     within = real["true"].between(real["error_low"], real["error_high"])
     print(f"Within the range: {within.sum()} of {len(within)}.", end=" ")
     if len(real) >= _ENOUGH_FOR_RANKS:

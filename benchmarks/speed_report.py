@@ -44,15 +44,20 @@ def report(folder: Path) -> None:
     ):
         wide = timed.pivot_table(index="what", columns="tool", values=measure, sort=False)
         print(f"### {title}\n")
-        print(wide.round(2).astype(str).replace("nan", "").to_markdown(), "\n")
+        print(_rounded(wide, 2))
     mmd = table[table["what"] == "mmd"].set_index("tool")
     if len(mmd) > 0:
         shapes = [column for column in mmd if " x " in column]
         print(
             "### MMD, forward and backward pass, 128 features, in milliseconds (cells x conditions)\n"
         )
-        print(mmd[shapes].T.round(1).astype(str).replace("nan", "").to_markdown(), "\n")
+        print(_rounded(mmd[shapes].T, 1))
     print(how(folder))
+
+
+def _rounded(table: pd.DataFrame, digits: int) -> str:
+    """A table as Markdown, empty where nothing was measured."""
+    return table.round(digits).astype(str).replace("nan", "").to_markdown() + " \n"
 
 
 def report_gpu() -> None:

@@ -134,7 +134,7 @@ MUTATIONS = [
     Mutation(
         "growth of size factors counts as a change that was not measured",
         "model/_labels.py",
-        "if not model.module.use_size_factor_key or _has_libraries(model):",
+        "if not _decoder_grows(model):",
         "if True:",
         "counterfactual/test_label_response.py",
     ),

@@ -267,6 +267,8 @@ def test_paired_differences_have_known_answers():
     worse = table.assign(source_condition="b", rmse=-table["rmse"])
     both = pd.concat([table.assign(source_condition="a"), worse], ignore_index=True)
     assert metrics.paired_differences(both, "ours").loc["rmse", "n"] == 4
+    missing = metrics.paired_differences(table.assign(source_condition=None), "ours")
+    pd.testing.assert_frame_equal(missing, result)
     with pytest.raises(ValueError, match="no method 'theirs', only 'ours'"):
         metrics.paired_differences(table, "theirs")
 

@@ -115,9 +115,8 @@ class ResponseOfLabels(nn.Module):
         label. A change of 0.5 is always allowed; infinity sets no limit.
     has_size_factors
         Whether the decoder's rates have sums of their own, which can differ between conditions.
-    has_libraries
-        Whether shares are of a library that was measured. Otherwise they add up to 1, and only a decoder
-        with size factors knows how the sum changes.
+    decoder_grows
+        Whether only such a decoder knows how the sum changes, as shares are not of a measured library.
     """
 
     _lowest: torch.Tensor
@@ -138,7 +137,7 @@ class ResponseOfLabels(nn.Module):
         is_counts: bool,
         limit: float = np.inf,
         has_size_factors: bool = False,
-        has_libraries: bool = True,
+        decoder_grows: bool = False,
     ):
         super().__init__()
         self._weight_of_network = weights.network
@@ -152,7 +151,7 @@ class ResponseOfLabels(nn.Module):
             counted = np.minimum(*shares) > _LOWEST_SHARE
             growth[counted, 0] = np.log(shares[1][counted] / shares[0][counted])
             before, after = log_share(before), log_share(after)
-        self._has_size_factors, self._has_libraries = has_size_factors, has_libraries
+        self._has_size_factors, self._decoder_grows = has_size_factors, decoder_grows
         change = after - before
         self._is_limited = bool(np.isfinite(limit))
         if self._is_limited:
@@ -199,7 +198,7 @@ class ResponseOfLabels(nn.Module):
         after = (target * growth).add_(pseudocount).div_(pseudocount).log_()
         change = self._change(features, after.sub_(before))
         expected = before.add_(change).exp_().sub_(1).mul_(pseudocount).clamp_(min=0)
-        if self._has_size_factors and not self._has_libraries:
+        if self._decoder_grows:
             expected.mul_(of_decoder)
         return expected
 

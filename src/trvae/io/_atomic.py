@@ -28,10 +28,15 @@ def atomic_write(path: Path) -> Iterator[Path]:
     OSError
         If it can't be written.
     """
-    unfinished = path.with_name(f".{path.name}.unfinished{path.suffix}")
+    unfinished = unfinished_of(path)
     with annotate_os_errors(path), _removed_afterwards(unfinished):
         yield unfinished
         unfinished.replace(path)
+
+
+def unfinished_of(path: Path) -> Path:
+    """Where :func:`atomic_write` writes a file or folder until it is complete."""
+    return path.with_name(f".{path.name}.unfinished{path.suffix}")
 
 
 def write_first(path: Path, text: str) -> None:
@@ -135,7 +140,11 @@ def remove_files(folder: Path, files: Iterable[Path]) -> None:
     """Remove files of a folder if they exist, and the folder if nothing else is in it."""
     for file in files:
         file.unlink(missing_ok=True)
-    # It may hold other files, or be gone.
+    remove_if_empty(folder)
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove a folder unless it holds anything or is gone."""
     with suppress(OSError):
         folder.rmdir()
 

@@ -20,7 +20,7 @@ from mudata import MuData
 from scipy import sparse
 
 from trvae._utils._arguments import join_names
-from trvae.io._atomic import atomic_write, remove_files
+from trvae.io._atomic import atomic_write, remove_files, remove_if_empty, unfinished_of
 from trvae.io._hdf5 import check_room, open_hdf5
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def chunks_of(out: Path, task: dict[str, Any]) -> Iterator[Chunks]:
         with suppress(OSError):
             path.unlink()
         lock.release()
-        remove_files(folder, [])
+        remove_if_empty(folder)
 
 
 class Chunks:
@@ -206,7 +206,7 @@ class Chunks:
                     else:
                         _append(*place, block)
         # Killed processes leave unfinished ones.
-        left = self._folder.glob(".[0-9]*.npz.unfinished.npz")
+        left = self._folder.glob(unfinished_of(Path("[0-9]*.npz")).name)
         remove_files(self._folder, [_task_file(self._folder), *self._files(), *left])
 
     def _files(self) -> list[Path]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -64,14 +66,16 @@ def paired_differences(
             raise ValueError(f"table has no method {name!r}, only {join_names(known)}.")
     pair = [name for name in SPLIT if name in table]
     keyed = pd.concat([table[[*pair, "method"]], errors(table)], axis=1)
-    means = keyed.groupby([*pair, "method"], observed=True, sort=False, dropna=False).mean()
+    # A condition that is not given stays a name.
+    named: dict[str, Any] = {"observed": True, "sort": False, "dropna": False}
+    means = keyed.groupby([*pair, "method"], **named).mean()
     own = means.xs(method, level="method")
     if other is None:
         is_baseline = means.index.get_level_values("method").isin(BASELINES)
-        others = means[is_baseline].groupby(pair, observed=True, sort=False).min()
+        others = means[is_baseline].groupby(pair, **named).min()
     else:
         others = means.xs(other, level="method")
-    of_method = table[table["method"] == method].groupby(pair, observed=True)[list(MEASURES)]
+    of_method = table[table["method"] == method].groupby(pair, **named)[list(MEASURES)]
     difference = others.reindex(own.index) - own
     n, mean = difference.count(), difference.mean()
     half = stats.t.ppf((1 + level) / 2, (n - 1).clip(lower=1)) * difference.std() / np.sqrt(n)

@@ -53,7 +53,7 @@ def response_of_labels(
         is_counts=model.module.is_count_model,
         limit=np.inf if model.response_limit is None else model.response_limit,
         has_size_factors=model.module.use_size_factor_key,
-        has_libraries=_has_libraries(model),
+        decoder_grows=_decoder_grows(model),
     )
 
 
@@ -147,17 +147,19 @@ def libraries_of(model: Model, obs: pd.DataFrame, matrix: Any, source: int) -> n
 def libraries_of_expected(
     model: Model, library: np.ndarray | None, expected: np.ndarray
 ) -> np.ndarray | None:
-    """Library sizes of expected cells: the cells' own, unless size factors alone change the sum.
+    """Library sizes of expected cells: the cells' own, unless only the decoder changes the sum.
 
     Measured changes are then those of shares of the modelled genes.
     """
-    if not model.module.use_size_factor_key or _has_libraries(model):
+    if not _decoder_grows(model):
         return library
     return expected.sum(1, dtype=float).clip(min=1)
 
 
-def _has_libraries(model: Model) -> bool:
-    return model.registered_data.arguments.get("library_key") is not None
+def _decoder_grows(model: Model) -> bool:
+    """Whether size factors change a cell's sum, of which measured libraries say nothing."""
+    has_libraries = model.registered_data.arguments.get("library_key") is not None
+    return model.module.use_size_factor_key and not has_libraries
 
 
 def counts_per_cell(library: np.ndarray | None) -> float | None:
