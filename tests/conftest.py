@@ -8,6 +8,7 @@ if os.environ.get("TRVAE_TEST_DEVICE", "cpu") == "cpu":
     # Before anything looks for a GPU; processes that the tests start inherit it.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+import numpy as np
 import pytest
 import scvi
 import torch
@@ -50,6 +51,13 @@ def _handlers_of_a_script():
 def _no_global_seed():
     """Seeds are given explicitly, so that none leaks from test to test."""
     scvi.settings.seed = None
+
+
+@pytest.fixture(autouse=True)
+def _same_draws_in_any_order(request):
+    """What a test draws from its module's generator does not depend on the tests before it."""
+    if hasattr(request.module, "RNG"):
+        request.module.RNG = np.random.default_rng(0)
 
 
 @pytest.fixture

@@ -16,13 +16,6 @@ RNG = np.random.default_rng(0)
 PRIOR = Weights(0.7, 0.3, 0.0)
 
 
-@pytest.fixture(autouse=True)
-def same_numbers_in_any_order():
-    """What a test draws does not depend on the tests before it."""
-    global RNG
-    RNG = np.random.default_rng(0)
-
-
 def left_out(weights=(0.5, 0.4, 0.2), n_labels=6, n_genes=400, noise=0.05, scale=1.0):
     """Labels whose change is a weighted sum of the predictions, on the scale of values."""
     before, network, linear, shift = RNG.normal(size=(4, n_labels, n_genes))
