@@ -81,10 +81,7 @@ def print_others(table: pd.DataFrame) -> None:
         print_beside(table, tools)
     if settings:
         print("### And other settings?\n")
-        print(
-            "Each number is followed by that of the defaults for the same labels and seeds. 128 cells in a "
-            "minibatch and a learning rate of 2e-3 were the defaults for a while.\n"
-        )
+        print("Each number is followed by that of the defaults for the same labels and seeds.\n")
         print_beside(table, settings)
 
 
@@ -241,9 +238,9 @@ def print_former() -> None:
     shown = groups.mean()[groups.size() == groups.size().max()]
     shown = shown.rename(columns=names).map("{:.3f}".format)
     shown["seeds"] = table.groupby("method")["seed"].nunique()[shown.index]
-    print("## Other tools and settings, all eight types, as they were run before\n")
+    print("## Other tools and settings, all eight types, with an earlier version\n")
     print(
-        "Run with trVAE's former defaults of training, 4,500 minibatches at a learning rate of 1e-3; only "
+        "trVAE was trained with 4,500 minibatches at a learning rate of 1e-3; only "
         "measures that were defined as they are now. The other tools use the settings of their "
         "tutorials and at most 100 epochs; CPA uses its own early stopping. For scArches' TRVAE, whose "
         "tutorial trains for 500 epochs, this shortens training. Its MMD is on the decoder's first "

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 NOTES = {
     "2026-11-25": "As 2026-11-25b.",
     "2026-11-25b": "Before training started from the mean of the first minibatch, and before transfer was tensor code.",
-    "2026-11-28": "Before transfer was code for GPUs: the row that failed, transfers, latent representations and "
-    "the accuracy in other precisions have not been measured since.",
+    "2026-11-28": "Of an earlier version, in which transfer did not run on GPUs: the training of the demo failed "
+    "when it came to predict. That, transfers, latent representations and the accuracy in other precisions "
+    "are unmeasured.",
 }
 
 

@@ -10,6 +10,7 @@ import trvae
 from trvae.model import _calibration
 from trvae.model._calibration import _Fold
 from trvae.model._labels import weights_of
+from trvae.model._sentences import _of_left_out
 
 FROM_CONTROL = {"target_condition": "treated", "source_condition": "control"}
 
@@ -75,6 +76,16 @@ def test_predictions_change_and_stay_the_same_on_disk(calibrated, tmp_path):
     loaded.train(max_epochs=1, **QUIET)
     assert loaded.calibration_ == {}
     assert_unchanged(control, before)
+
+
+@pytest.mark.parametrize(("network", "warns"), [(0.94, True), (0.956, False), (0.97, False)])
+def test_a_network_that_is_worse_than_the_linear_response_is_told(network, warns):
+    """By digits that are shown: 0.96 is not less than 0.96."""
+    measures = {"r2_mean": 0.97, "r2_mean_network": network, "r2_mean_linear": 0.959}
+    errors = {"rmse": 0.1, "rmse_linear": 0.2, "rmse_shift": 0.3, "rmse_no_change": 0.4}
+    table = pd.DataFrame(measures | errors | {"r2_mean_no_change": 0.5}, index=["type_0"])
+    text = " ".join(_of_left_out(table))
+    assert ("longer training" in text) == warns
 
 
 def test_nothing_of_a_left_out_label_is_seen(calibrated):

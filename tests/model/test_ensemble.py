@@ -136,14 +136,14 @@ def test_a_saved_ensemble_predicts_as_before(ensemble, adata, tmp_path):
 @pytest.mark.parametrize("prefix", [None, "p_"])
 def test_a_smaller_ensemble_takes_the_place_of_a_larger_one(ensemble, tmp_path, prefix):
     folder = tmp_path / "ensemble"
-    ensemble.save(folder, prefix=prefix)
+    ensemble.save(folder, prefix)
     # Of others: a year's cells, and a model that is of no ensemble.
     (folder / "2024").mkdir()
     (folder / "2024" / "adata.h5ad").touch()
     ensemble.models[0].save(folder / "2025", prefix)
     smaller = with_models(ensemble, ensemble.models[1:])
     with pytest.raises(ValueError, match="holds an ensemble"):
-        smaller.save(folder, prefix=prefix)
+        smaller.save(folder, prefix)
     there = sorted(folder.rglob("*"))
     smaller.save(folder, overwrite=True, prefix=prefix)
     assert sorted(folder.rglob("*")) == there

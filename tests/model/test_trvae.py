@@ -1,5 +1,7 @@
 """TRVAE: saved as it is, its loss by definition, scvi-tools' questions seeded, queries mapped."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -249,7 +251,15 @@ def test_overridden_methods_keep_both_docstrings():
     doc = trvae.TRVAE.get_normalized_expression.__doc__
     assert "posterior mean" in doc
     assert "transform_batch" in doc
-    assert doc.index("\nseed\n") < doc.index("\nReturns\n")
+    assert doc.index("\nseed\n") < doc.index("\nReturns\n") < doc.index("\nRaises\n")
+
+
+@pytest.mark.parametrize("method", ["get_normalized_expression", "get_latent_representation"])
+def test_documentation_of_scvi_tools_is_corrected(method):
+    doc = getattr(trvae.TRVAE, method).__doc__
+    # Conditions have names, and genes may be in any order.
+    assert "int, then batch" not in doc
+    assert not re.search(r"in the same\s+order", doc)
 
 
 # ------------------------------------------------------------- differential expression

@@ -10,7 +10,7 @@ import torch
 from scipy import sparse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 _ROWS_AT_ONCE = 10_000
 _DIGEST_SIZE = 16
@@ -52,6 +52,16 @@ def nonzero_entries(matrix: torch.Tensor) -> sparse.csr_matrix:
     indptr = torch.searchsorted(positions, starts).int()
     parts = (values.cpu().numpy() for values in (*data, indptr))
     return sparse.csr_matrix(tuple(parts), matrix.shape)
+
+
+def is_in_memory(matrix: Any) -> bool:
+    """Whether it is an array or a sparse matrix of SciPy, not a file or a dask array."""
+    return isinstance(matrix, np.ndarray) or sparse.issparse(matrix)
+
+
+def blocks_in_memory(matrix: Any) -> Iterable[Any]:
+    """The matrix itself if it is in memory, or else blocks of its rows, one after another."""
+    return [matrix] if is_in_memory(matrix) else row_blocks(matrix)
 
 
 def row_blocks(matrix: Any, n_rows: int | None = None) -> Iterator[Any]:

@@ -11,14 +11,11 @@ from sklearn.linear_model import RidgeCV
 from torch import nn
 
 from trvae._utils._matrices import dense, row_blocks
-from trvae.data._registration import MIN_LABELS
+from trvae._utils._minimums import MIN_CELLS, MIN_LABELS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-
-# Means over fewer cells are mostly noise.
-MIN_CELLS = 20
 
 # Candidate penalties, in units of the mean squared norm of the centred features.
 _PENALTIES = np.logspace(-3, 3, 13)

@@ -9,13 +9,13 @@ from scipy import stats
 from scipy.optimize import nnls
 from scipy.spatial.distance import pdist, squareform
 
+from trvae._utils._minimums import MIN_LABELS
 from trvae.counterfactual._label_response import (
     TARGET_SUM,
     LinearResponse,
     Weights,
     share_of_log,
 )
-from trvae.data._registration import MIN_LABELS
 
 # Genes with a similar expected error share a quantile. More genes make quantiles exact, fewer local.
 _GENES_PER_BIN, _MAX_BINS = 200, 10

@@ -10,7 +10,7 @@ from mudata import MuData
 from scipy import sparse
 
 from trvae._utils._arguments import join_names
-from trvae._utils._matrices import computed, row_blocks, stacked
+from trvae._utils._matrices import blocks_in_memory, computed, stacked
 from trvae.data._checks import (
     check_not_empty,
     check_not_lazy,
@@ -82,9 +82,7 @@ def private_copy(
     matrix = computed(get_matrix(adata, layer))
     if not np.array_equal(positions, np.arange(adata.n_vars)):
         # h5py reads columns in ascending order only.
-        is_in_memory = isinstance(matrix, np.ndarray) or sparse.issparse(matrix)
-        blocks = [matrix] if is_in_memory else row_blocks(matrix)
-        matrix = stacked([block[:, positions] for block in blocks])
+        matrix = stacked([block[:, positions] for block in blocks_in_memory(matrix)])
     if sparse.issparse(matrix):
         matrix = matrix.tocsr()
     elif isinstance(matrix, np.ndarray):

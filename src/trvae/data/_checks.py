@@ -16,7 +16,7 @@ from scipy import sparse
 from scvi import settings
 
 from trvae._utils._arguments import join_names
-from trvae._utils._matrices import row_blocks
+from trvae._utils._matrices import blocks_in_memory, row_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -171,8 +171,7 @@ def check_expression(matrix: Any, gene_likelihood: str, where: str) -> None:
 
 def check_library(matrix: Any, library: pd.Series, where: str) -> None:
     """Raise a ``ValueError`` if library sizes are smaller than what the matrix has of the library."""
-    in_memory = isinstance(matrix, np.ndarray) or sparse.issparse(matrix)
-    blocks = [matrix] if in_memory else row_blocks(matrix)
+    blocks = blocks_in_memory(matrix)
     sums = np.concatenate([np.ravel(block.sum(1, dtype=float)) for block in blocks])
     # Counts that were estimated may be rounded.
     n_smaller = int((library.to_numpy(dtype=float) < 0.99 * sums).sum())

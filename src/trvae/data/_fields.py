@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data.fields import (
@@ -18,6 +17,7 @@ from scvi.data.fields import (
 )
 from torch.utils.data import Dataset
 
+from trvae._utils._matrices import is_in_memory
 from trvae.data._codes import codes_of, extended, used_categories
 
 if TYPE_CHECKING:
@@ -123,8 +123,7 @@ class InOrderDataManager(AnnDataManager):
     ) -> Dataset:
         """See :meth:`scvi.data.AnnDataManager.create_torch_dataset`."""
         matrix = self.get_from_registry(REGISTRY_KEYS.X_KEY)
-        is_in_memory = isinstance(matrix, np.ndarray) or sparse.issparse(matrix)
-        if (is_in_memory and not self.adata.isbacked) or kwargs.get("load_sparse_tensor"):
+        if (is_in_memory(matrix) and not self.adata.isbacked) or kwargs.get("load_sparse_tensor"):
             return super().create_torch_dataset(indices, *args, **kwargs)
         rows = np.arange(self.adata.n_obs) if indices is None else np.asarray(indices)
         return _InOrder(super().create_torch_dataset(None, *args, **kwargs), rows)

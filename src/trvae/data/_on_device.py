@@ -10,6 +10,8 @@ import torch
 from scipy import sparse
 from scvi import REGISTRY_KEYS, settings
 
+from trvae._utils._matrices import is_in_memory
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -249,5 +251,4 @@ def _n_bytes(manager: AnnDataManager) -> float | None:
     matrix = manager.get_from_registry(REGISTRY_KEYS.X_KEY)
     if _is_smaller_sparse(matrix):
         return 8 * matrix.nnz
-    is_in_memory = isinstance(matrix, np.ndarray) or sparse.issparse(matrix)
-    return 4 * float(np.prod(matrix.shape)) if is_in_memory else None
+    return 4 * float(np.prod(matrix.shape)) if is_in_memory(matrix) else None

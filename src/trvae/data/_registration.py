@@ -12,6 +12,7 @@ from scvi import REGISTRY_KEYS
 from trvae._scvi import DEFAULT_LABELS_KEY
 from trvae._utils._arguments import join_names
 from trvae._utils._matrices import computed
+from trvae._utils._minimums import MIN_LABELS
 from trvae.data._checks import (
     check_anndata,
     check_categories,
@@ -28,9 +29,6 @@ from trvae.data._registered import RegisteredData
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-# Labels under both conditions that it takes to learn what differs between labels.
-MIN_LABELS = 3
 
 
 def check_setup(adata: AnnData, setup_args: dict, kwargs: dict) -> None:

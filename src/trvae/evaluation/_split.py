@@ -10,6 +10,7 @@ import scanpy as sc
 from anndata import AnnData
 
 from trvae._utils._arguments import join_names
+from trvae._utils._minimums import MIN_CELLS
 from trvae.data._checks import check_obs_column, get_matrix
 from trvae.metrics._comparison import TransferComparison
 from trvae.metrics._normalize import is_counts, library_sizes
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from trvae.evaluation._methods import TransferMethod
-
-
-# Labels with fewer cells under a condition are held out only on request.
-_MIN_CELLS = 20
 
 
 class HeldOut(NamedTuple):
@@ -145,7 +142,7 @@ def pairs_to_hold_out(
                 "predicted from."
             )
     if chosen_labels is None:
-        is_enough = counts >= _MIN_CELLS
+        is_enough = counts >= MIN_CELLS
         pairs = [
             (label, target)
             for target in targets
@@ -153,7 +150,7 @@ def pairs_to_hold_out(
         ]
         if not pairs:
             raise ValueError(
-                f"No label has {_MIN_CELLS} cells under {source_condition!r} and under another "
+                f"No label has {MIN_CELLS} cells under {source_condition!r} and under another "
                 "condition."
             )
     else:

@@ -164,7 +164,7 @@ class SavedModel:
         is_mudata = self.registry.get("setup_method_name") == "setup_mudata"
         path = self.path.with_name(file_of_cells(self.prefix, is_mudata))
         attributes = self.content[_ATTRIBUTES]
-        # Those of others. Models of version 0.1.0 have no digest.
+        # Those of others. Older models have no digest.
         if not path.exists() or (_DIGEST in attributes and attributes[_DIGEST] is None):
             return None
         try:
@@ -186,7 +186,7 @@ class SavedModel:
         attributes, known = self.content[_ATTRIBUTES], RegisteredData(self.registry)
         if _DIGEST in attributes:
             return attributes[_DIGEST] == known.digest(cells)
-        # Of models of version 0.1.0, only the number of cells is known.
+        # Of older models, only the number of cells is known.
         statistics = self.registry["field_registries"][REGISTRY_KEYS.X_KEY]["summary_stats"]
         return cells.n_obs == statistics.get(LayerField.N_CELLS_KEY, cells.n_obs)
 
@@ -218,7 +218,7 @@ def _check_content(path: Path, content: Any) -> None:
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise ValueError(
             f"{path} has format {version}, but this version of trvae-tools reads formats up to "
-            f"{FORMAT_VERSION}. Upgrade it: pip install --upgrade trvae-tools"
+            f"{FORMAT_VERSION}. Install a newer version of trvae-tools."
         )
     weights = content[_WEIGHTS]
     arguments = attributes.get("init_params_")

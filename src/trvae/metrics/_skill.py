@@ -59,9 +59,9 @@ def skill_scores(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns
     -------
-    The table with scores in place of the measures, and without standard errors. Negative: worse than a baseline that needs no
-    model. NaN: not defined, or the best baseline is as good as a replicate, so that there is nothing
-    to be gained.
+    The table with scores in place of the measures, and without standard errors. Negative: worse
+    than a baseline that needs no model. NaN: not defined, or the best baseline is as good as a
+    replicate, so that there is nothing to be gained.
 
     References
     ----------

@@ -54,7 +54,7 @@ def transfer_metrics(
         Layer to compare, by default ``X``.
     library_key
         Column of ``obs`` with each cell's library size over all measured genes. By default, counts
-        are normalised by their sum over the genes in ``adata``.
+        are normalised by their sum over the genes of ``observed``.
     normalize
         Whether to normalise counts. ``False`` compares all values as they are, such as pixels.
     n_top_genes

@@ -33,8 +33,9 @@ from trvae._utils._arguments import (
     join_names,
     list_of,
 )
+from trvae._utils._minimums import MIN_CELLS
 from trvae._utils._seeds import seeded
-from trvae.counterfactual._label_response import MIN_CELLS, GroupMeans
+from trvae.counterfactual._label_response import GroupMeans
 from trvae.data._cells import private_copy
 from trvae.data._checks import (
     cell_positions,

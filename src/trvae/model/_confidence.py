@@ -14,11 +14,11 @@ from trvae._utils._arguments import (
     check_arguments,
     join_names,
 )
+from trvae._utils._minimums import MIN_LABELS
 from trvae.counterfactual._label_response import share_of_log
 from trvae.counterfactual._left_out import log_normalized_after
 from trvae.counterfactual._support import support_of_cells
 from trvae.data._checks import check_obs_column
-from trvae.data._registration import MIN_LABELS
 from trvae.model._labels import (
     counts_per_cell,
     errors_of_labels,

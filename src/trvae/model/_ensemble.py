@@ -183,9 +183,9 @@ class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
     def save(
         self,
         dir_path: str | Path,
-        overwrite: bool = False,
-        *,
         prefix: str | None = None,
+        overwrite: bool = False,
+        save_anndata: bool = False,
         **kwargs: Any,
     ) -> None:
         """Save each model in its own folder within ``dir_path``.
@@ -194,11 +194,13 @@ class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
         ----------
         dir_path
             Folder to create.
+        prefix
+            Prefix of the file names.
         overwrite
             Whether to replace an ensemble that is saved there. If it is larger, its further models stay
             and are no longer loaded.
-        prefix, **kwargs
-            Passed to :meth:`TRVAE.save`.
+        save_anndata, **kwargs
+            See :meth:`TRVAE.save`: whether to save the data with each model, and how.
 
         Raises
         ------
@@ -218,7 +220,7 @@ class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
             for i, model in enumerate(self.models):
                 model.ensemble_ = ensemble | {"number": i}
                 try:
-                    model.save(unfinished / str(i), prefix, **kwargs)
+                    model.save(unfinished / str(i), prefix, save_anndata=save_anndata, **kwargs)
                 finally:
                     model.ensemble_ = None
 
@@ -254,7 +256,7 @@ class TRVAEEnsemble(ConfidenceMixin, RankingMixin):
         ensemble = cls.__new__(cls)
         with undone_on_error(TRVAE, adata):
             first = TRVAE.load(folders[0], adata, **kwargs)
-            # Models of version 0.1.0 don't say which ensemble they belong to.
+            # Older models don't say which ensemble they belong to.
             n_models = (first.ensemble_ or {}).get("n_models", len(folders))
             # Further ones can be left of a larger ensemble that this one has replaced.
             others = [TRVAE.load(folder, adata, **kwargs) for folder in folders[1:n_models]]

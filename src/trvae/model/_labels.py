@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from trvae._utils._minimums import MIN_LABELS
 from trvae.counterfactual._label_response import (
     TARGET_SUM,
     ResponseOfLabels,
@@ -23,7 +24,6 @@ from trvae.counterfactual._left_out import (
     log_normalized_after,
     predicted_by_others,
 )
-from trvae.data._registration import MIN_LABELS
 
 if TYPE_CHECKING:
     from trvae.model._interface import Model

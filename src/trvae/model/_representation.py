@@ -43,12 +43,14 @@ class RepresentationMixin(VAEMixin, Model):
         indices
             Positions of the cells to use, or a mask. By default all.
         batch_size
-            Minibatch size, by default ``scvi.settings.batch_size``.
+            Minibatch size, by default ``scvi.settings.batch_size``; on a GPU that holds the cells, as
+            many as suit it.
 
         Returns
         -------
         ``n_cells x n_features``, at the posterior mean of ``z``; ``n_features`` is the last of
-        ``hidden_sizes``.
+        ``hidden_sizes``, or, for :class:`ImageTRVAE`, height times width times channels of the first
+        map that is decoded.
 
         Raises
         ------

@@ -19,6 +19,24 @@ _SEED_DOC = """
 seed
     Seed of all draws: the same seed gives the same answer."""
 
+_RAISES_DOC = """Raises
+------
+RuntimeError
+    If the model is not trained.
+ValueError
+    If a gene of the model is missing, a condition is unknown, or another argument is not one of
+    those allowed."""
+
+# Where these models differ from what scvi-tools says of its own.
+_CORRECTIONS = {
+    r"with :attr:`~anndata\.AnnData\.var_names` in the same\s+order as the ones used to train the model": (
+        "whose genes are matched by name"
+    ),
+    r"then real observed batch is used": "then each cell's own condition is used",
+    r" *- int, then batch transform_batch is used\.?\n": "",
+    r"- Otherwise based on string": "- Otherwise, a condition, or a list of conditions",
+}
+
 
 def with_seed(method: Callable, inherited: Callable | None = None) -> Callable:
     """Give a method that draws the keyword argument ``seed``, by default 0.
@@ -48,8 +66,13 @@ def with_seed(method: Callable, inherited: Callable | None = None) -> Callable:
     if inherited is not None:
         first_line, _, rest = doc.partition("\n")
         doc = f"{first_line}\n\n{inspect.cleandoc(method.__doc__ or '')}\n{rest}"
-    before, returns, after = doc.partition("\n\nReturns\n")
-    wrapped.__doc__ = before + _SEED_DOC + returns + after
+    sections = re.split(r"\n\n(?=\w+\n-+\n)", doc)
+    known = [
+        i for i, text in enumerate(sections) if text.startswith(("Parameters\n", "Returns\n"))
+    ]
+    sections[known[0]] += _SEED_DOC
+    sections.insert(known[-1] + 1, _RAISES_DOC)
+    wrapped.__doc__ = "\n\n".join(sections)
     return wrapped
 
 
@@ -59,10 +82,13 @@ def overriding(inherited: Callable) -> Callable[[Callable], Callable]:
 
 
 def _filled_in(doc: str) -> str:
-    """Fill in the placeholders that scvi-tools leaves in docstrings."""
-    return re.sub(
+    """Fill in the placeholders that scvi-tools leaves in docstrings, and correct what differs here."""
+    doc = re.sub(
         r"^%\((\w+)\)s$",
         lambda match: de_dsp.params.get(match[1], match[0]),
         doc,
         flags=re.MULTILINE,
     )
+    for theirs, ours in _CORRECTIONS.items():
+        doc = re.sub(theirs, ours, doc)
+    return doc

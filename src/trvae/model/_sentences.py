@@ -46,7 +46,9 @@ def summary_of(
     if is_label and group not in names:
         sentences.append(f"{group} is not a label of the training {known.cells}.")
     if is_label and group in [names[code] for code in labels]:
-        sentences.append(f"{group} was measured under {target}, so it is not predicted blindly.")
+        sentences.append(
+            f"{group} was measured under {target}, so cells like these were in the training data."
+        )
     if left_out is None:
         return " ".join([*sentences, f"{group}: {_too_few(model, len(labels), source, target)}"])
     sentences += _of_left_out(left_out)
@@ -91,7 +93,8 @@ def _of_left_out(table: pd.DataFrame) -> list[str]:
         f"Left out one at a time, {len(own)} measured labels were predicted with an R2 of means of "
         f"{numbers}; the linear response of the others {mean['r2_mean_linear']:.2f}, {no_change}."
     ]
-    if mean["r2_mean_network"] < mean["r2_mean_linear"]:
+    # By the digits that are printed: a smaller difference says nothing.
+    if round(mean["r2_mean_network"], 2) < round(mean["r2_mean_linear"], 2):
         sentences.append(
             f"The network alone has {mean['r2_mean_network']:.2f}, less than the linear response: it "
             "may need longer training."

@@ -68,7 +68,8 @@ class SetupMixin(_BaseModelClass):
         Warns
         -----
         UserWarning
-            If no label occurs under more than one condition, so nothing is matched within labels.
+            If no label occurs under more than one condition, so nothing is matched within labels; or if
+            fewer than three do, so errors of predictions can't be known.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         if isinstance(adata, MuData):

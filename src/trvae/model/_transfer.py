@@ -98,12 +98,13 @@ class TransferMixin:
 
         Cells are encoded under their own condition and decoded under both, which gives expected
         counts :math:`r_0` and :math:`r_1`. The decoder's change is limited and added up with that
-        of a linear model of the labels, with weights from labels that were left out
-        (:meth:`~trvae.TRVAE.calibrate`), or by default with ``linear_weight`` of :class:`~trvae.TRVAE`.
+        of a linear model of the labels: weighted by ``linear_weight`` of :class:`~trvae.TRVAE` or, after
+        :meth:`~trvae.TRVAE.calibrate`, by what predicts left-out labels best.
         A cell's residual, which the decoder misses, is carried over: if a gene's rate falls, the
         cell keeps :math:`\mathrm{Binomial}(x, r_1 / r_0)` of its counts :math:`x`; if it rises,
-        negative-binomial counts of mean :math:`r_1 - r_0` are added. The residual of log-normalised values shrinks if the likelihood's standard deviation
-        is smaller under the target; if it is larger, normal noise is added.
+        negative-binomial counts of mean :math:`r_1 - r_0` are added. The residual of log-normalised
+        values shrinks if the likelihood's standard deviation is smaller under the target; if it is
+        larger, normal noise is added.
 
         Parameters
         ----------

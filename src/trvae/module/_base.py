@@ -51,10 +51,11 @@ class BaseTRVAEModule(LossMixin, PosteriorMixin, BaseMinifiedModeModuleClass):
 
         \frac{1}{n} \sum_{\text{cells}} \left[ -\sum_g \log p(x_g \mid z, c)
         + w_{KL}\, \mathrm{KL}(q(z \mid x, c) \,\Vert\, \mathcal{N}(0, 1)) \right]
-        + w_{MMD} \sum_{i<j} \mathrm{MMD}^2(y_i, y_j)
+        + w_{MMD}\, \overline{\mathrm{MMD}^2(y_i, y_j)}
 
     where :math:`y_i` are the activations of the first decoder layer (``mmd_layer="decoder"``) of
-    the cells of condition :math:`i`; see :func:`multi_scale_mmd`.
+    the cells of condition :math:`i`, and the mean is over pairs of conditions (the sum with
+    ``mmd_reduction="sum"``); see :func:`multi_scale_mmd`.
 
     Subclasses set an ``encoder`` and a ``decoder``, which returns a ``DecoderOutput``, and
     implement ``_encode`` and ``_likelihood``.

@@ -48,11 +48,12 @@ class TRVAEModule(BaseTRVAEModule):
     .. math::
 
         q(z \mid x, c) &= \mathcal{N}(\mu(\log(1 + x), c),\ \sigma(\log(1 + x), c)^2) \\
-        x_g &\sim \mathrm{NB}(\ell\, \mathrm{softmax}(f(z, c))_g,\ \theta_g)
+        x_g &\sim \mathrm{NB}(\ell\, \mathrm{softmax}(f(z, c))_g,\ \theta_{gc})
 
-    with networks :math:`\mu, \sigma, f`; other count likelihoods take the place of
+    with networks :math:`\mu, \sigma, f` and a dispersion :math:`\theta` for each gene and, by default,
+    condition; other count likelihoods take the place of
     :math:`\mathrm{NB}`. A registered size factor replaces softmax by softplus. Log-normalised
-    values enter the encoder as they are and are :math:`\mathcal{N}(f(z, c)_g, \theta_g^2)`.
+    values enter the encoder as they are and are :math:`\mathcal{N}(f(z, c)_g, \theta_{gc}^2)`.
 
     Parameters
     ----------

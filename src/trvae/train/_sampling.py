@@ -134,6 +134,8 @@ class ConditionBalancedDataSplitter(DataSplitter):
         Whether every training minibatch has cells of every condition. By default, if chance
         alone would leave the rarest condition with less than a sixteenth of a minibatch, or fewer
         than 8 cells.
+    data_on_device
+        See :meth:`trvae.TRVAE.train`: whether the cells are kept on the device.
 
     Raises
     ------
