@@ -261,6 +261,12 @@ COLUMNS = {
     "an infinite covariate": (with_first("age", np.inf), AGE, "'age' has 1 values that are NaN"),
     "a covariate of text": (with_obs(age="old"), AGE, "must be of real numbers"),
     "a size factor of 0": (with_first("age", 0.0), SIZE, "must be positive ... down to 0.0"),
+    "a list as labels_key": (as_is, {"labels_key": ["cell_type"]}, "['cell_type'] is not in"),
+    "labels that are lists": (
+        with_obs(cell_type=[[1]] * 72),
+        {"labels_key": "cell_type"},
+        "can't be categories ... 'list'",
+    ),
     "a library size below 0": (
         with_first("age", -1.0),
         {"library_key": "age"},
@@ -285,18 +291,35 @@ def test_a_library_that_is_smaller_than_the_cells_counts(convert):
     refused(data, lambda: made(data, {"library_key": "log_library"}), words)
 
 
-def test_a_library_to_predict_from_that_is_missing():
+LIBRARIES = {
+    "missing": (np.nan, "library_key 'library' has 1 missing values"),
+    "smaller than counts": (3.0, "smaller than the sum of adata.X in 1 of 72 cells"),
+}
+
+
+@pytest.mark.parametrize("kind", LIBRARIES)
+def test_a_library_to_predict_from(kind, tmp_path):
+    value, words = LIBRARIES[kind]
     data = cells()
     data.obs["library"] = np.asarray(data.X.sum(1)).ravel()
-    model = made(data, {"library_key": "library"})
-    model.is_trained_ = True
-    wrong = data.copy()
-    wrong.obs.iloc[0, wrong.obs.columns.get_loc("library")] = np.nan
-    refused(
-        wrong,
-        lambda: model.transfer(wrong, "treated"),
-        "library_key 'library' has 1 missing values",
-    )
+    model = made(data, {"library_key": "library"}, train={}, labels_key="cell_type")
+    model.save(tmp_path / "model")
+    wrong = with_first("library", value)(data.copy())
+    refused(wrong, lambda: model.transfer(wrong, "treated"), words)
+    refused(wrong, lambda: trvae.TRVAE.load(tmp_path / "model", wrong), words)
+    # Cells that are not selected don't matter.
+    assert model.transfer(wrong, "treated", indices=range(1, 9)).n_obs == 8
+
+
+def test_a_query_without_the_library_of_its_reference():
+    data = cells()
+    data.obs["library"] = np.asarray(data.X.sum(1)).ravel()
+    model = made(data, {"library_key": "library"}, train={})
+    query = data.copy()
+    del query.obs["library"]
+    query.obs["condition"] = "new"
+    mapped = trvae.TRVAE.load_query_data(query, model)
+    refused(query, lambda: mapped.train(max_epochs=1, **QUIET), "library_key 'library' is not in")
 
 
 def test_an_unknown_argument_of_setup():
@@ -393,10 +416,13 @@ def test_training_on_too_few_cells():
 CHANGES = {
     "values": (lambda a: setattr(a, "X", np.log1p(a.X)), "not integers"),
     "genes": (lambda a: a._inplace_subset_var(a.var_names[:-1]), "genes of adata have changed"),
-    "labels": (
-        lambda a: a.obs.insert(0, "cell_type", a.obs.pop("cell_type").to_numpy()[::-1]),
-        "adata.obs['cell_type'] has changed",
-    ),
+    **{
+        name: (
+            lambda a, name=name: a.obs.insert(0, name, a.obs.pop(name).to_numpy()[::-1]),
+            f"adata.obs['{name}'] has changed",
+        )
+        for name in ("condition", "batch", "cell_type")
+    },
 }
 
 
@@ -404,11 +430,17 @@ CHANGES = {
 def test_data_that_have_changed_since_the_model_was_made(kind):
     change, words = CHANGES[kind]
     data = cells()
-    model = made(data, train={}, labels_key="cell_type")
+    data.obs["batch"] = ["a"] * 30 + ["b"] * 42
+    model = made(data, {"categorical_covariate_keys": ["batch"]}, {}, labels_key="cell_type")
     change(data)
     refused(data, lambda: model.train(max_epochs=1, **QUIET), words)
-    if kind != "labels":
-        refused(data, lambda: model.transfer(target_condition="treated"), words)
+    refused(data, lambda: model.calibrate("treated"), words)
+    for given in (None, data):
+        if kind == "cell_type":
+            # Predictions ignore labels.
+            assert model.transfer(given, "treated").n_obs == 72
+        else:
+            refused(data, lambda given=given: model.transfer(given, "treated"), words)
 
 
 # --------------------------------------------------------------------------- questions
@@ -570,6 +602,8 @@ def test_images_to_predict(image_model, kind, tmp_path):
     change, words = IMAGES[kind]
     data = change(images())
     refused(data, lambda: image_model.get_transferred_images(data, "thick"), words)
+    if kind in ("colour", "other names"):
+        refused(data, lambda: image_model.get_images(data), words)
     if kind == "another scale":
         query = with_obs(condition="bold")(data.copy())
         refused(query, lambda: trvae.ImageTRVAE.load_query_data(query, image_model), words)

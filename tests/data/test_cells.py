@@ -1,4 +1,5 @@
 import anndata
+import dask.array as da
 import mudata
 import numpy as np
 import pandas as pd
@@ -95,6 +96,18 @@ def test_a_file_gives_the_same_answer(trained, cells, tmp_path, question):
     answer = ask(trained, backed)
     check()
     pd.testing.assert_frame_equal(answer, ask(trained, cells), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("blocks", ["csr", "dense"])
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_dask_array_gives_the_same_answer(trained, blocks, question):
+    cells = trvae.datasets.simulated(n_cells=20, n_genes=30)
+    cells.layers["counts"] = cells.X = FORMATS[blocks](cells.X)
+    lazy = cells.copy()
+    lazy.layers["counts"] = lazy.X = da.from_array(cells.X, chunks=(50, 30), asarray=False)
+    ask = QUESTIONS[question]
+    pd.testing.assert_frame_equal(ask(trained, lazy), ask(trained, cells), rtol=1e-4, atol=1e-5)
+    assert isinstance(lazy.X, da.Array)
 
 
 def test_a_file_with_the_genes_in_another_order_is_loaded_and_mapped(trained, cells, tmp_path):

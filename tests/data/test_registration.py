@@ -175,3 +175,15 @@ def test_genes_are_put_in_order_in_a_copy_unless_in_place(saved):
     prepared = trvae.TRVAE.prepare_query_mudata(mdata, model, inplace=False)
     assert list(prepared["rna"].var_names) == genes[:0:-1]
     assert list(data.var_names) == genes
+
+
+@pytest.mark.parametrize("kind", [AnnData, MuData])
+def test_a_warning_shows_the_line_of_the_user(kind):
+    data = trvae.datasets.simulated(n_cells=4, n_genes=5, n_cell_types=2)
+    keys = {"condition_key": "condition", "labels_key": "cell_type"}
+    with pytest.warns(UserWarning, match="Only 2 of the labels") as caught:
+        if kind is AnnData:
+            trvae.TRVAE.setup_anndata(data, **keys)
+        else:
+            trvae.TRVAE.setup_mudata(with_modality(data), **keys, modalities={"rna_layer": "rna"})
+    assert [each.filename for each in caught if "labels" in str(each.message)] == [__file__]

@@ -154,6 +154,8 @@ def test_simulation_is_seeded():
         ({"n_cells": [1, 2, 3]}, r"n_cells must have the shape \(2, 3\), got \(3,\)"),
         ({"share_affected": 2}, "share_affected must be a number from 0 to 1"),
         ({"n_lineages": 0}, "n_lineages must be a positive integer"),
+        ({"mean_library_size": 0}, "mean_library_size must be a positive number"),
+        ({"affected_cell_types": [3]}, r"must be positions from 0 to 2, got \[3\]"),
     ],
 )
 def test_simulation_refuses(settings, message):

@@ -2,6 +2,7 @@
 
 import functools
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -74,6 +75,42 @@ def test_an_interrupted_evaluation_resumes_where_it_was(adata, tmp_path):
     assert method.fitted == 1
     with pytest.raises(ValueError, match="other data or settings .they differ in n_top_genes"):
         evaluate(adata, **chosen, n_top_genes=10)
+
+
+def test_a_baseline_whose_line_was_removed_is_computed_again(adata, tmp_path):
+    chosen = {"labels": ["type_0"], "methods": {"truth": Truth(adata)}, "out": tmp_path}
+    whole = evaluate(adata, **chosen)
+    path = tmp_path / "results.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if "mean shift" not in line))
+    method = chosen["methods"]["truth"]
+    fitted = method.fitted
+    pd.testing.assert_frame_equal(evaluate(adata, **chosen), whole)
+    assert method.fitted == fitted
+
+
+def test_cells_that_are_set_up_stay_so(adata):
+    trvae.TRVAE.setup_anndata(adata, condition_key="condition")
+    trained = functools.partial(
+        trvae.TRVAEMethod, {"hidden_sizes": (8,)}, {"max_epochs": 1} | QUIET
+    )
+    evaluate(adata, labels=["type_0"], seeds=[0], methods={"trVAE": trained})
+    assert trvae.TRVAE(adata).adata is adata
+
+
+def test_by_default_what_no_other_label_can_tell_is_left_out(adata):
+    other = adata[(adata.obs["cell_type"] == "type_0") & (adata.obs["condition"] == "treated")]
+    other = other.copy()
+    other.obs["condition"], other.obs_names = "other", other.obs_names + "o"
+    cells = anndata.concat([adata, other])
+    table = evaluate(cells, methods={"truth": Truth(cells)}, seeds=[0])
+    assert set(table["target_condition"]) == {"treated"}
+
+
+def test_values_that_are_not_numbers_are_named(adata):
+    adata.X[0, 0] = np.nan
+    with pytest.raises(ValueError, match="adata.X has 1 values that are NaN"):
+        evaluate(adata, methods={"truth": Truth(adata)})
 
 
 def test_results_of_other_settings_of_a_method_are_not_taken(adata, tmp_path):
@@ -199,7 +236,9 @@ def test_images_are_evaluated_as_they_are():
         ({"target_conditions": ["stim"]}, "target_condition 'stim' is not in adata.obs"),
         ({"target_conditions": ["treated", "control"]}, "has the source condition 'control'"),
         ({"labels": np.array(["type_0", "type_9"])}, "label .*'type_9'.* is not in"),
-        ({"labels": "type_0"}, "labels must be None or a list, got 'type_0'"),
+        ({"labels": "type_0"}, "labels must be None or a list .*, got 'type_0'"),
+        ({"labels": []}, r"labels must be None or a list with at least one element, got \[\]"),
+        ({"methods": {"truth": 1}}, "methods must be .* functions that make a method"),
         ({"target_conditions": "treated"}, "target_conditions must be None or a list"),
         ({"condition_key": "cond"}, "condition_key 'cond' is not in adata.obs"),
         ({"methods": {"replicate": Truth}}, "names of baselines: 'replicate'"),

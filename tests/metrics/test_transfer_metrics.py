@@ -39,6 +39,12 @@ def groups():
     return {name: adata[cells].copy() for name, cells in chosen.items()}
 
 
+def with_nan(cells):
+    cells = cells.copy()
+    cells.X[0, 0] = np.nan
+    return cells
+
+
 def compare(predicted, groups, **kwargs):
     return metrics.transfer_metrics(predicted, **groups, **(KEYS | kwargs))
 
@@ -232,6 +238,18 @@ def test_skill_is_0_for_the_best_baseline_and_1_for_a_replicate(groups):
         tables[0].set_index("method").loc[name, "rmse"]
         for name in ("prediction", "linear shift", REPLICATE)
     )
+    unnamed = metrics.skill_scores(table.assign(source_condition=None))
+    pd.testing.assert_frame_equal(unnamed.drop(columns="source_condition"), scores)
+    assert (
+        metrics.summarize(
+            table.assign(source_condition=[None] * (len(table) - 1) + ["c"])
+        ).index.names[1]
+        == "source_condition"
+    )
+    with pytest.raises(ValueError, match="table has no 'rmse'. It must be of transfer_metrics"):
+        metrics.skill_scores(table.drop(columns="rmse"))
+    with pytest.raises(ValueError, match="table has no column 'method'"):
+        metrics.paired_differences(table.drop(columns="method"))
     single = metrics.skill_scores(tables[0].set_index("method").assign(rmse_se=0.1))
     assert "rmse_se" not in single
     best = tables[0].set_index("method").loc[list(BASELINES), "rmse"].min()
@@ -438,6 +456,10 @@ def logged(adata):
         (lambda g: {"reference": g["control"]}, "no other label with cells of both"),
         *[(lambda g, key=key: {key: None}, "target_condition are needed") for key in KEYS],
         (lambda g: {"n_top_genes": 0}, "n_top_genes must be a positive integer"),
+        (
+            lambda g: {"predicted": with_nan(g["control"])},
+            "predicted: adata.X has 1 values .* NaN",
+        ),
         (lambda g: {"n_pcs": 1.5}, "n_pcs must be a positive integer"),
         (lambda g: {"seed": -1}, "seed must be"),
         (lambda g: {"normalize": False, "library_key": "size"}, "no effect with normalize=False"),

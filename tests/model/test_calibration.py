@@ -1,5 +1,7 @@
 """Weights and errors from labels that are left out."""
 
+import warnings
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -86,6 +88,14 @@ def test_a_network_that_is_worse_than_the_linear_response_is_told(network, warns
     table = pd.DataFrame(measures | errors | {"r2_mean_no_change": 0.5}, index=["type_0"])
     text = " ".join(_of_left_out(table))
     assert ("longer training" in text) == warns
+
+
+def test_nothing_is_said_of_the_labels_of_a_fold():
+    model = fit(types(n_cell_types=3))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.calibrate("treated", progress_bar=False)
+    assert not [each for each in caught if "labels_key" in str(each.message)]
 
 
 def test_nothing_of_a_left_out_label_is_seen(calibrated):

@@ -66,6 +66,19 @@ def test_the_own_condition_changes_no_log_normalised_value(adata):
     np.testing.assert_allclose(same["logfoldchanges"], 0, atol=1e-5)
 
 
+def test_cells_without_labels_are_one_group(trained, control):
+    some = control.copy()
+    some.obs["cell_type"] = some.obs["cell_type"].cat.add_categories("none")
+    some.obs.iloc[:9, some.obs.columns.get_loc("cell_type")] = None
+    groups = trained.rank_transferred_genes(some, "treated")["group"]
+    assert set(groups) == {"type_0", "unlabelled"}
+    del some.obs["cell_type"]
+    groups = trained.rank_transferred_genes(some, "treated")["group"]
+    assert set(groups) == {"all cells"}
+    with pytest.raises(TypeError, match="no argument 'key_added'"):
+        trained.rank_transferred_genes(control, "treated", key_added="x")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

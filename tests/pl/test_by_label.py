@@ -89,6 +89,7 @@ def test_plots_take_the_place_of_given_axes(given_groups, kind):
         ({}, {"kind": "bar"}, "kind must be one of 'dot', 'violin'"),
         ({}, {"labels_key": "donor"}, "labels_key 'donor'"),
         ({}, {"labels": ["type_9"]}, "among the predicted 'type_0', 'type_1'"),
+        ({}, {"labels": 2}, "among the predicted 'type_0', 'type_1'"),
         ({}, {"labels": []}, "among the predicted 'type_0', 'type_1'"),
         ({2: "type_1"}, {}, "control has no cells of 'type_1'"),
         ({1: "type_2"}, {"labels": "type_2"}, "observed has no cells of any of 'type_2'"),

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from anndata import AnnData
 
 import trvae
 
@@ -64,6 +65,11 @@ def test_steps_are_side_by_side(image_model):
 def test_wrong_arguments(image_model, model):
     with pytest.raises(ValueError, match="n_images must be a positive integer"):
         trvae.pl.transferred_images(image_model, n_images=0)
+    with pytest.raises(ValueError, match="the images are of all conditions"):
+        trvae.pl.transferred_images(image_model, n_images=100)
+    unnamed = AnnData(image_model.adata.X)
+    with pytest.raises(ValueError, match="observed: condition_key 'condition' is not in"):
+        trvae.pl.transferred_images(image_model, target_condition="thick", observed=unnamed)
     with pytest.raises(ValueError, match="bold"):
         trvae.pl.transferred_images(image_model, target_condition="bold")
     with pytest.raises(ValueError, match="got TRVAE"):

@@ -8,6 +8,7 @@ from anndata import AnnData
 from matplotlib.colors import to_hex
 
 import trvae
+from trvae._scvi import LATENT_POSTERIOR, MINIFY_TYPE_KEY
 
 
 @pytest.fixture
@@ -134,6 +135,10 @@ def test_wrong_models_and_axes(model, given_model):
     ensemble = trvae.TRVAEEnsemble(model.adata, n_models=2, n_latent=2)
     with pytest.raises(ValueError, match=r"no representation .* model.models\[0\]"):
         trvae.pl.umap(ensemble)
+    minified = given_model()
+    minified.adata.uns[MINIFY_TYPE_KEY] = LATENT_POSTERIOR
+    with pytest.raises(ValueError, match="'1' is a gene, but the minified AnnData has no"):
+        trvae.pl.umap(minified, color="1")
     with pytest.raises(RuntimeError, match="train"):
         trvae.pl.umap(ensemble.models[0])
     with pytest.raises(ValueError, match="expected a model, got an object of type AnnData"):

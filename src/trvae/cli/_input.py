@@ -29,15 +29,18 @@ def read_for(model: TRVAE, path: Path, modality: str, *, lazily: bool = False) -
 
 def read(path: Path, *, lazily: bool = False) -> AnnData | MuData:
     """Read a file or a zarr store; lazily, leave the matrices on disk."""
-    match path.suffix:
-        case ".zarr" if zarr.open_group(path, mode="r").attrs.get("encoding-type") == "MuData":
-            return read_zarr_of_mudata(path)
-        case ".zarr":
-            return read_lazy(path) if lazily else read_zarr(path)
-        case ".h5ad":
-            return read_h5ad(path, backed="r" if lazily else None)
-        case ".h5mu":
-            return read_h5mu(path, backed="r" if lazily else None)
+    try:
+        match path.suffix:
+            case ".zarr" if zarr.open_group(path, mode="r").attrs.get("encoding-type") == "MuData":
+                return read_zarr_of_mudata(path)
+            case ".zarr":
+                return read_lazy(path) if lazily else read_zarr(path)
+            case ".h5ad":
+                return read_h5ad(path, backed="r" if lazily else None)
+            case ".h5mu":
+                return read_h5mu(path, backed="r" if lazily else None)
+    except OSError as error:
+        raise OSError(f"{path} can't be read: {error}") from error
     raise ValueError(f"{path} must be an .h5ad, .h5mu or .zarr file.")
 
 

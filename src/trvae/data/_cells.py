@@ -9,6 +9,7 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
+from trvae._scvi import is_registered
 from trvae._utils._arguments import join_names
 from trvae._utils._matrices import blocks_in_memory, computed, stacked
 from trvae.data._checks import (
@@ -24,14 +25,15 @@ if TYPE_CHECKING:
 
 
 def loaded(adata: AnnData) -> AnnData:
-    """Read a file-backed AnnData into memory, and return any other as it is.
+    """Read a file-backed or dask-backed AnnData into memory, and return any other as it is.
 
-    For whatever needs all values at once. Unlike :meth:`anndata.AnnData.to_memory`, it leaves the
+    For whatever needs all values at once. Of a file, unlike :meth:`anndata.AnnData.to_memory`, it leaves the
     file open, which the user may still read. Raises a ``ValueError`` for a lazy AnnData.
     """
     check_not_lazy(adata)
     if not is_on_disk(adata):
-        return adata
+        is_dask = any(hasattr(values, "compute") for values in (adata.X, *adata.layers.values()))
+        return adata.to_memory() if is_dask else adata
     parts = ("obs", "var", "uns", "obsm", "varm", "obsp", "varp")
     # From anndata 0.13 on, X is a layer without a name.
     layers = {name: values for name, values in adata.layers.items() if name is not None}
@@ -39,6 +41,16 @@ def loaded(adata: AnnData) -> AnnData:
     copy.X = None if adata.X is None else adata.X[:]
     if (raw := adata.raw) is not None:
         copy.raw = AnnData(raw.X[:], var=raw.var, varm=dict(raw.varm), obs=adata.obs[[]])
+    return copy
+
+
+def unregistered(copy: AnnData) -> AnnData:
+    """Remove from a copy what scvi-tools noted in the original, which stays registered.
+
+    A copy that is registered under the same number would take the original's place.
+    """
+    for key in list(filter(is_registered, copy.uns)):
+        del copy.uns[key]
     return copy
 
 

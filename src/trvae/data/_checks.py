@@ -245,7 +245,13 @@ def check_obs_column(
 
 def check_categories(adata: AnnData, argument: str, key: str) -> None:
     """Raise a ``ValueError`` unless the column of ``obs`` is complete and of one type."""
-    values = _column_to_register(adata, argument, key).unique()
+    column = _column_to_register(adata, argument, key)
+    try:
+        values = column.unique()
+    except TypeError as error:
+        raise ValueError(
+            f"{argument} {key!r} has values that can't be categories: {error}."
+        ) from error
     kinds = sorted({type(value).__name__ for value in values})
     if len(kinds) > 1:
         raise ValueError(

@@ -13,7 +13,7 @@ from scvi import REGISTRY_KEYS
 
 from trvae._utils._arguments import join_names
 from trvae._utils._matrices import digest, digest_of_matrix
-from trvae.data._cells import loaded, positions_of_genes
+from trvae.data._cells import loaded, positions_of_genes, unregistered
 from trvae.data._checks import (
     check_anndata,
     check_not_empty,
@@ -144,7 +144,7 @@ class RegisteredData:
         if np.array_equal(adata.var_names, self.var_names):
             return adata
         positions = positions_of_genes(adata, self.var_names, self.genes)
-        return loaded(adata)[:, positions].copy()
+        return unregistered(loaded(adata)[:, positions].copy())
 
     def _check_takes_mudata(self, mdata: MuData) -> None:
         if self.modality is None:

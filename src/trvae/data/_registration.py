@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -89,8 +90,11 @@ def _check_columns(adata: AnnData, setup_args: dict) -> None:
         "continuous_covariate_keys": check_numbers,
     }.items():
         given = setup_args[argument]
-        keys = given if isinstance(given, list) else [] if given is None else [given]
-        if keys is not given and keys and argument != "labels_key":
+        is_one = argument == "labels_key"
+        keys = (
+            [] if given is None else given if isinstance(given, list) and not is_one else [given]
+        )
+        if keys is not given and keys and not is_one:
             raise ValueError(f"{argument} must be a list of columns, got {given!r}.")
         for key in keys:
             if key == condition_key:
@@ -183,4 +187,13 @@ def _warn_if_few_labels_are_shared(adata: AnnData, setup_args: dict) -> None:
             f"{MIN_LABELS} to tell what a condition does to all labels from what it does to one, and "
             "to know how wrong a prediction may be."
         )
-    warnings.warn(text, UserWarning, stacklevel=5)
+    warnings.warn(text, UserWarning, stacklevel=_level_of_caller())
+
+
+def _level_of_caller() -> int:
+    """Stack level, for the function that asks, of the first line outside this package."""
+    package, level = __name__.partition(".")[0], 0
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_globals["__name__"].partition(".")[0] == package:
+        frame, level = frame.f_back, level + 1
+    return level

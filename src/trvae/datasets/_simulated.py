@@ -9,7 +9,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from trvae._utils._arguments import POSITIVE_INTEGER, SEED, SHARE, check_arguments
+from trvae._utils._arguments import POSITIVE_INTEGER, POSITIVE_NUMBER, SEED, SHARE, check_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +20,8 @@ _RULES = {
     "share_affected": SHARE,
     "n_lineages": POSITIVE_INTEGER,
     "n_batches": POSITIVE_INTEGER,
+    "mean_library_size": POSITIVE_NUMBER,
+    "inverse_dispersion": POSITIVE_NUMBER,
     "seed": SEED,
 }
 _SD_OF_LOG_LIBRARY = 0.3
@@ -95,6 +97,11 @@ def simulated(
     groups = (len(conditions), n_cell_types)
     if np.shape(n_cells) not in ((), groups):
         raise ValueError(f"n_cells must have the shape {groups}, got {np.shape(n_cells)}.")
+    if not set(affected_cell_types or []) <= set(range(n_cell_types)):
+        raise ValueError(
+            f"affected_cell_types must be positions from 0 to {n_cell_types - 1}, got "
+            f"{affected_cell_types!r}."
+        )
     rng = np.random.default_rng(seed)
     lineage = np.arange(n_cell_types) % n_lineages
     profiles = rng.normal(0, 1, (n_cell_types, n_genes))

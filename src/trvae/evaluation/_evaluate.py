@@ -20,22 +20,30 @@ from trvae._utils._arguments import (
     list_of,
 )
 from trvae.data._cells import loaded
-from trvae.data._checks import check_obs_column
+from trvae.data._checks import check_obs_column, get_matrix
 from trvae.evaluation._methods import TransferMethod, TRVAEMethod, settings_of
 from trvae.evaluation._results import Results, fingerprint_of
 from trvae.evaluation._split import hold_out, pairs_to_hold_out, predict_held_out
 from trvae.metrics._baselines import BASELINES, REPLICATE
+from trvae.metrics._comparison import baselines_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-_LIST = Rule("a list", lambda values: pd.api.types.is_list_like(values))
+_LIST = Rule(
+    "a list with at least one element",
+    lambda values: pd.api.types.is_list_like(values) and len(values) > 0,
+)
 _RULES = {
     "methods": NONE
     | Rule(
-        "a dictionary with at least one method",
-        lambda methods: isinstance(methods, Mapping) and len(methods) > 0,
+        "a dictionary of functions that make a method, with at least one",
+        lambda methods: (
+            isinstance(methods, Mapping)
+            and len(methods) > 0
+            and all(map(callable, methods.values()))
+        ),
     ),
     "seeds": list_of(SEED),
     **dict.fromkeys(("target_conditions", "labels"), NONE | _LIST),
@@ -83,7 +91,8 @@ def evaluate(
     target_conditions
         Conditions to hold out, by default all others.
     labels
-        Labels to hold out, by default all with at least 20 cells under both conditions.
+        Labels to hold out, by default all with at least 20 cells under both conditions, if another
+        label has cells under both, too.
     methods
         Methods to compare, by name: functions without arguments, such as classes, that return an
         object with ``fit`` and ``transfer`` like :class:`~trvae.TRVAEMethod`, the default.
@@ -166,9 +175,13 @@ def evaluate(
     runs: list[tuple[str, int]] = [(method, int(seed)) for method in methods for seed in seeds]
     missing = {pair: [run for run in runs if (*pair, *run) not in results] for pair in pairs}
     n_missing = sum(map(len, missing.values()))
+    # Rows of these can be missing where a line of the file was damaged.
+    baselines = [*baselines_of(get_matrix(adata, layer), normalize=normalize), REPLICATE]
     with tqdm(total=n_missing, desc="evaluate", disable=not progress_bar) as bar:
         for (label, target), missing_runs in missing.items():
-            if not missing_runs:
+            if not missing_runs and all(
+                (label, target, name, None) in results for name in baselines
+            ):
                 continue
             split = hold_out(adata, label=label, target_condition=target, **settings)
             for baseline, row in split.comparison.rows.items():
@@ -189,7 +202,7 @@ def evaluate(
             **results[label, target, method, seed],
         }
         for label, target in pairs
-        for method, seed in [*runs, *((name, None) for name in (*BASELINES, REPLICATE))]
+        for method, seed in [*runs, *((name, None) for name in baselines)]
         if (label, target, method, seed) in results
     ]
     return pd.DataFrame(rows).astype({"seed": "Int64"})

@@ -11,6 +11,7 @@ from anndata import AnnData
 
 from trvae._utils._arguments import join_names
 from trvae._utils._minimums import MIN_CELLS
+from trvae.data._cells import unregistered
 from trvae.data._checks import check_obs_column, get_matrix
 from trvae.metrics._comparison import TransferComparison
 from trvae.metrics._normalize import is_counts, library_sizes
@@ -83,7 +84,7 @@ def hold_out(
             # Of empty cells as without n_genes.
             library = library_sizes(adata, layer, None).clip(min=1)
     groups = (~held_out, sources, held_out)
-    train, control, observed = (adata[cells, genes].copy() for cells in groups)
+    train, control, observed = (unregistered(adata[cells, genes].copy()) for cells in groups)
     if library is not None:
         for part, cells in zip((train, control, observed), groups, strict=True):
             part.obs[library_key] = library[cells]
@@ -126,7 +127,8 @@ def pairs_to_hold_out(
 ) -> list[tuple[Any, Any]]:
     """Return the pairs of label and target condition to hold out, in this order.
 
-    By default these are all other conditions, and all labels with enough cells under both.
+    By default these are all other conditions, and all labels with enough cells under both, if another
+    label has cells under both, too.
     """
     _check_occurs("source_condition", source_condition, conditions)
     # A column of type category has counts of unused categories, too.
@@ -147,11 +149,12 @@ def pairs_to_hold_out(
             (label, target)
             for target in targets
             for label in counts.index[is_enough[source_condition] & is_enough[target]]
+            if _has_others(counts, label, source_condition, target)
         ]
         if not pairs:
             raise ValueError(
                 f"No label has {MIN_CELLS} cells under {source_condition!r} and under another "
-                "condition."
+                "condition, under which another label was measured, too."
             )
     else:
         chosen_labels = list(dict.fromkeys(chosen_labels))
@@ -172,13 +175,18 @@ def _check_pair(counts: pd.DataFrame, label: Any, source: Any, target: Any) -> N
                 f"{label!r} has {n_cells} cells under {condition!r}; 2 or more are needed to hold it "
                 "out."
             )
-    others = counts.drop(index=label)
-    # Boolean conditions would select rows: others[[source, target]].
-    if not ((others[source] > 0) & (others[target] > 0)).any():
+    if not _has_others(counts, label, source, target):
         raise ValueError(
             f"No label but {label!r} has cells under both {source!r} and {target!r}, from which its "
             "response could be predicted."
         )
+
+
+def _has_others(counts: pd.DataFrame, label: Any, source: Any, target: Any) -> bool:
+    """Whether another label has cells under both conditions."""
+    others = counts.drop(index=label)
+    # Boolean conditions would select rows: others[[source, target]].
+    return bool(((others[source] > 0) & (others[target] > 0)).any())
 
 
 def _check_occurs(argument: str, value: Any, column: pd.Series) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trvae._utils._arguments import join_names
-from trvae.data._checks import check_unique_genes, get_matrix
+from trvae.data._checks import check_unique_genes, get_matrix, name_of_matrix, value_range
 from trvae.metrics._normalize import is_counts, stated_target_sum
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ def check_comparable(
     """Raise a ``ValueError`` unless the groups, by name, can be compared.
 
     Each needs two cells and the genes of the group ``observed``. If counts are to be normalised,
-    they can't be compared with values of an unknown scale.
+    they can't be compared with values of an unknown scale. All values are finite.
     """
     genes = groups["observed"].var_names
     for name, adata in groups.items():
@@ -28,6 +28,7 @@ def check_comparable(
         missing = genes.difference(adata.var_names)
         if len(missing):
             raise ValueError(f"{name} lacks genes that observed has: {join_names(missing)}.")
+        value_range(get_matrix(adata, layer), f"{name}: {name_of_matrix(layer)}")
     if normalize:
         _check_same_scale(groups, layer)
 

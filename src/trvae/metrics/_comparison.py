@@ -14,6 +14,7 @@ from trvae.data._cells import loaded
 from trvae.data._checks import check_obs_column, get_matrix
 from trvae.metrics._all_measures import AllMeasures
 from trvae.metrics._baselines import (
+    BASELINES,
     LINEAR_COUNTS,
     REPLICATE,
     Centroids,
@@ -88,7 +89,7 @@ class TransferComparison:
         predictions = {"no change": before}
         others = None
         self._nearest: str | None = None
-        counted = normalize and is_counts(get_matrix(control, layer))
+        counted = LINEAR_COUNTS in baselines_of(get_matrix(control, layer), normalize=normalize)
         if reference is not None:
             keys = condition_key, labels_key, source_condition, target_condition
             groups, values = _other_labels(reference, control, *keys), self._values(reference)
@@ -145,6 +146,13 @@ class TransferComparison:
         return log_normalized(
             cells, target_sum=self._target_sum, layer=self._layer, library_key=self._library_key
         )
+
+
+def baselines_of(matrix: Any, *, normalize: bool) -> list[str]:
+    """Names of the baselines for cells with these values: one of them changes counts."""
+    return [
+        name for name in BASELINES if name != LINEAR_COUNTS or (normalize and is_counts(matrix))
+    ]
 
 
 def _other_labels(

@@ -60,6 +60,8 @@ def paired_differences(
     Student, *Biometrika* 6, 1 (1908).
     """
     check_arguments(locals(), {"level": STRICT_SHARE})
+    if "method" not in table:
+        raise ValueError("table has no column 'method'. It must be of evaluate.")
     known = table["method"].unique()
     for name in (method, other):
         if name is not None and name not in known:

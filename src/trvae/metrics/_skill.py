@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from trvae._utils._arguments import join_names
 from trvae.metrics._baselines import BASELINES, REPLICATE
 
 MEASURES = {
@@ -41,6 +42,10 @@ SPLIT = ["label", "source_condition", "target_condition"]
 
 def errors(table: pd.DataFrame) -> pd.DataFrame:
     """Return how far each measure in a table is from its best value."""
+    if missing := [name for name in MEASURES if name not in table]:
+        raise ValueError(
+            f"table has no {join_names(missing)}. It must be of transfer_metrics or evaluate."
+        )
     return (table[list(MEASURES)] - pd.Series(MEASURES)).abs()
 
 
@@ -63,6 +68,11 @@ def skill_scores(table: pd.DataFrame) -> pd.DataFrame:
     than a baseline that needs no model. NaN: not defined, or the best baseline is as good as a
     replicate, so that there is nothing to be gained.
 
+    Raises
+    ------
+    ValueError
+        If the table lacks a measure.
+
     References
     ----------
     Murphy, *Monthly Weather Review* 116, 2417 (1988), equation 4: the skill score.
@@ -72,7 +82,9 @@ def skill_scores(table: pd.DataFrame) -> pd.DataFrame:
     error = errors(table)
 
     def of_split(rows: pd.Series) -> pd.DataFrame:
-        return error.where(rows, float("nan")).groupby(split, observed=True).transform("min")
+        # A condition that is not given stays a name.
+        groups = error.where(rows, float("nan")).groupby(split, observed=True, dropna=False)
+        return groups.transform("min")
 
     best, replicate = of_split(method.isin(BASELINES)), of_split(method == REPLICATE)
     to_gain = best - replicate

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
 from mudata import MuData
@@ -40,6 +41,8 @@ from trvae.data._cells import private_copy
 from trvae.data._checks import (
     cell_positions,
     check_data,
+    check_library,
+    check_numbers,
     check_workers,
     get_matrix,
     is_nonnegative,
@@ -303,10 +306,23 @@ class BaseTRVAE(
     def _check_own_values(self) -> None:
         """Check the model's own data, and record whether they are sparse and non-negative."""
         layer = self.registered_data.layer
-        matrix = get_matrix(self.registered_data.cells_of(self.adata), layer)
+        cells = self.registered_data.cells_of(self.adata)
+        matrix = get_matrix(cells, layer)
         self._check_values(matrix, name_of_matrix(layer))
+        self._check_library(cells)
         self.data_is_sparse_ = not isinstance(matrix, np.ndarray)
         self.expression_is_nonnegative_ = is_nonnegative(matrix)
+
+    def _check_library(self, adata: AnnData, positions: Any = slice(None)) -> None:
+        """Raise a ``ValueError`` if cells have less in their library than counts of the genes."""
+        known = self.registered_data
+        key = known.arguments.get("library_key")
+        if key is None or key not in adata.obs or not self.module.is_count_model:
+            return
+        check_numbers(adata, "library_key", key, positive=True)
+        library = pd.Series(np.inf, adata.obs.index, name=key)
+        library.iloc[positions] = adata.obs[key].iloc[positions]
+        check_library(get_matrix(adata, known.layer), library, name_of_matrix(known.layer))
 
     def _check_data_unchanged(self) -> None:
         """Raise a ``ValueError`` if the genes or values of the model's own data have changed."""
@@ -320,7 +336,7 @@ class BaseTRVAE(
         if not adata.isbacked and self.minified_data_type is None:
             self._check_values(get_matrix(adata, known.layer), name_of_matrix(known.layer))
 
-    def _check_codes_unchanged(self) -> None:
+    def _check_codes_unchanged(self, *, with_labels: bool) -> None:
         """Raise a ``ValueError`` if the registered codes are no longer those of the columns."""
         known, get = self.registered_data, self.adata_manager.get_from_registry
         obs, covariates = known.cells_of(self.adata).obs, REGISTRY_KEYS.CAT_COVS_KEY
@@ -329,7 +345,7 @@ class BaseTRVAE(
             known.arguments["labels_key"]: get(REGISTRY_KEYS.LABELS_KEY),
             **(get(covariates) if known.state(covariates) else {}),
         }
-        for column, categories in known.categories(with_labels=True).items():
+        for column, categories in known.categories(with_labels=with_labels).items():
             if column not in obs:
                 continue
             if (np.ravel(registered[column]) != codes_of(obs[column], categories)).any():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from trvae._utils._arguments import (
     POSITIVE_INTEGER,
     check_arguments,
     instance_of,
+    join_names,
 )
 from trvae._utils._matrices import digest
 from trvae.counterfactual._label_response import Weights
@@ -199,7 +201,9 @@ class CalibrationMixin(Model):
                 "source_condition=..."
             )
         if source == target:
-            raise ValueError(f"source_condition is target_condition: {self.conditions[source]!r}.")
+            raise ValueError(
+                f"source_condition is target_condition: {join_names([self.conditions[source]])}."
+            )
         return source
 
     def _cells_to_calibrate_with(self) -> AnnData:
@@ -219,6 +223,7 @@ class CalibrationMixin(Model):
                 "was converted. Train it again."
             )
         data = own_data(self)
+        self._check_codes_unchanged(with_labels=True)
         now, trained_on = self._measured_means(), self._group_means
         if trained_on is None or not all(
             np.allclose(*pair, rtol=1e-4, equal_nan=True)
@@ -252,7 +257,10 @@ class _Fold:
         label, condition = obs[self.setup["labels_key"]], obs[self.setup["condition_key"]]
         is_left_out = label.isin(self.labels) & (condition == self.target)
         train = self.cells[~is_left_out.to_numpy()].copy()
-        self.model_cls.setup_anndata(train, **self.setup)
+        with warnings.catch_warnings():
+            # Of labels, of which one is left out here.
+            warnings.filterwarnings("ignore", ".* labels? of labels_key", UserWarning)
+            self.model_cls.setup_anndata(train, **self.setup)
         model = self.model_cls(train, **self.arguments)
         model.train(**self.training, accelerator=self.accelerator, enable_progress_bar=False)
         end_if_interrupted(model)

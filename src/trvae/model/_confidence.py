@@ -18,10 +18,10 @@ from trvae._utils._minimums import MIN_LABELS
 from trvae.counterfactual._label_response import share_of_log
 from trvae.counterfactual._left_out import log_normalized_after
 from trvae.counterfactual._support import support_of_cells
-from trvae.data._checks import check_obs_column
 from trvae.model._labels import (
     counts_per_cell,
     errors_of_labels,
+    groups_of,
     libraries_of_expected,
     profile_of,
     table_of_left_out,
@@ -170,7 +170,8 @@ class ConfidenceMixin(TransferMixin):
         selection = select(
             first, adata, target_condition, source_condition, indices, "counterfactual", 0
         )
-        groups, groupby = _groups_of(first, selection, groupby)
+        groups, groupby = groups_of(first.registered_data, selection.adata, groupby)
+        groups = groups[selection.indices]
         own = own_values(first, selection)
         library = own_libraries(first, selection, own)
         size = counts_per_cell(library)
@@ -337,17 +338,3 @@ def _support_by(
     )
     distance, support = support_of_cells(z, seen, n_neighbors)
     return pd.DataFrame({"distance": distance, "support": support}, index=selection.names)
-
-
-def _groups_of(
-    model: BaseTRVAE, selection: Selection, groupby: str | None
-) -> tuple[np.ndarray, str | None]:
-    """Group of each selected cell as text, and the column with the groups if there is one."""
-    known = model.registered_data
-    labels_key = known.arguments["labels_key"]
-    if groupby is None and labels_key not in selection.adata.obs:
-        return np.full(len(selection.indices), f"all {known.cells}"), None
-    is_given, groupby = groupby is not None, groupby or labels_key
-    column = check_obs_column(selection.adata, "groupby", groupby, complete=is_given)
-    column = column.astype(object).where(column.notna(), "unlabelled")
-    return column.iloc[selection.indices].to_numpy(dtype=str), groupby

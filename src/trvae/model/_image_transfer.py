@@ -10,7 +10,7 @@ import torch
 from trvae._utils._arguments import AT_LEAST_2, check_arguments
 from trvae._utils._matrices import dense
 from trvae.counterfactual._residual import expected_grey
-from trvae.data._cells import loaded
+from trvae.data._cells import loaded, positions_of_genes
 from trvae.data._checks import cell_positions, get_matrix, is_list_of_conditions
 from trvae.model._base import BaseTRVAE
 from trvae.model._decoding import encode
@@ -96,10 +96,11 @@ class BaseImageModel(BaseTRVAE):
         ValueError
             If there are no such images.
         """
-        adata = loaded(own_data(self) if adata is None else adata)
         known = self.registered_data
+        adata = loaded(known.cells_of(own_data(self) if adata is None else adata))
         positions = cell_positions(indices, adata.n_obs, cells=known.cells)
-        pixels = dense(get_matrix(adata[positions, known.var_names], known.layer))
+        order = positions_of_genes(adata, known.var_names, known.genes)
+        pixels = dense(get_matrix(adata[positions, order], known.layer))
         return pixels.reshape(-1, *self.image_shape)
 
     def get_transferred_images(

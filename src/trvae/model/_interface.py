@@ -131,5 +131,5 @@ class Model(Protocol):
     def _check_data_unchanged(self) -> None:
         raise NotImplementedError
 
-    def _check_codes_unchanged(self) -> None:
+    def _check_codes_unchanged(self, *, with_labels: bool) -> None:
         raise NotImplementedError

@@ -24,8 +24,12 @@ from trvae.counterfactual._left_out import (
     log_normalized_after,
     predicted_by_others,
 )
+from trvae.data._checks import check_obs_column
 
 if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from trvae.data._registered import RegisteredData
     from trvae.model._interface import Model
 
 
@@ -199,3 +203,19 @@ def _left_out_predictions(
         predictions = {"": own}
         predictions |= {f"_{name}": getattr(left_out, name) for name in Weights._fields}
     return labels, before, change, predictions | {"_no_change": np.zeros_like(change)}
+
+
+def groups_of(
+    known: RegisteredData, adata: AnnData, groupby: str | None
+) -> tuple[np.ndarray, str | None]:
+    """Group of each cell as text, and the column with the groups if there is one.
+
+    By default these are labels, of which cells to predict may lack some or all.
+    """
+    labels_key = known.arguments["labels_key"]
+    if groupby is None and labels_key not in adata.obs:
+        return np.full(adata.n_obs, f"all {known.cells}"), None
+    is_given, groupby = groupby is not None, groupby or labels_key
+    column = check_obs_column(adata, "groupby", groupby, complete=is_given)
+    column = column.astype(object).where(column.notna(), "unlabelled")
+    return column.to_numpy(dtype=str), groupby

@@ -13,6 +13,7 @@ from trvae._utils._arguments import join_names
 from trvae.data._cells import loaded
 from trvae.data._checks import check_obs_column, check_unique_genes
 from trvae.metrics import log_normalized, median_library_size
+from trvae.model._labels import groups_of
 from trvae.model._selection import chosen_cells, own_data
 from trvae.model._transfer import TransferMixin
 
@@ -51,8 +52,8 @@ class RankingMixin(TransferMixin):
             transfer, which ranks genes by their predicted response. Cells measured under the
             target condition rank genes by what the prediction misses.
         groupby
-            Column of ``obs`` with the groups, by default that of the labels. Without labels, all
-            cells are one group.
+            Column of ``obs`` with the groups, by default that of the labels. Cells without a label
+            are a group, and so are all cells if either side has no labels.
         method, **kwargs
             See :func:`scanpy.tl.rank_genes_groups`: the test and its options.
 
@@ -68,6 +69,8 @@ class RankingMixin(TransferMixin):
         ValueError
             As :meth:`transfer`, if ``reference`` lacks a gene or the column, or if no group has two
             cells on either side.
+        TypeError
+            If an option of scanpy's is given that has no effect here.
         RuntimeError
             If the model is not trained.
 
@@ -84,7 +87,11 @@ class RankingMixin(TransferMixin):
         first = self._models[0]
         known = first.registered_data
         known.condition_code(target_condition, "target_condition")
+        if others := kwargs.keys() & {"copy", "groups", "key_added"}:
+            raise TypeError(f"there is no argument {join_names(sorted(others))}.")
         cells = loaded(known.cells_of(own_data(first) if adata is None else adata))
+        if groupby is not None:
+            check_obs_column(cells, "groupby", groupby)
         transferred: Any = self.transfer(
             cells,
             target_condition,
@@ -102,13 +109,7 @@ class RankingMixin(TransferMixin):
             raise ValueError(f"reference lacks transferred genes: {join_names(missing)}.")
         sides = {"reference": reference[:, transferred.var_names], "transferred": transferred}
         values = _on_one_scale(known, sides)
-        groupby = known.arguments["labels_key"] if groupby is None else groupby
-        groups = {
-            side: np.full(cells.n_obs, "all cells")
-            if groupby is None
-            else check_obs_column(cells, "groupby", groupby).to_numpy(dtype=str)
-            for side, cells in sides.items()
-        }
+        groups = _groups(known, sides, groupby)
         tables = []
         for group in np.unique(groups["transferred"]):
             rows = {side: values[side][groups[side] == group] for side in sides}
@@ -118,6 +119,16 @@ class RankingMixin(TransferMixin):
         if not tables:
             raise ValueError("no group has 2 cells in both transferred and reference.")
         return pd.concat(tables, ignore_index=True)
+
+
+def _groups(
+    known: RegisteredData, sides: dict[str, AnnData], groupby: str | None
+) -> dict[str, np.ndarray]:
+    """Group of each cell of both sides."""
+    groups = {side: groups_of(known, cells, groupby) for side, cells in sides.items()}
+    if any(column is None for _, column in groups.values()):
+        return {side: np.full(cells.n_obs, "all cells") for side, cells in sides.items()}
+    return {side: values for side, (values, _) in groups.items()}
 
 
 def _on_one_scale(known: RegisteredData, sides: dict[str, AnnData]) -> dict[str, np.ndarray]:

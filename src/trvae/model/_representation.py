@@ -9,8 +9,8 @@ import torch
 from anndata import AnnData
 from scvi.model.base import VAEMixin
 
-from trvae._scvi import LATENT_POSTERIOR, adopt, is_registered, latest_manager
-from trvae.data._cells import loaded
+from trvae._scvi import LATENT_POSTERIOR, adopt, latest_manager
+from trvae.data._cells import loaded, unregistered
 from trvae.model._seeds import with_seed
 from trvae.module._base import FIRST_LAYER_KEY
 
@@ -112,11 +112,10 @@ class RepresentationMixin(VAEMixin, Model):
                     "model.get_latent_representation(return_dist=True) returns."
                 )
         if (cells := loaded(self.adata)) is not self.adata:
-            # The user's own keeps what scvi-tools registered under this name.
-            for key in list(filter(is_registered, cells.uns)):
-                del cells.uns[key]
             type(self).setup_anndata(
-                cells, source_registry=self.registry, **self.registered_data.arguments
+                unregistered(cells),
+                source_registry=self.registry,
+                **self.registered_data.arguments,
             )
             adopt(self, cells, latest_manager(type(self), cells))
         super().minify_adata(minified_data_type, use_latent_qzm_key, use_latent_qzv_key)

@@ -80,8 +80,8 @@ def select(
     model._check_if_trained(warn=False)
     known = model.registered_data
     known.condition_code(target, "target_condition")
-    if source is not None:
-        known.condition_code(source, "source_condition")
+    if data is model.adata:
+        data = None
     adata = known.cells_of(own_data(model) if data is None else data)
     check_not_lazy(adata)
     check_not_empty(adata)
@@ -95,6 +95,8 @@ def select(
         obs = with_condition(known, adata.obs.iloc[rows], source)
         obs.index = adata.obs.index
         registered = model._validate_anndata(adata, obs=obs)
+    if estimate != "decoded":
+        model._check_library(registered, positions)
     if estimate != "decoded" and not _has_expression(model, registered):
         raise ValueError(
             f"estimate={estimate!r} needs the {known.cells}' own values, which this minified "
@@ -149,12 +151,16 @@ def log_what_stays(source: np.ndarray, targets: Sequence[Any], cells: str) -> No
 
 
 def own_data(model: Model) -> AnnData | MuData:
-    """Return the model's own data; a ``ValueError`` if there are none or they have changed."""
+    """Return the model's own data; a ``ValueError`` if there are none or they have changed.
+
+    Only labels may have changed, which predictions read anew.
+    """
     if model.adata is None:
         raise ValueError(
             f"the model has no AnnData of its own. Pass the {model.registered_data.cells}: adata=..."
         )
     model._check_data_unchanged()
+    model._check_codes_unchanged(with_labels=False)
     return model.adata
 
 
@@ -163,9 +169,12 @@ def chosen_cells(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return positions of the selected cells and the condition that each was measured under.
 
-    Raises a ``ValueError`` if no cell is selected or ``obs`` does not have the conditions.
+    Raises a ``ValueError`` if the source is unknown, no cell is selected or ``obs`` does not have the
+    conditions.
     """
     key = known.condition_key
+    if source is not None:
+        known.condition_code(source, "source_condition")
     positions = cell_positions(indices, len(obs), cells=known.cells)
     if key not in obs and source is None:
         raise ValueError(

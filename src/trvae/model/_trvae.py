@@ -22,7 +22,7 @@ from trvae._utils._arguments import (
 from trvae._utils._choices import GeneLikelihood
 from trvae._utils._seeds import seeded
 from trvae.counterfactual._label_response import GroupMeans, group_means
-from trvae.data._checks import check_expression, check_library, get_matrix, name_of_matrix
+from trvae.data._checks import check_expression
 from trvae.model._base import BaseTRVAE
 from trvae.model._calibration import CalibrationMixin
 from trvae.model._cell_summaries import (
@@ -263,14 +263,6 @@ class TRVAE(SetupMixin, CalibrationMixin, RankingMixin, ExpressionMixin, BaseTRV
 
     def _check_values(self, values: Any, where: str) -> None:
         check_expression(values, self.module.gene_likelihood, where)
-
-    def _check_own_values(self) -> None:
-        super()._check_own_values()
-        known = self.registered_data
-        cells, library_key = known.cells_of(self.adata), known.arguments.get("library_key")
-        if library_key in cells.obs and self.module.is_count_model:
-            matrix = get_matrix(cells, known.layer)
-            check_library(matrix, cells.obs[library_key], name_of_matrix(known.layer))
 
     @classmethod
     def from_scarches(

@@ -104,7 +104,7 @@ def response_by_label(
     known = list(pd.Categorical(columns["predicted"]).remove_unused_categories().categories)
     if labels is None:
         labels = known
-    labels = [labels] if isinstance(labels, str) else list(dict.fromkeys(labels))
+    labels = list(dict.fromkeys(labels)) if pd.api.types.is_list_like(labels) else [labels]
     if not labels or not set(labels) <= set(known):
         raise ValueError(f"labels must be among the predicted {join_names(known)}, got {labels}.")
     rows = {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trvae._utils._arguments import POSITIVE_INTEGER, check_arguments
-from trvae.data._checks import cell_positions, is_list_of_conditions
+from trvae.data._checks import cell_positions, check_obs_column, is_list_of_conditions
 from trvae.pl._models import cells_to_plot, check_is_one_model, condition_key
 from trvae.pl._output import SMALL_FONT, Output
 
@@ -74,6 +74,11 @@ def transferred_images(
     adata, chosen, sources = _chosen(model, adata, source_condition, indices, n_images)
     if target_condition is None:
         target_condition = [name for name in model.conditions if name not in sources]
+        if not target_condition:
+            raise ValueError(
+                "the images are of all conditions. Choose some, source_condition=... or indices=..., or "
+                "name what to predict, target_condition=..."
+            )
     targets = (
         list(target_condition) if is_list_of_conditions(target_condition) else [target_condition]
     )
@@ -84,7 +89,8 @@ def transferred_images(
     for target, images in zip(targets, drawn, strict=True):
         rows.append((f"{target}, predicted", images))
         if observed is not None:
-            real = np.flatnonzero(observed.obs[condition_key(model)] == target)
+            column = check_obs_column(observed, "observed: condition_key", condition_key(model))
+            real = np.flatnonzero(column == target)
             if len(real) > 0:
                 shown = model.get_images(observed, _spread(real, n_images))
                 rows.append((f"{target}, observed", shown))

@@ -10,6 +10,7 @@ import pandas as pd
 import scanpy as sc
 from anndata import AnnData
 
+from trvae._scvi import LATENT_POSTERIOR, minify_type
 from trvae._utils._arguments import POSITIVE_INTEGER, SEED, check_arguments, choice, join_names
 from trvae.data._checks import cell_positions
 from trvae.pl._models import cells_to_plot, check_is_one_model, condition_key
@@ -152,6 +153,10 @@ def _colors(model: Any, cells: AnnData, color: str | Sequence[str] | None) -> pd
             # Conditions and labels are categories even if their names are numbers.
             colors[key] = column.astype("category") if key in registered else column
         elif isinstance(cells, AnnData) and key in cells.var_names:
+            if minify_type(cells) == LATENT_POSTERIOR:
+                raise ValueError(
+                    f"color {key!r} is a gene, but the minified AnnData has no expression."
+                )
             colors[key] = sc.get.obs_df(cells, key)[key]
         else:
             raise ValueError(
