@@ -291,6 +291,23 @@ def test_a_library_that_is_smaller_than_the_cells_counts(convert):
     refused(data, lambda: made(data, {"library_key": "log_library"}), words)
 
 
+def test_cells_that_are_not_selected_may_have_changed():
+    data = cells()
+    model = made(data, train={}, labels_key="cell_type")
+    expected = model.transfer(data, "treated", indices=range(1, 9)).X
+    with_first("condition", None)(data)
+    for given in (None, data):
+        predicted = model.transfer(given, "treated", indices=range(1, 9))
+        np.testing.assert_array_equal(predicted.X.toarray(), expected.toarray())
+
+
+def test_a_size_factor_of_own_cells_that_is_lost():
+    data = cells()
+    model = made(data, SIZE, train={})
+    with_first("age", np.nan)(data)
+    refused(data, lambda: model.transfer(None, "treated"), "'age' has 1 missing values")
+
+
 LIBRARIES = {
     "missing": (np.nan, "library_key 'library' has 1 missing values"),
     "smaller than counts": (3.0, "smaller than the sum of adata.X in 1 of 72 cells"),
@@ -421,7 +438,7 @@ CHANGES = {
             lambda a, name=name: a.obs.insert(0, name, a.obs.pop(name).to_numpy()[::-1]),
             f"adata.obs['{name}'] has changed",
         )
-        for name in ("condition", "batch", "cell_type")
+        for name in ("condition", "batch", "cell_type", "age")
     },
 }
 
@@ -430,8 +447,8 @@ CHANGES = {
 def test_data_that_have_changed_since_the_model_was_made(kind):
     change, words = CHANGES[kind]
     data = cells()
-    data.obs["batch"] = ["a"] * 30 + ["b"] * 42
-    model = made(data, {"categorical_covariate_keys": ["batch"]}, {}, labels_key="cell_type")
+    data.obs["batch"], data.obs["age"] = ["a"] * 30 + ["b"] * 42, np.arange(72.0)
+    model = made(data, {"categorical_covariate_keys": ["batch"]} | AGE, {}, labels_key="cell_type")
     change(data)
     refused(data, lambda: model.train(max_epochs=1, **QUIET), words)
     refused(data, lambda: model.calibrate("treated"), words)

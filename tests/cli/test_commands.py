@@ -315,6 +315,13 @@ def test_errors_come_before_training_on_one_line(
     assert re.fullmatch(f"Error: .*{re.escape(message)}.*", result.stderr.strip())
 
 
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "cells.h5ad").write_bytes(b"not HDF5")
+    command = TRAIN.format(data=tmp_path / "cells.h5ad", out=tmp_path / "model")
+    result = run(*command.split(), exit_code=1)
+    assert re.fullmatch(r"Error: .*cells.h5ad can't be read: .*", result.stderr.strip())
+
+
 @pytest.mark.parametrize("arguments", [("train", "none.h5ad"), ("transfer", "none", ".")])
 def test_paths_that_do_not_exist_are_wrong_usage(arguments):
     stderr = run(*arguments, exit_code=2).stderr

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from anndata import AnnData
-from helpers import assert_unchanged, content, fit
+from helpers import QUIET, SMALL, assert_unchanged, content, fit
 from mudata import MuData
 
 import trvae
@@ -187,3 +187,44 @@ def test_a_warning_shows_the_line_of_the_user(kind):
         else:
             trvae.TRVAE.setup_mudata(with_modality(data), **keys, modalities={"rna_layer": "rna"})
     assert [each.filename for each in caught if "labels" in str(each.message)] == [__file__]
+
+
+@pytest.mark.parametrize("kind", [AnnData, MuData])
+def test_cells_with_their_genes_in_another_order_stay_set_up(saved, kind):
+    _, path = saved[kind]
+    adata = trvae.datasets.simulated(n_cells=20, n_genes=20)[:, ::-1].copy()
+    data = adata if kind is AnnData else with_modality(adata)
+    if kind is AnnData:
+        trvae.TRVAE.setup_anndata(data, condition_key="condition")
+    else:
+        trvae.TRVAE.setup_mudata(data, condition_key="condition", modalities={"rna_layer": "rna"})
+    trvae.TRVAE.load(path, data, accelerator="cpu")
+    assert trvae.TRVAE(data).adata is data
+
+
+@pytest.mark.parametrize("kind", [AnnData, MuData])
+def test_two_models_of_the_same_cells_predict_as_one_alone(kind):
+    def made(data, key):
+        if kind is AnnData:
+            trvae.TRVAE.setup_anndata(data, condition_key=key)
+        else:
+            trvae.TRVAE.setup_mudata(data, condition_key=key, modalities={"rna_layer": "rna"})
+        model = trvae.TRVAE(data, **SMALL, seed=0)
+        model.train(max_epochs=1, **QUIET)
+        return model
+
+    def predicted(model, data, target):
+        return model.get_transferred_expression(data, target, return_numpy=True)
+
+    adata = trvae.datasets.simulated(n_cells=20, n_genes=20, n_batches=2)
+    data = adata if kind is AnnData else with_modality(adata)
+    alone = {
+        key: predicted(made(data.copy(), key), None, target)
+        for key, target in (("condition", "treated"), ("batch", "batch_0"))
+    }
+    models = {key: made(data, key) for key in alone}
+    for key in ("condition", "batch", "condition"):
+        for given in (None, data):
+            target = "treated" if key == "condition" else "batch_0"
+            np.testing.assert_array_equal(predicted(models[key], given, target), alone[key])
+    models["condition"].train(max_epochs=1, **QUIET)

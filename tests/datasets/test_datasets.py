@@ -155,7 +155,10 @@ def test_simulation_is_seeded():
         ({"share_affected": 2}, "share_affected must be a number from 0 to 1"),
         ({"n_lineages": 0}, "n_lineages must be a positive integer"),
         ({"mean_library_size": 0}, "mean_library_size must be a positive number"),
-        ({"affected_cell_types": [3]}, r"must be positions from 0 to 2, got \[3\]"),
+        *[
+            ({"affected_cell_types": [i]}, rf"must be positions from 0 to 2, got \[{i}\]")
+            for i in (-1, 3)
+        ],
     ],
 )
 def test_simulation_refuses(settings, message):

@@ -56,6 +56,15 @@ def test_genes_that_observed_lacks_do_not_matter(groups):
     pd.testing.assert_frame_equal(*tables)
 
 
+def test_values_of_genes_that_observed_lacks_may_be_missing(groups):
+    logs = {name: logged(cells) for name, cells in groups.items()}
+    logs["observed"] = logs["observed"][:, 1:].copy()
+    expected = compare(logs["control"], logs)
+    for cells in (logs["control"], logs["reference"]):
+        cells.X[0, 0] = np.nan
+    pd.testing.assert_frame_equal(compare(logs["control"], logs), expected)
+
+
 def test_half_precision_sums_in_double(groups):
     for adata in groups.values():
         adata.X = np.minimum(adata.X.toarray() * 1_000, 10_000).astype("float16")
@@ -211,6 +220,8 @@ def test_a_summary_is_printed_whole(groups):
     of_two = metrics.summarize(pd.concat([of_label, of_label.assign(label="type_1")]))
     assert of_two.index.names == ["label", "method"]
     pd.testing.assert_frame_equal(of_two.loc["type_1"], summary.rename_axis("method"))
+    of_seed = of_label.assign(seed=np.where(of_label["method"] == "prediction", 0, np.nan))
+    assert metrics.summarize(of_seed).index.names == ["method"]
     with pytest.raises(ValueError, match="table has no 'rmse'. It must be of transfer_metrics"):
         metrics.summarize(table.drop(columns="rmse"))
 

@@ -75,8 +75,20 @@ def test_cells_without_labels_are_one_group(trained, control):
     del some.obs["cell_type"]
     groups = trained.rank_transferred_genes(some, "treated")["group"]
     assert set(groups) == {"all cells"}
-    with pytest.raises(TypeError, match="no argument 'key_added'"):
-        trained.rank_transferred_genes(control, "treated", key_added="x")
+    groups = trained.rank_transferred_genes(control, "treated", reference=some)["group"]
+    assert set(groups) == {"all cells"}
+    for name in ("copy", "groups", "key_added"):
+        with pytest.raises(TypeError, match=f"no argument '{name}'"):
+            trained.rank_transferred_genes(control, "treated", **{name: "x"})
+
+
+def test_groups_of_cells_that_are_not_selected_do_not_matter(trained, control):
+    everything = trained.adata.copy()
+    everything.obs["cluster"] = everything.obs["condition"].map({"control": "a"}).astype(object)
+    table = trained.rank_transferred_genes(
+        everything, "treated", source_condition="control", groupby="cluster"
+    )
+    assert set(table["group"]) == {"a"}
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from anndata import AnnData
@@ -23,12 +23,14 @@ from trvae.data._checks import (
 if TYPE_CHECKING:
     import pandas as pd
 
+Data = TypeVar("Data", AnnData, MuData)
+
 
 def loaded(adata: AnnData) -> AnnData:
     """Read a file-backed or dask-backed AnnData into memory, and return any other as it is.
 
-    For whatever needs all values at once. Of a file, unlike :meth:`anndata.AnnData.to_memory`, it leaves the
-    file open, which the user may still read. Raises a ``ValueError`` for a lazy AnnData.
+    For whatever needs all values at once. Unlike :meth:`anndata.AnnData.to_memory`, it leaves a file
+    open, which the user may still read. Raises a ``ValueError`` for a lazy AnnData.
     """
     check_not_lazy(adata)
     if not is_on_disk(adata):
@@ -44,7 +46,7 @@ def loaded(adata: AnnData) -> AnnData:
     return copy
 
 
-def unregistered(copy: AnnData) -> AnnData:
+def unregistered(copy: Data) -> Data:
     """Remove from a copy what scvi-tools noted in the original, which stays registered.
 
     A copy that is registered under the same number would take the original's place.

@@ -169,16 +169,18 @@ def check_expression(matrix: Any, gene_likelihood: str, where: str) -> None:
         )
 
 
-def check_library(matrix: Any, library: pd.Series, where: str) -> None:
+def check_library(
+    matrix: Any, library: pd.Series, where: str, positions: Any = slice(None)
+) -> None:
     """Raise a ``ValueError`` if library sizes are smaller than what the matrix has of the library."""
     blocks = blocks_in_memory(matrix)
     sums = np.concatenate([np.ravel(block.sum(1, dtype=float)) for block in blocks])
     # Counts that were estimated may be rounded.
-    n_smaller = int((library.to_numpy(dtype=float) < 0.99 * sums).sum())
-    if n_smaller:
+    is_smaller = (library.to_numpy(dtype=float) < 0.99 * sums)[positions]
+    if n_smaller := int(is_smaller.sum()):
         raise ValueError(
             f"library_key {library.name!r} is smaller than the sum of {where} in {n_smaller} of "
-            f"{len(sums)} cells. It must be each cell's counts over all genes, not their logarithm or a "
+            f"{len(is_smaller)} cells. It must be each cell's counts over all genes, not their logarithm or a "
             "size factor."
         )
 

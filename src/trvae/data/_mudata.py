@@ -13,7 +13,7 @@ from trvae._scvi import is_registered
 from trvae._utils._arguments import join_names
 from trvae._utils._matrices import read_rows
 from trvae._utils._seeds import seeded
-from trvae.data._cells import check_not_backed, with_matrix
+from trvae.data._cells import check_not_backed, unregistered, with_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,7 +79,7 @@ def places_of(mdata: MuData, modality: str, keys: dict[str, Any]) -> dict[str, d
 def with_genes(mdata: MuData, modality: str, cells: AnnData) -> MuData:
     """Copy a MuData with other genes in one modality; ``cells`` are the same cells with those."""
     check_not_backed(mdata, "Another order of genes")
-    copy = mdata.copy()
+    copy = unregistered(mdata.copy())
     copy.mod[modality] = cells
     # MuData draws random names for temporary columns.
     with seeded(0):

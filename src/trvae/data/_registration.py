@@ -25,11 +25,13 @@ from trvae.data._checks import (
     get_matrix,
     name_of_matrix,
 )
-from trvae.data._codes import check_known
+from trvae.data._codes import check_known, codes_of
 from trvae.data._registered import RegisteredData
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
+    from scvi.data import AnnDataManager
 
 
 def check_setup(adata: AnnData, setup_args: dict, kwargs: dict) -> None:
@@ -80,22 +82,51 @@ def check_columns_to_predict(adata: AnnData, known: RegisteredData) -> None:
         check_known(adata.obs[key], categories, f"adata.obs[{key!r}]")
 
 
+def check_columns_unchanged(
+    manager: AnnDataManager,
+    known: RegisteredData,
+    obs: pd.DataFrame,
+    positions: Any,
+    *,
+    with_labels: bool,
+) -> None:
+    """Raise a ``ValueError`` if what was registered of some cells is no longer in their columns."""
+    get, continuous = manager.get_from_registry, known.state(REGISTRY_KEYS.CONT_COVS_KEY)
+    registered = {
+        known.condition_key: get(REGISTRY_KEYS.BATCH_KEY),
+        known.arguments["labels_key"]: get(REGISTRY_KEYS.LABELS_KEY),
+    }
+    now = {
+        column: codes_of(obs[column], categories)
+        for column, categories in known.categories(with_labels=with_labels).items()
+        if column in obs
+    }
+    if known.state(REGISTRY_KEYS.CAT_COVS_KEY):
+        registered |= dict(get(REGISTRY_KEYS.CAT_COVS_KEY))
+    if continuous:
+        registered |= dict(get(REGISTRY_KEYS.CONT_COVS_KEY))
+        now |= {column: obs[column] for column in continuous["columns"] if column in obs}
+    for column, values in now.items():
+        if (np.ravel(registered[column])[positions] != np.asarray(values)[positions]).any():
+            raise ValueError(
+                f"adata.obs[{column!r}] has changed since the model was made. Make a new model, or "
+                "use a copy: adata.copy()."
+            )
+
+
 def _check_columns(adata: AnnData, setup_args: dict) -> None:
     """Check that the columns to register are there and complete."""
     condition_key = setup_args["condition_key"]
     check_categories(adata, "condition_key", condition_key)
-    for argument, check in {
-        "labels_key": check_categories,
-        "categorical_covariate_keys": check_categories,
-        "continuous_covariate_keys": check_numbers,
-    }.items():
-        given = setup_args[argument]
-        is_one = argument == "labels_key"
-        keys = (
-            [] if given is None else given if isinstance(given, list) and not is_one else [given]
-        )
-        if keys is not given and keys and not is_one:
+    labels_key = setup_args["labels_key"]
+    columns = {"labels_key": [] if labels_key is None else [labels_key]}
+    for argument in ("categorical_covariate_keys", "continuous_covariate_keys"):
+        given = [] if setup_args[argument] is None else setup_args[argument]
+        if not isinstance(given, list):
             raise ValueError(f"{argument} must be a list of columns, got {given!r}.")
+        columns[argument] = given
+    for argument, keys in columns.items():
+        check = check_numbers if argument.startswith("continuous") else check_categories
         for key in keys:
             if key == condition_key:
                 raise ValueError(
@@ -194,6 +225,6 @@ def _level_of_caller() -> int:
     """Stack level, for the function that asks, of the first line outside this package."""
     package, level = __name__.partition(".")[0], 0
     frame = inspect.currentframe()
-    while frame is not None and frame.f_globals["__name__"].partition(".")[0] == package:
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
         frame, level = frame.f_back, level + 1
     return level

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 _LIST = Rule(
     "a list with at least one element",
-    lambda values: pd.api.types.is_list_like(values) and len(values) > 0,
+    lambda values: (
+        pd.api.types.is_list_like(values) and isinstance(values, Sized) and len(values) > 0
+    ),
 )
 _RULES = {
     "methods": NONE

@@ -17,8 +17,8 @@ def check_comparable(
 ) -> None:
     """Raise a ``ValueError`` unless the groups, by name, can be compared.
 
-    Each needs two cells and the genes of the group ``observed``. If counts are to be normalised,
-    they can't be compared with values of an unknown scale. All values are finite.
+    Each needs two cells and finite values of the genes of the group ``observed``. If counts are to be normalised,
+    they can't be compared with values of an unknown scale.
     """
     genes = groups["observed"].var_names
     for name, adata in groups.items():
@@ -28,7 +28,7 @@ def check_comparable(
         missing = genes.difference(adata.var_names)
         if len(missing):
             raise ValueError(f"{name} lacks genes that observed has: {join_names(missing)}.")
-        value_range(get_matrix(adata, layer), f"{name}: {name_of_matrix(layer)}")
+        value_range(get_matrix(adata[:, genes], layer), f"{name}: {name_of_matrix(layer)}")
     if normalize:
         _check_same_scale(groups, layer)
 

@@ -48,6 +48,9 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
     headings = {name: f"{heading} {arrows[name]}" for name, heading in HEADINGS.items()}
     # pandas prints an index whole, while it leaves out columns.
     names = [*SPLIT, "method", "seed"]
-    names = [name for name in names if name in table and table[name].nunique(dropna=False) > 1]
+    # Baselines have no seed, but a condition that is not given stays a name.
+    names = [
+        name for name in names if name in table and table[name].nunique(dropna=name == "seed") > 1
+    ]
     named = table.set_index(names) if names else table
     return named[list(headings)].astype(float).round(3).rename(columns=headings)

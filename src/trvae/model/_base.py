@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from anndata import AnnData
 from mudata import MuData
@@ -48,12 +47,12 @@ from trvae.data._checks import (
     is_nonnegative,
     name_of_matrix,
 )
-from trvae.data._codes import codes_of
 from trvae.data._fields import InOrderDataManager, fields_of
 from trvae.data._on_device import GatheringLoader, cells_on_device
 from trvae.data._registered import RegisteredData
 from trvae.data._registration import (
     check_columns_to_predict,
+    check_columns_unchanged,
     check_setup,
     registry_of_setup_anndata,
 )
@@ -313,16 +312,20 @@ class BaseTRVAE(
         self.data_is_sparse_ = not isinstance(matrix, np.ndarray)
         self.expression_is_nonnegative_ = is_nonnegative(matrix)
 
-    def _check_library(self, adata: AnnData, positions: Any = slice(None)) -> None:
+    def _check_library(
+        self, adata: AnnData, positions: Any = slice(None), *, is_required: bool = False
+    ) -> None:
         """Raise a ``ValueError`` if cells have less in their library than counts of the genes."""
         known = self.registered_data
         key = known.arguments.get("library_key")
-        if key is None or key not in adata.obs or not self.module.is_count_model:
+        if key is None or not self.module.is_count_model:
             return
-        check_numbers(adata, "library_key", key, positive=True)
-        library = pd.Series(np.inf, adata.obs.index, name=key)
-        library.iloc[positions] = adata.obs[key].iloc[positions]
-        check_library(get_matrix(adata, known.layer), library, name_of_matrix(known.layer))
+        if key in adata.obs or is_required:
+            check_numbers(
+                AnnData(obs=adata.obs.iloc[positions]), "library_key", key, positive=True
+            )
+            matrix, where = get_matrix(adata, known.layer), name_of_matrix(known.layer)
+            check_library(matrix, adata.obs[key], where, positions)
 
     def _check_data_unchanged(self) -> None:
         """Raise a ``ValueError`` if the genes or values of the model's own data have changed."""
@@ -336,23 +339,16 @@ class BaseTRVAE(
         if not adata.isbacked and self.minified_data_type is None:
             self._check_values(get_matrix(adata, known.layer), name_of_matrix(known.layer))
 
-    def _check_codes_unchanged(self, *, with_labels: bool) -> None:
-        """Raise a ``ValueError`` if the registered codes are no longer those of the columns."""
-        known, get = self.registered_data, self.adata_manager.get_from_registry
-        obs, covariates = known.cells_of(self.adata).obs, REGISTRY_KEYS.CAT_COVS_KEY
-        registered = {
-            known.condition_key: get(REGISTRY_KEYS.BATCH_KEY),
-            known.arguments["labels_key"]: get(REGISTRY_KEYS.LABELS_KEY),
-            **(get(covariates) if known.state(covariates) else {}),
-        }
-        for column, categories in known.categories(with_labels=with_labels).items():
-            if column not in obs:
-                continue
-            if (np.ravel(registered[column]) != codes_of(obs[column], categories)).any():
-                raise ValueError(
-                    f"adata.obs[{column!r}] has changed since the model was made, or adata was set "
-                    "up again. Make a new model, or use a copy: adata.copy()."
-                )
+    def _check_columns_unchanged(
+        self, positions: Any = slice(None), *, with_labels: bool = False
+    ) -> None:
+        """Raise a ``ValueError`` if what was registered of own cells differs from their columns."""
+        known = self.registered_data
+        obs = known.cells_of(self.adata).obs
+        check_columns_to_predict(AnnData(obs=obs.iloc[positions]), known)
+        # Another model may have been set up with these cells since.
+        self.adata_manager.validate()
+        check_columns_unchanged(self.adata_manager, known, obs, positions, with_labels=with_labels)
 
     def _make_data_loader(self, adata: AnnData, indices: Any = None, **kwargs) -> Any:
         """See scvi-tools' method; cells and batch size are checked.

@@ -223,7 +223,7 @@ class CalibrationMixin(Model):
                 "was converted. Train it again."
             )
         data = own_data(self)
-        self._check_codes_unchanged(with_labels=True)
+        self._check_columns_unchanged(with_labels=True)
         now, trained_on = self._measured_means(), self._group_means
         if trained_on is None or not all(
             np.allclose(*pair, rtol=1e-4, equal_nan=True)

@@ -128,8 +128,15 @@ class Model(Protocol):
     def _check_values(self, values: Any, where: str) -> None:
         raise NotImplementedError
 
+    def _check_library(
+        self, adata: AnnData, positions: Any = slice(None), *, is_required: bool = False
+    ) -> None:
+        raise NotImplementedError
+
     def _check_data_unchanged(self) -> None:
         raise NotImplementedError
 
-    def _check_codes_unchanged(self, *, with_labels: bool) -> None:
+    def _check_columns_unchanged(
+        self, positions: Any = slice(None), *, with_labels: bool = False
+    ) -> None:
         raise NotImplementedError

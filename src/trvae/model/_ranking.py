@@ -91,7 +91,7 @@ class RankingMixin(TransferMixin):
             raise TypeError(f"there is no argument {join_names(sorted(others))}.")
         cells = loaded(known.cells_of(own_data(first) if adata is None else adata))
         if groupby is not None:
-            check_obs_column(cells, "groupby", groupby)
+            check_obs_column(cells, "groupby", groupby, complete=False)
         transferred: Any = self.transfer(
             cells,
             target_condition,

@@ -20,7 +20,7 @@ from trvae._utils._arguments import (
     number,
 )
 from trvae._utils._seeds import seeded
-from trvae.data._checks import check_obs_column, is_nonnegative
+from trvae.data._checks import is_nonnegative
 from trvae.model._cell_summaries import (
     choose_reference_cells,
     encode_reference_cells,
@@ -320,11 +320,9 @@ class TrainingMixin(Model):
                     "Load it with an AnnData, or give a datamodule."
                 )
             self._check_data_unchanged()
-            self._check_codes_unchanged(with_labels=True)
-            library_key = self.registered_data.arguments.get("library_key")
-            if library_key is not None:
-                cells = self.registered_data.cells_of(self.adata)
-                check_obs_column(cells, "library_key", library_key)
+            self._check_columns_unchanged(with_labels=True)
+            cells = self.registered_data.cells_of(self.adata)
+            self._check_library(cells, is_required=True)
         if not any(parameter.requires_grad for parameter in self.module.parameters()):
             raise ValueError(
                 "There is nothing to train: the query has no new condition or category. "
