@@ -440,6 +440,27 @@ MUTATIONS = [
         "metrics",
     ),
     Mutation(
+        "own cells whose columns have changed are predicted",
+        "model/_selection.py",
+        "        model._check_columns_unchanged(positions)\n",
+        "",
+        "test_bad_input.py",
+    ),
+    Mutation(
+        "what another model has registered of the cells is read",
+        "model/_base.py",
+        "        self.adata_manager.validate()\n",
+        "",
+        "data/test_registration.py",
+    ),
+    Mutation(
+        "a copy takes the place of what is registered",
+        "data/_cells.py",
+        "        del copy.uns[key]\n",
+        "        pass\n",
+        "data/test_registration.py evaluation/test_evaluate.py",
+    ),
+    Mutation(
         "results of other values are taken",
         "evaluation/_results.py",
         'digest_of_matrix(get_matrix(adata, settings["layer"]))',
