@@ -75,8 +75,11 @@ def print_others(table: pd.DataFrame) -> None:
         print("### And other tools?\n")
         print(
             "Each number is followed by trVAE's for the same labels and seeds. The tools use the "
-            "settings of their tutorials and at most 100 epochs; CPA its own early stopping. A type takes scGen "
-            "10 minutes on one core, CPA 12, and trVAE one.\n"
+            "settings of their tutorials and at most 100 epochs; CPA its own early stopping. By the clock, "
+            "a type took trVAE one minute on one core, scGen 10, CPA 12 to 17, biolord 16 and scPRAM 40; the "
+            "last two were run for NK only.\n\n"
+            "Not run: CellFlow, whose tutorial's network is too large for a CPU; CellOT and inVAE, which have "
+            "no package. `benchmarks/scperturbench.md` has published numbers of all but CellFlow.\n"
         )
         print_beside(table, tools)
     if settings:
@@ -245,11 +248,7 @@ def print_former(since: pd.DataFrame) -> None:
         "tutorials and at most 100 epochs. For scArches' TRVAE, whose "
         "tutorial trains for 500 epochs, this shortens training. Its MMD is on the decoder's first "
         "layer, as in the paper. trvaep's trainer reads copies of the cells and drops a last minibatch "
-        "of only a few cells.\n\n"
-        "Not run: scPRAM, which takes 40 minutes a type on one core, and biolord, both of which have "
-        "adapters in `benchmarks/peers`; CellFlow, whose tutorial's network is too large for a CPU; CellOT "
-        "and inVAE, which have no package. `benchmarks/scperturbench.md` has published numbers of all but "
-        "CellFlow.\n"
+        "of only a few cells.\n"
     )
     print(as_markdown(shown))
 
