@@ -17,8 +17,8 @@ def check_comparable(
 ) -> None:
     """Raise a ``ValueError`` unless the groups, by name, can be compared.
 
-    Each needs two cells and finite values of the genes of the group ``observed``. If counts are to be normalised,
-    they can't be compared with values of an unknown scale.
+    Each needs two cells and finite values of the genes of the group ``observed``. If counts are to
+    be normalised, they can't be compared with values of an unknown scale.
     """
     genes = groups["observed"].var_names
     for name, adata in groups.items():

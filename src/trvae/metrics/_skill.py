@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pandas as pd
 
 from trvae._utils._arguments import join_names
 from trvae.metrics._baselines import BASELINES, REPLICATE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 MEASURES = {
     "r2_mean": 1.0,
@@ -40,12 +45,17 @@ SPLIT = ["label", "source_condition", "target_condition"]
 """Columns of :func:`trvae.evaluate` that name what was held out."""
 
 
-def errors(table: pd.DataFrame) -> pd.DataFrame:
-    """Return how far each measure in a table is from its best value."""
-    if missing := [name for name in MEASURES if name not in table]:
+def check_measures(table: pd.DataFrame, names: Iterable[str]) -> None:
+    """Raise a ``ValueError`` unless a table has these measures."""
+    if missing := [name for name in names if name not in table]:
         raise ValueError(
             f"table has no {join_names(missing)}. It must be of transfer_metrics or evaluate."
         )
+
+
+def errors(table: pd.DataFrame) -> pd.DataFrame:
+    """Return how far each measure in a table is from its best value."""
+    check_measures(table, MEASURES)
     return (table[list(MEASURES)] - pd.Series(MEASURES)).abs()
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trvae._utils._arguments import join_names
-from trvae.metrics._skill import MEASURES, SPLIT
+from trvae.metrics._skill import MEASURES, SPLIT, check_measures
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,10 +39,7 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
     ValueError
         If the table lacks one of them.
     """
-    if missing := [name for name in HEADINGS if name not in table]:
-        raise ValueError(
-            f"table has no {join_names(missing)}. It must be of transfer_metrics or evaluate."
-        )
+    check_measures(table, HEADINGS)
     arrows = {name: "↑" if MEASURES[name] == 1 else "↓" for name in HEADINGS}
     headings = {name: f"{heading} {arrows[name]}" for name, heading in HEADINGS.items()}
     # pandas prints an index whole, while it leaves out columns.
