@@ -23,7 +23,12 @@ def dense(matrix: Any) -> np.ndarray:
 
 def computed(block: Any) -> Any:
     """Return a dask array in memory, and any other matrix as it is."""
-    return block.compute() if hasattr(block, "compute") else block
+    return block.compute() if is_dask(block) else block
+
+
+def is_dask(matrix: Any) -> bool:
+    """Whether it is a dask array. dask itself is optional."""
+    return hasattr(matrix, "compute")
 
 
 def stacked(blocks: list) -> np.ndarray | sparse.csr_matrix:

@@ -11,7 +11,7 @@ from scipy import sparse
 
 from trvae._scvi import is_registered
 from trvae._utils._arguments import join_names
-from trvae._utils._matrices import blocks_in_memory, computed, stacked
+from trvae._utils._matrices import blocks_in_memory, computed, is_dask, stacked
 from trvae.data._checks import (
     check_not_empty,
     check_not_lazy,
@@ -34,8 +34,7 @@ def loaded(adata: AnnData) -> AnnData:
     """
     check_not_lazy(adata)
     if not is_on_disk(adata):
-        is_dask = any(hasattr(values, "compute") for values in (adata.X, *adata.layers.values()))
-        return adata.to_memory() if is_dask else adata
+        return adata.to_memory() if any(map(is_dask, (adata.X, *adata.layers.values()))) else adata
     parts = ("obs", "var", "uns", "obsm", "varm", "obsp", "varp")
     # From anndata 0.13 on, X is a layer without a name.
     layers = {name: values for name, values in adata.layers.items() if name is not None}

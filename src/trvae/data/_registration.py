@@ -12,7 +12,7 @@ from scvi import REGISTRY_KEYS
 
 from trvae._scvi import DEFAULT_LABELS_KEY
 from trvae._utils._arguments import join_names
-from trvae._utils._matrices import computed
+from trvae._utils._matrices import computed, is_dask
 from trvae._utils._minimums import MIN_LABELS
 from trvae.data._checks import (
     check_anndata,
@@ -51,7 +51,7 @@ def check_setup(adata: AnnData, setup_args: dict, kwargs: dict) -> None:
     check_unique_genes(adata)
     layer = setup_args["layer"]
     matrix = get_matrix(adata, layer)
-    if hasattr(matrix, "compute") and sparse.issparse(computed(matrix[:0])):
+    if is_dask(matrix) and sparse.issparse(computed(matrix[:0])):
         raise ValueError(
             f"{name_of_matrix(layer)} is a dask array of sparse blocks, which minibatches can't be "
             "read from. Call adata.to_memory(), or open the file with "
