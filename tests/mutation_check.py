@@ -419,6 +419,13 @@ MUTATIONS = [
         "metrics",
     ),
     Mutation(
+        "the large group's cells count for the small one's error",
+        "metrics/_differential_expression.py",
+        "return squared_errors.sum(0) ** 2 / in_groups",
+        "return 0 * in_groups + len(control) + len(treated) - 2",
+        "metrics/test_measures.py",
+    ),
+    Mutation(
         "a replicate has half of the cells",
         "metrics/_all_measures.py",
         "sizes = len(self._control), len(self._observed)",

@@ -6,6 +6,8 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
+import torch
 from helpers import QUIET, SMALL, Unchanged, bars
 from lightning.pytorch import Callback
 from mudata import MuData
@@ -145,6 +147,79 @@ def test_methods_are_the_same_in_another_process(adata):
     kept = [Callback(), Callback()]
     assert repr(kept[0]) != repr(kept[1])
     assert len({settings_of(method, adata) for method in methods}) == 1
+
+
+class StopAfter(Callback):
+    """A callback without a representation of its own."""
+
+    def __init__(self, n_epochs, owner=None):
+        self.n_epochs, self.owner = np.full(2000, n_epochs), owner or self
+
+
+class Other(trvae.TRVAEMethod):
+    """A method with a setting of its own."""
+
+    def __init__(self, shrink):
+        super().__init__()
+        self.shrink = shrink
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: trvae.TRVAEMethod(train_kwargs={"callbacks": [StopAfter(x)]}),
+        lambda x: trvae.TRVAEMethod(train_kwargs={"callbacks": [StopAfter(0, StopAfter(x))]}),
+        lambda x: trvae.TRVAEMethod(transfer_kwargs={"indices": np.arange(2000) == 1000 + x}),
+        lambda x: trvae.TRVAEMethod(model_kwargs={"weights": torch.arange(2000) == 1000 + x}),
+        Other,
+    ],
+)
+def test_settings_are_compared_to_the_last_value(adata, make):
+    one, other = (settings_of(functools.partial(make, x), adata) for x in (1, 2))
+    assert one != other
+    assert settings_of(functools.partial(make, 1), adata) == one
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"transfer_kwargs": {"estimat": 1}}, {"transfer_kwargs": {"seed": 1}},
+              {"calibrate_kwargs": {"folds": 1}}]
+)  # fmt: skip
+def test_arguments_that_the_model_lacks_are_found_at_once(wrong):
+    with pytest.raises(TypeError, match=r"estimat|seed|folds"):
+        trvae.TRVAEMethod(**wrong)
+
+
+def test_what_a_method_returns_is_checked(adata):
+    class Array(Unchanged):
+        def transfer(self, adata, target_condition, *, seed):
+            return adata.X
+
+    with pytest.raises(ValueError, match="Array.transfer must return an AnnData, got a "):
+        evaluate(adata, methods={"array": Array}, seeds=[0])
+
+
+def test_conditions_are_found_by_their_value(adata):
+    adata.obs["condition"] = (adata.obs["condition"] == "treated").astype(int)
+    table = trvae.evaluate(
+        adata, condition_key="condition", labels_key="cell_type", source_condition=False,
+        target_conditions=[True], methods={"none": Unchanged}, seeds=[0], progress_bar=False,
+    )  # fmt: skip
+    assert set(table["target_condition"]) == {1}
+
+
+def test_a_group_without_counts_can_be_compared_with_logarithms(adata):
+    sc.pp.normalize_total(adata)
+    sc.pp.log1p(adata)
+    adata.X = adata.X.toarray()
+    empty = (adata.obs["cell_type"] == "type_1") & (adata.obs["condition"] == "treated")
+    adata.X[empty.to_numpy()] = 0
+    table = evaluate(adata, methods={"none": Unchanged}, seeds=[0])
+    assert table["rmse"].notna().all()
+
+
+def test_seeds_count_once(adata):
+    table = evaluate(adata, methods={"none": Unchanged}, seeds=[0, 0], labels=["type_0"])
+    assert (table["method"] == "none").sum() == 1
 
 
 @pytest.mark.parametrize("n_genes", [None, 20])

@@ -79,6 +79,29 @@ def test_damaged_files_are_named_and_left_alone(kept, name, damage):
     assert file.read_bytes() == damaged
 
 
+def test_results_of_other_measures_or_versions_are_refused(adata, tmp_path, monkeypatch):
+    Results(tmp_path, fingerprint_of(adata, SETTINGS))
+    monkeypatch.setattr("trvae.evaluation._results.version", lambda name: "9.9")
+    monkeypatch.setattr("trvae.evaluation._results.MEASURES", ["rmse"])
+    with pytest.raises(ValueError, match="they differ in version, measures"):
+        Results(tmp_path, fingerprint_of(adata, SETTINGS))
+
+
+def test_rows_of_runs_that_write_together_are_complete(tmp_path):
+    file = tmp_path / "results.jsonl"
+    runs = [Results(tmp_path, SETTINGS) for _ in range(4)]
+    file.write_text('{"key": "unfinished')
+
+    def add(number):
+        for seed in range(20):
+            runs[number].add(("NK", "treated", str(number), seed), ROW)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(add, range(4)))
+    assert len(file.read_text().splitlines()) == 80
+    assert ("NK", "treated", "3", 19) in Results(tmp_path, SETTINGS)
+
+
 def test_of_runs_that_start_together_those_with_the_first_settings_go_on(tmp_path):
     start = threading.Barrier(8)
 

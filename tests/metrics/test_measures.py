@@ -97,7 +97,7 @@ def five_kernels(a, b):
 def test_distances(distance, expected, n_features, power):
     a, b = A[:, :n_features], B[:, :n_features]
     assert distance(a, b) == pytest.approx(expected(a, b))
-    assert distance(A, A) == pytest.approx(0, abs=1e-9)
+    assert distance(A, A) == pytest.approx(0, abs=1e-8)
     assert distance(A, B + 1) > distance(A, B) > 0
     assert distance(10 * A, 10 * B) == pytest.approx(10**power * distance(A, B))
 
@@ -161,16 +161,54 @@ def test_changed_genes_are_ranked_first():
     assert sorted(ranked) == list(range(20))
 
 
+def significant(control, treated, **kwargs):
+    groups = control, treated
+    return metrics.significant_genes(
+        metrics.welch_t(*groups, **kwargs), metrics.welch_degrees_of_freedom(*groups, **kwargs)
+    )
+
+
 def test_false_discoveries_have_the_stated_rate():
     n_false, n_found = 0, 0
     for _ in range(20):
         control, treated = RNG.normal(size=(2, 40, 500))
-        assert metrics.significant_genes(metrics.welch_t(control, treated), 80).mean() < 0.02
+        assert significant(control, treated).mean() < 0.02
         treated[:, :100] += 1.0
-        found = metrics.significant_genes(metrics.welch_t(control, treated), 80)
+        found = significant(control, treated)
         n_false, n_found = n_false + found[100:].sum(), n_found + found.sum()
     assert 0.02 < n_false / n_found < 0.06
     assert n_found > 0.9 * 20 * 100
+
+
+@pytest.mark.parametrize(("n_cells", "at_most"), [(10, 0.17), (20, 0.14), (50, 0.08), (300, 0.05)])
+def test_false_discoveries_among_counts(n_cells, at_most):
+    """Of a small group, compared with a large one: more than the nominal rate, but not by far."""
+    rng = np.random.default_rng(0)
+    n_false, n_found = 0, 0
+    for _ in range(30):
+        rates = 0.8 * rng.gamma(0.3, 1.0, 500)
+        changed = rates * np.where(np.arange(500) < 50, 3, 1)
+        control, treated = (
+            np.log1p(rng.poisson(rng.gamma(2, mean / 2, (n, 500))))
+            for mean, n in ((rates, 300), (changed, n_cells))
+        )
+        found = significant(control, treated, one_count=np.log(2))
+        n_false, n_found = n_false + found[50:].sum(), n_found + found.sum()
+    assert n_false / n_found < at_most
+
+
+def test_degrees_of_freedom():
+    control, treated = RNG.normal(size=(300, 40)), 3 * RNG.normal(size=(20, 40))
+    of_test = metrics.welch_degrees_of_freedom(control, treated)
+    np.testing.assert_array_equal(metrics.welch_degrees_of_freedom(treated, control), of_test)
+    # Nearly all of the error is of the small group, which the prior's cells are added to.
+    assert ((of_test > 20 - 1 + 10) & (of_test < 1.2 * 29)).all()
+    same = metrics.welch_degrees_of_freedom(control, control)
+    np.testing.assert_allclose(same, 2 * (300 - 1 + 10))
+    # Of many cells with a variance of their own, they are Welch's.
+    many = [np.tile(group, (500, 1)) for group in (control, treated)]
+    welch = stats.ttest_ind(*many, equal_var=False).df
+    np.testing.assert_allclose(metrics.welch_degrees_of_freedom(*many), welch, rtol=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -178,6 +216,7 @@ def test_false_discoveries_have_the_stated_rate():
     [
         "coverage", "energy_distance", "frechet_distance", "maximum_mean_discrepancy",
         "r2_of_means", "r2_of_variances", "rank_changed_genes", "rmse_of_means", "welch_t",
+        "welch_degrees_of_freedom",
         "rmse_of_log_fold_changes", "wasserstein_distance",
         "pearson_of_change", "de_rank_correlation",
     ],

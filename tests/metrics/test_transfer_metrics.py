@@ -298,6 +298,11 @@ def test_paired_differences_have_known_answers():
     assert metrics.paired_differences(both, "ours").loc["rmse", "n"] == 4
     missing = metrics.paired_differences(table.assign(source_condition=None), "ours")
     pd.testing.assert_frame_equal(missing, result)
+    assert result.loc["rmse", "n_missing"] == 0
+    # A measure that only other seeds have is no lead.
+    failed = table.assign(rmse=table["rmse"].where(table["seed"].ne(1) | table["label"].ne("A")))
+    row = metrics.paired_differences(failed, "ours").loc["rmse"]
+    assert (row["n"], row["n_missing"], row["verdict"]) == (2, 1, "undecided")
     with pytest.raises(ValueError, match="no method 'theirs', only 'ours'"):
         metrics.paired_differences(table, "theirs")
 
@@ -408,8 +413,8 @@ def test_is_not_affected_by(change, rounded, groups):
     given = {"predicted": groups["control"], **groups, **KEYS}
     expected = metrics.transfer_metrics(**given).drop(columns=rounded)
     table = metrics.transfer_metrics(**(given | change(groups))).drop(columns=rounded)
-    if change is shuffle_the_rest:
-        # The replicate draws cells by their position.
+    if change is shuffle:
+        # Genes in another order draw other cells.
         expected, table = (each.drop(index=REPLICATE) for each in (expected, table))
     np.testing.assert_allclose(table, expected, rtol=1e-6, atol=1e-9)
 
@@ -429,8 +434,66 @@ def test_values_can_be_compared_as_they_are(groups):
     in_units = ["rmse", "rmse_specific", "wasserstein", "energy_distance", "energy_distance_top"]
     assert table["rmse_log_fold_change"].isna().all()
     np.testing.assert_allclose(larger[in_units], 4 * table[in_units], rtol=1e-6, atol=1e-9)
-    unitless = ["r2_mean", "r2_variance", "change", "coverage_top"]
+    of_tests = ["de_overlap", "de_precision", "de_recall", "de_direction", "de_rank_correlation"]
+    unitless = ["r2_mean", "r2_variance", "change", "coverage_top", *of_tests]
     np.testing.assert_allclose(larger[unitless], table[unitless], rtol=1e-6)
+
+
+def logged_to(cells, base):
+    logs = logged(cells)
+    logs.X = logs.X / np.log(base or np.e)
+    logs.uns["log1p"] = {"base": base, "target_sum": 500.0}
+    return logs
+
+
+def test_logarithms_of_another_base(groups):
+    natural, other = (
+        {name: logged_to(cells, base) for name, cells in groups.items()} for base in (None, 2)
+    )
+    table, larger = (compare(logs["observed"], logs) for logs in (natural, other))
+    np.testing.assert_allclose(larger["rmse"] * np.log(2), table["rmse"])
+    assert larger["rmse_log_fold_change"].isna().all()
+    scaled = [
+        metrics.log_normalized(logs["observed"], target_sum=700.0) for logs in (natural, other)
+    ]
+    np.testing.assert_allclose(scaled[1] * np.log(2), scaled[0])
+    for predicted in (groups["observed"], natural["observed"]):
+        with pytest.raises(ValueError, match="different bases .*observed 2"):
+            compare(predicted, other)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"X": 37.3}, "neither integers nor logarithms"),
+        ({"library": np.log1p}, "'n_counts' is smaller than the sum of observed: adata.X"),
+        ({"library": lambda sums: 0 * sums}, "'n_counts' must be positive"),
+        ({"library": lambda sums: sums.astype(str)}, "'n_counts' must be of real numbers"),
+    ],
+)
+def test_what_can_be_no_counts_or_library_sizes(groups, change, message):
+    for cells in groups.values():
+        cells.obs["n_counts"] = change.get("library", np.copy)(np.ravel(cells.X.sum(1)))
+        cells.X = cells.X * change.get("X", 1)
+    with pytest.raises(ValueError, match=message):
+        compare(groups["control"], groups, library_key="n_counts")
+
+
+def test_top_genes_of_a_sparse_prediction_do_not_depend_on_the_order_of_genes(groups):
+    """Few genes are predicted to change; the others don't fill the top genes by their position."""
+    control, observed = groups["control"], groups["observed"]
+    for cells in groups.values():
+        cells.obs["n_counts"] = np.ravel(cells.X.sum(1))
+    change = abs(np.ravel(observed.X.mean(0) - control.X.mean(0)))
+    predicted, changed = control.copy(), np.argsort(-change)[:5]
+    predicted.X = predicted.X.toarray()
+    predicted.X[:, changed] = observed.X.toarray()[:, changed]
+    overlaps = []
+    for order in (np.arange(80), np.argsort(-change), np.argsort(change)):
+        ordered = {name: cells[:, order].copy() for name, cells in groups.items()}
+        table = compare(predicted[:, order], ordered, library_key="n_counts", n_top_genes=40)
+        overlaps.append(table.loc["prediction", "de_overlap"])
+    assert overlaps == [5 / 40] * 3
 
 
 def test_distances_of_many_cells_are_those_of_seeded_subsets(groups, monkeypatch):

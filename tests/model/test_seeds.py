@@ -282,7 +282,7 @@ for arguments, names in (
         X[:2],
         "coverage energy_distance frechet_distance maximum_mean_discrepancy r2_of_means "
         "r2_of_variances rank_changed_genes rmse_of_log_fold_changes rmse_of_means "
-        "wasserstein_distance welch_t",
+        "wasserstein_distance welch_degrees_of_freedom welch_t",
     ),
     (X, "pearson_of_change"),
     ((T, T, X[0]), "discrimination"),

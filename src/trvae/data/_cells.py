@@ -13,6 +13,7 @@ from trvae._scvi import is_registered
 from trvae._utils._arguments import join_names
 from trvae._utils._matrices import blocks_in_memory, computed, is_dask, stacked
 from trvae.data._checks import (
+    check_anndata,
     check_not_empty,
     check_not_lazy,
     check_unique_genes,
@@ -30,8 +31,9 @@ def loaded(adata: AnnData) -> AnnData:
     """Read a file-backed or dask-backed AnnData into memory, and return any other as it is.
 
     For whatever needs all values at once. Unlike :meth:`anndata.AnnData.to_memory`, it leaves a file
-    open, which the user may still read. Raises a ``ValueError`` for a lazy AnnData.
+    open, which the user may still read. Raises a ``ValueError`` for a lazy AnnData, or anything else.
     """
+    check_anndata(adata)
     check_not_lazy(adata)
     if not is_on_disk(adata):
         return adata.to_memory() if any(map(is_dask, (adata.X, *adata.layers.values()))) else adata

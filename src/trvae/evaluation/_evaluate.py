@@ -116,7 +116,7 @@ def evaluate(
     out
         Folder in which each result is saved as soon as it is available. Results that are there
         already are not computed again, so an interrupted evaluation can be resumed. Results of
-        other cells or settings are refused, also those of a :class:`~trvae.TRVAEMethod` of the same
+        other cells, settings or versions of the package are refused, also those of a :class:`~trvae.TRVAEMethod` of the same
         name with other settings. Other methods are identified by name only.
     progress_bar
         Whether to show a progress bar.
@@ -134,7 +134,7 @@ def evaluate(
         is the source condition; a label to hold out has fewer than two cells under one of the
         conditions, or no other label has cells under both; the cells can't be compared (see
         :func:`trvae.metrics.transfer_metrics`); a method has the name of a baseline; or ``out`` has
-        results of other data or settings, or a damaged file.
+        results of other data, settings or versions of the package, or a damaged file.
     KeyboardInterrupt, SystemExit
         If Ctrl-C or SIGTERM interrupts the training of a :class:`~trvae.TRVAEMethod`, which is
         then discarded. Earlier results remain in ``out``.
@@ -174,7 +174,9 @@ def evaluate(
     results = Results(out, fingerprint_of(adata, settings))
     for name, make in methods.items():
         results.check_method(name, settings_of(make, adata))
-    runs: list[tuple[str, int]] = [(method, int(seed)) for method in methods for seed in seeds]
+    runs: list[tuple[str, int]] = [
+        (method, int(seed)) for method in methods for seed in dict.fromkeys(seeds)
+    ]
     missing = {pair: [run for run in runs if (*pair, *run) not in results] for pair in pairs}
     n_missing = sum(map(len, missing.values()))
     # Rows of these can be missing where a line of the file was damaged.

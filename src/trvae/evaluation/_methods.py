@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import torch
 
 from trvae._utils._matrices import digest
 from trvae.model._trvae import TRVAE
@@ -78,8 +80,31 @@ def settings_of(method: Callable[[], TransferMethod], adata: AnnData) -> str | N
         if name in adata.obs
     ]
     hashes = [f"{name} {digest(adata.obs[name].to_numpy(dtype=str))}" for name in columns]
-    # Callbacks and the like show their address, which is another in each process.
-    return ", ".join([re.sub(r" at 0x[0-9a-fA-F]+", "", repr(made)), *hashes])
+    settings = {name: value for name, value in vars(made).items() if name != "_model"}
+    named = [f"{name}={_described(value, ())}" for name, value in settings.items()]
+    return ", ".join([f"{type(made).__qualname__}({', '.join(named)})", *hashes])
+
+
+def _described(value: Any, within: tuple) -> str:
+    """Like ``repr``, but of all that an object has, and the same in each process.
+
+    ``within`` are the objects that the value is part of.
+    """
+    if any(value is outer for outer in within):
+        return "..."
+    within = (*within, value)
+    if isinstance(value, dict):
+        items = (f"{key!r}: {_described(each, within)}" for key, each in value.items())
+        return f"{{{', '.join(items)}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(_described(each, within) for each in value)}]"
+    if isinstance(value, torch.Tensor | np.ndarray):
+        array = value.numpy(force=True) if isinstance(value, torch.Tensor) else value
+        return f"array({array.tolist() if array.size < 10 else digest(array)}, {array.dtype})"
+    if type(value).__repr__ is object.__repr__ and hasattr(value, "__dict__"):
+        return f"{type(value).__qualname__}({_described(vars(value), within)})"
+    # An address is another in each process.
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 @dataclass
@@ -101,6 +126,11 @@ class TRVAEMethod:
         Class of the model.
     calibrate_kwargs
         Passed to :meth:`trvae.TRVAE.calibrate`, before cells are transferred. ``None`` does not calibrate.
+
+    Raises
+    ------
+    TypeError
+        If the model's ``transfer`` or ``calibrate`` lacks an argument, or is given it already.
     """
 
     model_kwargs: dict = field(default_factory=dict)
@@ -110,6 +140,13 @@ class TRVAEMethod:
     model_cls: type[BaseTRVAE] = TRVAE
     calibrate_kwargs: dict | None = None
     _model: BaseTRVAE | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # What is wrong with these should not take a training to find out.
+        cls, cells, target = self.model_cls, None, None
+        inspect.signature(cls.transfer).bind(self, cells, target, seed=0, **self.transfer_kwargs)
+        if (given := self.calibrate_kwargs) is not None:
+            inspect.signature(cls.calibrate).bind(self, target, source_condition=None, **given)
 
     @property
     def model(self) -> BaseTRVAE:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import FileLock
 
 from trvae._utils._arguments import join_names
 from trvae._utils._matrices import digest, digest_of_matrix
 from trvae.data._checks import check_obs_column, get_matrix
 from trvae.io._atomic import write_first
+from trvae.metrics import MEASURES
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -81,7 +84,10 @@ class Results:
         if self._path is not None:
             # JSON has no NaN.
             values = {name: None if np.isnan(x) else float(x) for name, x in row.items()}
-            _append_line(self._path, json.dumps({"key": _key_text(key), **settings, **values}))
+            line = json.dumps({"key": _key_text(key), **settings, **values})
+            # What another process is writing is no unfinished line.
+            with FileLock(self._path.with_name(".lock")):
+                _append_line(self._path, line)
 
     def _read(self, path: Path) -> None:
         """Take the rows of a file."""
@@ -100,6 +106,8 @@ def fingerprint_of(adata: AnnData, settings: dict[str, Any]) -> dict[str, Any]:
     ]
     names = [values.to_numpy(dtype=str) for values in (adata.obs_names, adata.var_names)]
     return {
+        "version": version("trvae-tools"),
+        "measures": ", ".join(MEASURES),
         "cells_and_genes": digest(*names, *columns),
         "values": digest_of_matrix(get_matrix(adata, settings["layer"])),
         **{name: None if value is None else str(value) for name, value in settings.items()},

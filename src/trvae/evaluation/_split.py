@@ -115,6 +115,11 @@ def predict_held_out(
     # Methods may modify the cells they are given.
     method.fit(split.train.copy(), seed=seed, **split.keys)
     predicted = method.transfer(split.control.copy(), target_condition, seed=seed)
+    if not isinstance(predicted, AnnData):
+        raise ValueError(
+            f"{type(method).__name__}.transfer must return an AnnData, got a "
+            f"{type(predicted).__name__}."
+        )
     return predicted, split.comparison.table(predicted)
 
 
@@ -130,14 +135,14 @@ def pairs_to_hold_out(
     By default these are all other conditions, and all labels with enough cells under both, if another
     label has cells under both, too.
     """
-    _check_occurs("source_condition", source_condition, conditions)
+    # Such as 0 in place of False, of which a table's columns know only one.
+    source_condition = _known("source_condition", source_condition, conditions)
     # A column of type category has counts of unused categories, too.
     counts = pd.crosstab(labels.astype(object), conditions.astype(object))
     targets = [target for target in counts.columns if target != source_condition]
     if chosen_targets is not None:
-        targets = list(dict.fromkeys(chosen_targets))
-        for target in targets:
-            _check_occurs("target_condition", target, conditions)
+        known = (_known("target_condition", target, conditions) for target in chosen_targets)
+        targets = list(dict.fromkeys(known))
         if source_condition in targets:
             raise ValueError(
                 f"target_conditions has the source condition {source_condition!r}, whose cells are "
@@ -157,9 +162,8 @@ def pairs_to_hold_out(
                 "condition, under which another label was measured, too."
             )
     else:
-        chosen_labels = list(dict.fromkeys(chosen_labels))
-        for label in chosen_labels:
-            _check_occurs("label", label, labels)
+        known = (_known("label", label, labels) for label in chosen_labels)
+        chosen_labels = list(dict.fromkeys(known))
         pairs = [(label, target) for target in targets for label in chosen_labels]
     for label, target in pairs:
         _check_pair(counts, label, source_condition, target)
@@ -189,13 +193,15 @@ def _has_others(counts: pd.DataFrame, label: Any, source: Any, target: Any) -> b
     return bool(((others[source] > 0) & (others[target] > 0)).any())
 
 
-def _check_occurs(argument: str, value: Any, column: pd.Series) -> None:
-    """Raise a ``ValueError`` unless the column has the value."""
-    if not (column == value).any():
+def _known(argument: str, value: Any, column: pd.Series) -> Any:
+    """Return the column's own value that equals this one, or raise a ``ValueError``."""
+    own = column[column == value]
+    if own.empty:
         raise ValueError(
             f"{argument} {value!r} is not in adata.obs[{column.name!r}]: "
             f"{join_names(column.unique())}."
         )
+    return own.iloc[0]
 
 
 def _variable_genes(train: AnnData, n_genes: int, layer: str | None) -> np.ndarray:

@@ -9,6 +9,7 @@ from trvae.metrics._differential_expression import (
     de_recall,
     rank_changed_genes,
     significant_genes,
+    welch_degrees_of_freedom,
     welch_t,
 )
 from trvae.metrics._distances import (
@@ -59,5 +60,6 @@ __all__ = [
     "summarize",
     "transfer_metrics",
     "wasserstein_distance",
+    "welch_degrees_of_freedom",
     "welch_t",
 ]

@@ -17,6 +17,7 @@ from trvae.metrics._differential_expression import (
     de_recall,
     rank_by_magnitude,
     significant_genes,
+    welch_degrees_of_freedom,
     welch_t,
 )
 from trvae.metrics._distances import energy_distance_and_mmd, wasserstein_distance
@@ -42,7 +43,7 @@ class AllMeasures:
     """The measures of :func:`transfer_metrics`, for log-normalised cells, ``n_cells x n_genes``.
 
     ``others`` are the other labels, if known; ``one_count`` is as in :func:`welch_t`, and
-    ``is_log`` says that the values are ``log(1 + x)``.
+    ``is_natural_log`` says that the values are ``log(1 + x)``.
     """
 
     def __init__(
@@ -54,12 +55,15 @@ class AllMeasures:
         n_pcs: int,
         seed: int,
         one_count: float = 0.0,
-        is_log: bool = True,
+        is_natural_log: bool = True,
     ):
         control, observed = _sorted_by_value(control), _sorted_by_value(observed)
         self._control, self._observed, self._others = control, observed, others
         self._n_top_genes, self._seed = n_top_genes, seed
-        self._one_count, self._is_log = one_count, is_log
+        self._is_natural_log = is_natural_log
+        # Values that are no logarithms have a unit of their own.
+        unit = 1.0 if is_natural_log else np.concatenate([control, observed]).var(0).mean()
+        self._of_test = {"one_count": one_count, "least_variance": 0.01 * unit or 1.0}
         t = self._t(observed)
         self._top = rank_by_magnitude(t)[:n_top_genes]
         self._weights = t**2 if t.any() else None
@@ -107,7 +111,7 @@ class AllMeasures:
         distances = {space: energy_distance_and_mmd(*groups) for space, groups in spaces.items()}
         t = self._t(predicted), self._t(observed)
         signs = [
-            np.sign(values) * significant_genes(values, len(self._control) + len(group))
+            np.sign(values) * significant_genes(values, self._degrees_of_freedom(group))
             for values, group in zip(t, cells, strict=True)
         ]
         return {
@@ -121,7 +125,7 @@ class AllMeasures:
             "rmse": rmse_of_means(*cells),
             "rmse_weighted": rmse_of_means(*cells, self._weights),
             "rmse_log_fold_change": rmse_of_log_fold_changes(*cells)
-            if self._is_log
+            if self._is_natural_log
             else _NOT_KNOWN,
             "wasserstein": wasserstein_distance(*cells),
             **{f"energy_distance{space}": energy for space, (energy, _) in distances.items()},
@@ -172,7 +176,10 @@ class AllMeasures:
         return np.array([*pca.components_, *more]).T
 
     def _t(self, cells: np.ndarray) -> np.ndarray:
-        return welch_t(self._control, cells, one_count=self._one_count)
+        return welch_t(self._control, cells, **self._of_test)
+
+    def _degrees_of_freedom(self, cells: np.ndarray) -> np.ndarray:
+        return welch_degrees_of_freedom(self._control, cells, **self._of_test)
 
     def _subset(self, values: np.ndarray) -> np.ndarray:
         """A random subset if there are too many cells for distances between all of them."""

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from trvae._utils._arguments import join_names
-from trvae.data._checks import check_unique_genes, get_matrix, name_of_matrix, value_range
-from trvae.metrics._normalize import is_counts, stated_target_sum
+from trvae.data._checks import (
+    check_library,
+    check_numbers,
+    check_unique_genes,
+    get_matrix,
+    name_of_matrix,
+    value_range,
+)
+from trvae.metrics._normalize import is_counts, stated_base, stated_target_sum
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+# Logarithms of counts stay far below.
+_LARGEST_LOGARITHM = 30
+
 
 def check_comparable(
-    groups: dict[str, AnnData], layer: str | None, normalize: bool = True
+    groups: dict[str, AnnData],
+    *,
+    layer: str | None,
+    library_key: str | None,
+    normalize: bool = True,
 ) -> None:
     """Raise a ``ValueError`` unless the groups, by name, can be compared.
 
@@ -21,6 +37,7 @@ def check_comparable(
     be normalised, they can't be compared with values of an unknown scale.
     """
     genes = groups["observed"].var_names
+    matrices = {}
     for name, adata in groups.items():
         if adata.n_obs < 2:
             raise ValueError(f"{name} has {adata.n_obs} cells; 2 or more are needed.")
@@ -28,22 +45,47 @@ def check_comparable(
         missing = genes.difference(adata.var_names)
         if len(missing):
             raise ValueError(f"{name} lacks genes that observed has: {join_names(missing)}.")
-        value_range(get_matrix(adata[:, genes], layer), f"{name}: {name_of_matrix(layer)}")
+        matrices[name] = matrix = get_matrix(adata[:, genes], layer)
+        where = f"{name}: {name_of_matrix(layer)}"
+        _, largest = value_range(matrix, where)
+        if not normalize:
+            continue
+        if not is_counts(matrix):
+            _check_logarithms(largest, where)
+        elif library_key is not None:
+            check_numbers(adata, "library_key", library_key, positive=True)
+            # More counts can be predicted than the cell has that they are predicted from.
+            if name != "predicted":
+                check_library(matrix, adata.obs[library_key], where)
     if normalize:
-        _check_same_scale(groups, layer)
+        _check_same_scale(groups, matrices)
 
 
-def _check_same_scale(groups: dict[str, AnnData], layer: str | None) -> None:
-    counts = [name for name, adata in groups.items() if is_counts(get_matrix(adata, layer))]
-    unknown = [
-        name
-        for name, adata in groups.items()
-        if name not in counts and stated_target_sum(adata) is None
-    ]
+def _check_logarithms(largest: float, where: str) -> None:
+    if largest > _LARGEST_LOGARITHM:
+        raise ValueError(
+            f"{where} has values that are neither integers nor logarithms (up to {largest:g}). Round "
+            "counts that were estimated, or compare all values as they are: normalize=False."
+        )
+
+
+def _check_same_scale(groups: dict[str, AnnData], matrices: dict[str, Any]) -> None:
+    # Cells without any counts have the same logarithms.
+    with_values = [name for name, matrix in matrices.items() if any(value_range(matrix, name))]
+    counts = [name for name in with_values if is_counts(matrices[name])]
+    logarithms = [name for name in with_values if name not in counts]
+    unknown = [name for name in logarithms if stated_target_sum(groups[name]) is None]
     if counts and unknown:
         raise ValueError(
             f"{', '.join(counts)} hold counts, but {', '.join(unknown)} values that are not "
             "integers. Compare counts with counts, as drawn by transfer(), or log-normalised "
             "values with log-normalised values, or state in uns['log1p']['target_sum'] which "
             "library size log-normalised values are scaled to."
+        )
+    bases = {name: stated_base(groups[name]) for name in logarithms} | dict.fromkeys(counts, np.e)
+    if len({base for base in bases.values() if base is not None}) > 1:
+        shown = (f"{name} {base:.4g}" for name, base in bases.items() if base is not None)
+        raise ValueError(
+            "Logarithms of different bases (of uns['log1p']['base']) can't be compared: "
+            f"{', '.join(shown)}. Take natural logarithms, as scanpy.pp.log1p(adata) does."
         )

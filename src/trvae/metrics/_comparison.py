@@ -29,6 +29,7 @@ from trvae.metrics._normalize import (
     log_normalized,
     log_of_counts,
     median_library_size,
+    stated_base,
 )
 
 if TYPE_CHECKING:
@@ -81,8 +82,9 @@ class TransferComparison:
         reference = None if reference is None else loaded(reference)
         self._groups = {"observed": observed, "control": control}
         trained_on = {} if reference is None else {"reference": reference}
-        check_comparable(self._groups | trained_on, layer, normalize)
-        self._layer, self._library_key, self._normalize = layer, library_key, normalize
+        self._keys = {"layer": layer, "library_key": library_key}
+        self._normalize = normalize
+        check_comparable(self._groups | trained_on, normalize=normalize, **self._keys)
         compared = control[:, observed.var_names]
         self._target_sum = median_library_size(compared, layer, library_key) if normalize else None
         before = self._values(control)
@@ -91,8 +93,8 @@ class TransferComparison:
         self._nearest: str | None = None
         counted = LINEAR_COUNTS in baselines_of(get_matrix(control, layer), normalize=normalize)
         if reference is not None:
-            keys = condition_key, labels_key, source_condition, target_condition
-            groups, values = _other_labels(reference, control, *keys), self._values(reference)
+            of = condition_key, labels_key, source_condition, target_condition
+            groups, values = _other_labels(reference, control, *of), self._values(reference)
             others = centroids(values, *groups)
             predictions |= shifted_cells(before, others)
             if counted:
@@ -108,7 +110,7 @@ class TransferComparison:
             seed,
             # Of a cell with the median library size, which all are scaled to.
             one_count=np.log(2) if counted else 0.0,
-            is_log=normalize,
+            is_natural_log=normalize and stated_base(observed) in (None, np.e),
         )
         self._n_bootstrap = n_bootstrap
         self.rows = {name: self._row(values) for name, values in predictions.items()}
@@ -118,7 +120,8 @@ class TransferComparison:
     def table(self, predicted: AnnData) -> pd.DataFrame:
         """Compare a prediction: the result of :func:`transfer_metrics`."""
         predicted = loaded(predicted)
-        check_comparable({"predicted": predicted, **self._groups}, self._layer, self._normalize)
+        cells = {"predicted": predicted, **self._groups}
+        check_comparable(cells, normalize=self._normalize, **self._keys)
         rows = {"prediction": self._row(self._values(predicted)), **self.rows}
         table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
         table.attrs["nearest"] = self._nearest
@@ -133,8 +136,8 @@ class TransferComparison:
 
     def _linear_counts(self, control: AnnData, others: Centroids, seed: int) -> np.ndarray:
         cells = control[:, self._groups["observed"].var_names]
-        counts = dense(get_matrix(cells, self._layer)).astype(float)
-        library = library_sizes(cells, self._layer, self._library_key).clip(min=1)
+        counts = dense(get_matrix(cells, self._keys["layer"])).astype(float)
+        library = library_sizes(cells, **self._keys).clip(min=1)
         drawn = linear_counts(counts, library, cell_keys(cells.obs_names), others, seed)
         return log_of_counts(drawn, library, self._target_sum)
 
@@ -142,10 +145,8 @@ class TransferComparison:
         """The values to compare, ``n_cells x n_genes``, with the genes of the observed cells."""
         cells = adata[:, self._groups["observed"].var_names]
         if not self._normalize:
-            return dense(get_matrix(cells, self._layer)).astype(float)
-        return log_normalized(
-            cells, target_sum=self._target_sum, layer=self._layer, library_key=self._library_key
-        )
+            return dense(get_matrix(cells, self._keys["layer"])).astype(float)
+        return log_normalized(cells, target_sum=self._target_sum, **self._keys)
 
 
 def baselines_of(matrix: Any, *, normalize: bool) -> list[str]:

@@ -50,12 +50,15 @@ def log_normalized(
     adata = loaded(adata)
     matrix = get_matrix(adata, layer)
     values = dense(matrix).astype(float)
+    if not values.any():
+        return values
     if is_counts(values):
         return log_of_counts(values, library_sizes(adata, layer, library_key), target_sum)
     scaled_to = stated_target_sum(adata)
     if scaled_to is None or target_sum is None:
         return values
-    return np.log1p(np.expm1(values) * (target_sum / scaled_to))
+    unit = np.log(stated_base(adata) or np.e)
+    return np.log1p(np.expm1(values * unit) * (target_sum / scaled_to)) / unit
 
 
 def log_of_counts(counts: np.ndarray, library: np.ndarray, target_sum: Any) -> np.ndarray:
@@ -99,6 +102,13 @@ def is_counts(matrix: Any) -> bool:
 def stated_target_sum(adata: AnnData) -> float | None:
     """Library size that log-normalised values are scaled to, if ``uns`` states it."""
     return adata.uns.get("log1p", {}).get("target_sum")
+
+
+def stated_base(adata: AnnData) -> float | None:
+    """Base of the logarithms, ``e`` if ``uns`` says that they are natural, ``None`` if nothing."""
+    if "log1p" not in adata.uns:
+        return None
+    return adata.uns["log1p"].get("base") or np.e
 
 
 def library_sizes(adata: AnnData, layer: str | None, library_key: str | None) -> np.ndarray:

@@ -43,12 +43,14 @@ def paired_differences(
     One row per measure, with the columns
 
     * ``n``: number of pairs of label and conditions for which both have the measure;
+    * ``n_missing``: number of pairs for which the other has the measure and the method lacks it in
+      any seed, as ``de_precision`` where no gene is predicted to change;
     * ``advantage``: mean of the other's error minus the method's; positive if the method is better;
     * ``low``, ``high``: Student's interval of the advantage, NaN for a single pair;
     * ``n_better``: number of pairs for which the method is better;
     * ``sd_of_seeds``: standard deviation of the method's measure over seeds, averaged over pairs;
     * ``verdict``: ``"ahead"`` or ``"behind"`` if the interval excludes 0, and otherwise
-      ``"undecided"``.
+      ``"undecided"``; never ``"ahead"`` if a measure is missing.
 
     Raises
     ------
@@ -80,10 +82,13 @@ def paired_differences(
     of_method = table[table["method"] == method].groupby(pair, **named)[list(MEASURES)]
     difference = others.reindex(own.index) - own
     n, mean = difference.count(), difference.mean()
+    is_missing = of_method.agg(lambda values: values.isna().any()).astype(bool)
+    n_missing = (is_missing & others.reindex(own.index).notna()).sum()
     half = stats.t.ppf((1 + level) / 2, (n - 1).clip(lower=1)) * difference.std() / np.sqrt(n)
     result = pd.DataFrame(
         {
             "n": n,
+            "n_missing": n_missing,
             "advantage": mean,
             "low": mean - half,
             "high": mean + half,
@@ -92,6 +97,8 @@ def paired_differences(
         }
     )
     result["verdict"] = np.select(
-        [result["low"] > 0, result["high"] < 0], ["ahead", "behind"], "undecided"
+        [(result["low"] > 0) & (n_missing == 0), result["high"] < 0],
+        ["ahead", "behind"],
+        "undecided",
     )
     return result.rename_axis("measure")

@@ -26,14 +26,12 @@ def normalized(
     Genes are those of ``observed``. A ``control`` that is ``None`` is left out.
     """
     present = {name: loaded(adata) for name, adata in groups.items() if adata is not None}
-    check_comparable(present, layer)
-    scale_to = present.get("control", present["observed"])
-    target_sum = median_library_size(scale_to, layer, library_key)
+    keys = {"layer": layer, "library_key": library_key}
+    check_comparable(present, **keys)
+    target_sum = median_library_size(present.get("control", present["observed"]), **keys)
     genes = present["observed"].var_names
     return {
-        name: log_normalized(
-            adata[:, genes], target_sum=target_sum, layer=layer, library_key=library_key
-        )
+        name: log_normalized(adata[:, genes], target_sum=target_sum, **keys)
         for name, adata in present.items()
     }
 
