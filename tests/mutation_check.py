@@ -468,6 +468,20 @@ MUTATIONS = [
         "data/test_registration.py evaluation/test_evaluate.py",
     ),
     Mutation(
+        "labels that are a covariate, too, become the first label",
+        "model/_base.py",
+        "labels_key is not None and labels_key not in known.categories()",
+        "labels_key is not None",
+        "data/test_registration.py",
+    ),
+    Mutation(
+        "a query resumes on another reference",
+        "model/_identity.py",
+        "        **mapped,\n",
+        "",
+        "model/test_mapping.py",
+    ),
+    Mutation(
         "results of other values are taken",
         "evaluation/_results.py",
         'digest_of_matrix(get_matrix(adata, settings["layer"]))',

@@ -8,10 +8,13 @@ import sys
 from types import SimpleNamespace
 
 import anndata
+import h5py
 import mudata
 import numpy as np
 import pandas as pd
 import pytest
+import zarr
+from anndata import AnnData
 from helpers import At, assert_same_weights, sending
 from typer.testing import CliRunner
 
@@ -160,6 +163,16 @@ def test_transfer_of_one_cell_type(cells, model, tmp_path, suffix):
     assert [group["cell_type"] for group in record["groups"]] == ["type_1"]
     wrong = run(*command, "--label", "type_9", exit_code=1).stderr
     assert "--label 'type_9' is not in obs['cell_type']: 'type_0', 'type_1'" in wrong
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_transfer_of_a_layer(cells, tmp_path, suffix):
+    cells = AnnData(obs=cells.obs, var=cells.var, layers={"counts": cells.X})
+    given, out = write(cells, tmp_path / f"cells{suffix}"), tmp_path / "predicted.h5ad"
+    run("train", given, *KEYS, "--layer", "counts", "--out", tmp_path / "model", *ONE_EPOCH)
+    result = run("transfer", tmp_path / "model", given, *BETWEEN, "--out", out, "--json")
+    assert len(json.loads(result.stdout)["groups"]) == 3
+    assert read(out).n_obs == 120
 
 
 @pytest.mark.parametrize("labels", ["absent", "missing", "of another type"])
@@ -320,6 +333,22 @@ def test_a_damaged_file_is_named(tmp_path):
     command = TRAIN.format(data=tmp_path / "cells.h5ad", out=tmp_path / "model")
     result = run(*command.split(), exit_code=1)
     assert re.fullmatch(r"Error: .*cells.h5ad can't be read: .*", result.stderr.strip())
+
+
+@pytest.mark.parametrize("suffix", ["h5ad", "h5mu", "zarr"])
+@pytest.mark.parametrize("command", ["train", "transfer"])
+def test_a_file_of_another_kind_is_named(model, tmp_path, suffix, command):
+    path = tmp_path / f"foreign.{suffix}"
+    if suffix == "zarr":
+        zarr.open_group(path, mode="w")["x"] = np.ones(3)
+    else:
+        with h5py.File(path, "w") as file:
+            file["x"] = np.ones(3)
+    of_command = (path, *KEYS) if command == "train" else (model, path, "--to", "treated")
+    result = run(command, *of_command, "--out", tmp_path / "out.h5ad", exit_code=1)
+    # Read lazily, any zarr group is an AnnData.
+    message = rf".*foreign.{suffix} is not an AnnData or MuData: .*|adata is empty: .*"
+    assert re.fullmatch(f"Error: ({message})", result.stderr.strip())
 
 
 @pytest.mark.parametrize("arguments", [("train", "none.h5ad"), ("transfer", "none", ".")])

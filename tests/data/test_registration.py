@@ -202,6 +202,13 @@ def test_cells_with_their_genes_in_another_order_stay_set_up(saved, kind):
     assert trvae.TRVAE(data).adata is data
 
 
+def test_labels_can_be_a_covariate_too(adata):
+    covariate = {"categorical_covariate_keys": ["cell_type"]}
+    model = fit(adata, setup=covariate, train={"max_epochs": 5})
+    own, passed = (model.get_latent_representation(cells) for cells in (None, model.adata.copy()))
+    np.testing.assert_array_equal(passed, own)
+
+
 @pytest.mark.parametrize("kind", [AnnData, MuData])
 def test_two_models_of_the_same_cells_predict_as_one_alone(kind):
     def made(data, key):

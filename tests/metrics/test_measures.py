@@ -97,7 +97,7 @@ def five_kernels(a, b):
 def test_distances(distance, expected, n_features, power):
     a, b = A[:, :n_features], B[:, :n_features]
     assert distance(a, b) == pytest.approx(expected(a, b))
-    assert distance(A, A) == pytest.approx(0, abs=1e-8)
+    assert distance(A, A) == pytest.approx(0, abs=1e-9)
     assert distance(A, B + 1) > distance(A, B) > 0
     assert distance(10 * A, 10 * B) == pytest.approx(10**power * distance(A, B))
 

@@ -148,6 +148,18 @@ def test_log_normalised_values_and_cells_without_labels(adata, labels_key):
     assert table["error"].notna().all() == (labels_key is not None)
 
 
+def test_a_change_from_a_condition_that_the_last_training_lacked(tmp_path):
+    cells = trvae.datasets.simulated(
+        n_cells=20, n_genes=30, conditions=("control", "treated", "other")
+    )
+    is_other = cells.obs["condition"] == "other"
+    fit(cells, train={"max_epochs": 1}).save(tmp_path / "model")
+    model = trvae.TRVAE.load(tmp_path / "model", cells[~is_other].copy())
+    model.train(max_epochs=1, **QUIET)
+    table = model.assess_transfer(cells[is_other], "control")
+    assert table["change"].notna().all()
+
+
 def test_a_query_adds_its_cells(trained, control):
     control.obs["condition"] = "new"
     model = trvae.TRVAE.load_query_data(control, trained)

@@ -209,6 +209,19 @@ def test_in_memory_and_on_disk_alike(tmp_path, kind):
         np.testing.assert_allclose(pixels, images, rtol=0, atol=atol)
 
 
+def test_minified_images_are_no_images():
+    model = fit(bars(10), train={"max_epochs": 1})
+    latent = dict(
+        zip(("qzm", "qzv"), model.get_latent_representation(return_dist=True), strict=True)
+    )
+    for name, values in latent.items():
+        model.adata.obsm[f"X_latent_{name}"] = values
+    model.minify_adata()
+    with pytest.raises(ValueError, match="minified AnnData has no images"):
+        model.get_images()
+    assert model.get_images(bars(10)).max() > 0
+
+
 def test_faces_of_celeba_are_transferred(tmp_path):
     # Smiles are red and faces of one sex are blue, on 16 photographs as CelebA has them.
     rng = np.random.default_rng(0)

@@ -6,7 +6,7 @@ import anndata
 import numpy as np
 import pytest
 import torch
-from helpers import LONG, QUIET, copied, fit, on_device
+from helpers import LONG, QUIET, copied, fit, on_device, untrained
 
 import trvae
 from trvae.module._mmd import multi_scale_mmd
@@ -188,3 +188,30 @@ def test_what_cannot_be_matched(reference_and_query, monkeypatch):
         reference.get_transfer_support(None, "treated")
     with pytest.raises(ValueError, match="Pass reference_model"):
         trvae.TRVAE.load_query_data(query)
+
+
+def test_what_was_never_trained_is_no_reference(reference_and_query):
+    reference, query = reference_and_query
+    mapped = trvae.TRVAE.load_query_data(query, reference)
+    for untrained_reference in (untrained(reference.adata.copy()), mapped):
+        with pytest.raises(RuntimeError, match="reference is not trained"):
+            trvae.TRVAE.load_query_data(query, untrained_reference)
+    assert not mapped.is_trained
+
+
+def test_a_query_resumes_only_on_its_reference(reference_and_query, tmp_path):
+    reference, query = reference_and_query
+    settings = {"max_epochs": 2} | QUIET
+    mapped = trvae.TRVAE.load_query_data(query, reference)
+    mapped.train(**settings, checkpoint_dir=tmp_path)
+    other = fit(reference.adata, train={"max_epochs": 1})
+    for its, kwargs, differing in (
+        (other, {}, "reference"),
+        (reference, {"match_reference": True}, "match_reference"),
+        (reference, {"unfrozen": True}, "unfrozen"),
+    ):
+        again = trvae.TRVAE.load_query_data(query, its, **kwargs)
+        with pytest.raises(ValueError, match=f"another training, which differs in {differing}"):
+            again.train(**settings, resume_from=tmp_path)
+    mapped.save(tmp_path / "mapped")
+    trvae.TRVAE.load(tmp_path / "mapped", query).train(**settings, resume_from=tmp_path)

@@ -93,6 +93,8 @@ def test_saved_cells_are_not_those_of_a_model_of_others(adata, models, tmp_path)
     models[0].save(tmp_path, overwrite=True)
     assert trvae.TRVAE.load(tmp_path).adata is None
     without = trvae.TRVAE.load(tmp_path / "here", adata=False)
+    # Elsewhere it is saved without its cells, which stay its own.
+    without.save(tmp_path / "elsewhere")
     without.save(tmp_path / "here", overwrite=True)
     assert trvae.TRVAE.load(tmp_path / "here").adata is not None
 

@@ -56,6 +56,7 @@ def keeping(folder, epoch):
 
 def assert_same_training(resumed, whole):
     assert_same_weights(resumed.module, whole.module.state_dict())
+    assert resumed.training_["max_epochs"] == whole.training_["max_epochs"]
     assert resumed.history.keys() == whole.history.keys()
     for name, table in whole.history.items():
         pd.testing.assert_frame_equal(resumed.history[name], table, check_exact=True)

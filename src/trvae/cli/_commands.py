@@ -219,12 +219,23 @@ def _assess(
     """Assess the transfer of selected cells, or of a sample if there are many; print the sentences."""
     import numpy as np
 
+    from trvae._utils._matrices import read_rows
+    from trvae.data._cells import with_matrix
+    from trvae.data._checks import get_matrix, in_memory
+
     cells = model.registered_data.cells_of(data)
     assessed = selected
     if len(selected) > _MAX_CELLS_TO_ASSESS:
         rng = np.random.default_rng(seed)
         assessed = np.sort(rng.choice(selected, _MAX_CELLS_TO_ASSESS, replace=False))
-    groups = model.assess_transfer(cells[assessed].to_memory(), target, source_condition=source)
+    layer = model.registered_data.layer
+    sample = with_matrix(
+        in_memory(cells.obs).iloc[assessed],
+        in_memory(cells.var),
+        layer,
+        read_rows(get_matrix(cells, layer), assessed),
+    )
+    groups = model.assess_transfer(sample, target, source_condition=source)
     if len(assessed) < len(selected):
         console.print(
             f"Of a random sample of {len(assessed):,} of the {len(selected):,} cells:",

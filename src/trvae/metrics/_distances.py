@@ -145,9 +145,6 @@ class _SquaredDistances(NamedTuple):
 
 
 def _squared_distances(predicted: np.ndarray, observed: np.ndarray) -> _SquaredDistances:
-    # Far from 0, squared norms would differ by rounding errors.
-    center = observed.mean(0)
-    predicted, observed = predicted - center, observed - center
     return _SquaredDistances(
         euclidean_distances(predicted, observed, squared=True),
         euclidean_distances(predicted, squared=True),

@@ -287,8 +287,8 @@ class BaseTRVAE(
         check_columns_to_predict(copy, known)
         self._check_values(get_matrix(copy, known.layer), name_of_matrix(known.layer))
         given, labels_key = copy.obs, known.arguments["labels_key"]
-        if labels_key is not None:
-            # Prediction ignores labels, so any known one will do.
+        if labels_key is not None and labels_key not in known.categories():
+            # Prediction ignores labels, so any known one will do, unless they are a covariate, too.
             copy.obs = given.assign(**{labels_key: known.labels[0]})
         type(self).setup_anndata(copy, source_registry=self.registry, **known.arguments)
         if labels_key in given:

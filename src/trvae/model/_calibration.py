@@ -215,7 +215,7 @@ class CalibrationMixin(Model):
             raise ValueError("A model of a query can't be calibrated. Calibrate its reference.")
         if self.minified_data_type is not None:
             raise ValueError(
-                "calibrate needs the cells' own values, which a minified AnnData lacks."
+                "calibrate can't use a minified AnnData. Load the model with one that isn't."
             )
         if self.training_ is None:
             raise ValueError(

@@ -31,7 +31,16 @@ def identity_of(
     # Not used in training.
     for name in ("linear_weight", "response_limit"):
         settings.pop(name, None)
+    mapped = {}
+    if (mapping := model.mapping_) is not None:
+        cells = mapping["reference_cells"]
+        mapped = {
+            "reference": None if cells is None else digest(*cells.values()),
+            "unfrozen": mapping["n_rows"] is None,
+            "match_reference": mapping["matches_reference"],
+        }
     return {
+        **mapped,
         **{
             name: str(list(value) if isinstance(value, tuple) else value)
             for name, value in settings.items()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from trvae._scvi import LATENT_POSTERIOR, minify_type
 from trvae._utils._arguments import AT_LEAST_2, check_arguments
 from trvae._utils._matrices import dense
 from trvae.counterfactual._residual import expected_grey
@@ -94,10 +95,12 @@ class BaseImageModel(BaseTRVAE):
         Raises
         ------
         ValueError
-            If there are no such images.
+            If there are no such images, or a minified AnnData has none.
         """
         known = self.registered_data
         adata = loaded(known.cells_of(own_data(self) if adata is None else adata))
+        if minify_type(adata) == LATENT_POSTERIOR:
+            raise ValueError("the minified AnnData has no images. Pass one that has.")
         positions = cell_positions(indices, adata.n_obs, cells=known.cells)
         order = positions_of_genes(adata, known.var_names, known.genes)
         pixels = dense(get_matrix(adata[positions, order], known.layer))

@@ -144,7 +144,9 @@ def libraries_of(model: Model, obs: pd.DataFrame, matrix: Any, source: int) -> n
         return obs[key].to_numpy(dtype=float).clip(min=1)
     share = 1.0
     if model._group_means is not None:
-        share = float(np.nanmean(model._group_means.modelled_share[:, source]))
+        shares = model._group_means.modelled_share[:, source]
+        # A model that went on training without this condition knows of none.
+        share = float(shares[np.isfinite(shares)].mean()) if np.isfinite(shares).any() else 1.0
     return np.ravel(matrix.sum(1, dtype=float)).clip(min=1) / share
 
 

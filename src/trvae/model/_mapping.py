@@ -161,6 +161,8 @@ class MappingMixin(Model):
             If there is no reference model, a column, a gene or a modality is missing, or with
             ``match_reference`` no cells were kept with the reference.
             :meth:`prepare_query_anndata` fills in missing genes.
+        RuntimeError
+            If the reference is not trained, such as a query with new conditions that was only loaded.
 
         References
         ----------
@@ -174,6 +176,10 @@ class MappingMixin(Model):
         if kwargs.get("inplace_subset_query_vars") and adata is not None:
             check_not_backed(adata, "inplace_subset_query_vars=True")
         reference = cls._loaded(reference_model)
+        if not reference.is_trained_:
+            raise RuntimeError(
+                "The reference is not trained, so there is nothing to map cells onto. Train it first."
+            )
         reference_cells = reference._kept_reference_cells() if match_reference else None
         if adata is not None:
             with_genes = reference.registered_data.with_genes(adata)

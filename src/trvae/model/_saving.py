@@ -91,11 +91,10 @@ class SavingMixin(Model):
         # scvi-tools saves Pyro's store, which other models of this process may have filled.
         with (
             get_param_store().scope(),
-            self._with_plain_history(),
+            self._as_saved(digest),
             atomic_update(folder, prefix or "") as unfinished,
         ):
             unfinished.mkdir(exist_ok=True)
-            self.cells_digest_ = digest
             if save_anndata:
                 is_mudata = isinstance(self.adata, MuData)
                 path = unfinished / file_of_cells(prefix, is_mudata)
@@ -119,13 +118,14 @@ class SavingMixin(Model):
         return saved if own == saved else None
 
     @contextmanager
-    def _with_plain_history(self) -> Iterator[None]:
-        history = self.history_
-        self.history_ = history_as_arrays(history)
+    def _as_saved(self, cells_digest: str | None) -> Iterator[None]:
+        """Have the attributes that differ in the file, of which the cells may be elsewhere."""
+        before = self.history_, self.cells_digest_
+        self.history_, self.cells_digest_ = history_as_arrays(self.history_), cells_digest
         try:
             yield
         finally:
-            self.history_ = history
+            self.history_, self.cells_digest_ = before
 
     @classmethod
     def load(

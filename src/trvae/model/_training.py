@@ -250,16 +250,14 @@ class TrainingMixin(Model):
         if datamodule is not None:
             self._check_data_of(datamodule)
         checkpoint = None
+        before = self.is_trained_, self.history_, (self.training_ or {}).get("max_epochs", 0)
         if has_checkpoints:
-            identity, before = identity_of(self, datamodule, plan_kwargs), None
+            identity = identity_of(self, datamodule, plan_kwargs)
             if resume_from is not None:
                 before = read_checkpoint(resume_from, identity, self.module, max_epochs)
                 trainer_kwargs["ckpt_path"] = checkpoint_file(resume_from)
             checkpoint = TrainingCheckpoint(
-                identity,
-                before or (self.is_trained_, self.history_),
-                checkpoint_dir,
-                checkpoint_every_n_epoch,
+                identity, before, checkpoint_dir, checkpoint_every_n_epoch
             )
         with (
             self._restored_on_error(),
@@ -269,8 +267,7 @@ class TrainingMixin(Model):
             tracker = EpochTracker(request)
             # To these or a reference's cells.
             is_fitted = self.is_trained_ or self.mapping_ is not None
-            if checkpoint is not None:
-                self.is_trained_, self.history_ = checkpoint.before
+            self.is_trained_, self.history_, epochs_before = before
             # A trained model is in evaluation mode, which Lightning would leave it in.
             self.module.train()
             with new_history(self), float32_afterwards(self.module), without_noise():
@@ -302,8 +299,8 @@ class TrainingMixin(Model):
                 )
             self._take_best_weights(tracker, early_stopping)
             n_epochs = max_epochs if early_stopping else self.trainer.current_epoch
-            n_epochs += (self.training_ or {"max_epochs": 0})["max_epochs"]
-            self.training_ = kept | {"max_epochs": n_epochs, "plan_kwargs": plan_kwargs}
+            kept |= {"max_epochs": epochs_before + n_epochs, "plan_kwargs": plan_kwargs}
+            self.training_ = kept
             self._learn_from_cells(datamodule)
         if isinstance(self.trainer.stopped_by, Exception):
             raise self.trainer.stopped_by

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,7 +26,7 @@ def normalized(
     Genes are those of ``observed``. A ``control`` that is ``None`` is left out.
     """
     present = {name: loaded(adata) for name, adata in groups.items() if adata is not None}
-    keys = {"layer": layer, "library_key": library_key}
+    keys: dict[str, Any] = {"layer": layer, "library_key": library_key}
     check_comparable(present, **keys)
     target_sum = median_library_size(present.get("control", present["observed"]), **keys)
     genes = present["observed"].var_names

@@ -28,6 +28,7 @@ _KINDS = {"state_dict": dict, "epoch": int}
 _KINDS_OF_OURS = {
     "identity": dict,
     "was_trained": bool,
+    "epochs_before": int,
     "history_before": dict | None,
     "history": dict | None,
     "random": dict,
@@ -46,7 +47,7 @@ class TrainingCheckpoint(Callback):
     identity
         What must be the same in a training that resumes.
     before
-        Whether the model was trained before, and its history.
+        Whether the model was trained before, its history, and for how many epochs.
     folder
         Folder to write to; made if it does not exist. ``None`` writes nothing.
     every
@@ -61,7 +62,7 @@ class TrainingCheckpoint(Callback):
     def __init__(
         self,
         identity: dict[str, Any],
-        before: tuple[bool, History],
+        before: tuple[bool, History, int],
         folder: str | Path | None = None,
         every: int = 1,
     ):
@@ -91,10 +92,11 @@ class TrainingCheckpoint(Callback):
         """Supplement a checkpoint; those that others write stay as they are."""
         if self._savers is None:
             return
-        was_trained, history = self.before
+        was_trained, history, n_epochs = self.before
         checkpoint[_KEY] = {
             "identity": self.identity,
             "was_trained": was_trained,
+            "epochs_before": n_epochs,
             "history_before": _as_tensors(history),
             "history": _as_tensors(getattr(trainer.logger, "history", None)),
             "random": random_states(),
@@ -174,7 +176,7 @@ def has_checkpoint(path: str | Path | None) -> bool:
 
 def read_checkpoint(
     path: str | Path, identity: dict[str, Any], module: torch.nn.Module, max_epochs: int
-) -> tuple[bool, History]:
+) -> tuple[bool, History, int]:
     """Check that a training can resume from a checkpoint, without running code from the file.
 
     Parameters
@@ -190,7 +192,7 @@ def read_checkpoint(
 
     Returns
     -------
-    Whether the model had been trained before that training, and its history.
+    Whether the model had been trained before that training, its history, and for how many epochs.
 
     Raises
     ------
@@ -219,7 +221,7 @@ def read_checkpoint(
         raise ValueError(
             f"{path} is a checkpoint of epoch {checkpoint['epoch']}, after max_epochs={max_epochs}."
         )
-    return own["was_trained"], _as_tables(own["history_before"])
+    return own["was_trained"], _as_tables(own["history_before"]), own["epochs_before"]
 
 
 def _as_tensors(history: History) -> dict[str, tuple[str, torch.Tensor, torch.Tensor]] | None:
