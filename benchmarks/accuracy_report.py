@@ -130,10 +130,26 @@ def print_labels(table: pd.DataFrame, tuned_on: list[str]) -> None:
 
 
 def print_intervals(table: pd.DataFrame) -> None:
-    """The measures of the model with intervals over cells, label by label, to be unfolded."""
+    """The model's and the baselines' measures with intervals over cells, to be unfolded."""
     errors = [f"{name}_se" for name in SHOWN]
-    own = table[table["method"] == OWN]
-    means = own.groupby(["label", "target_condition"], sort=False)[[*SHOWN, *errors]].mean()
+    methods = [name for name in (OWN, *BASELINES) if name in table["method"].unique()]
+    keys = ["label", "target_condition", "method"]
+    shown = table[table["method"].isin(methods)].groupby(keys, sort=False)
+    means = (
+        shown[[*SHOWN, *errors]]
+        .mean()
+        .sort_index(
+            level="method",
+            key=lambda names: names.map(methods.index),
+            kind="stable",
+            sort_remaining=False,
+        )
+    )
+    several = table["target_condition"].nunique() > 1
+    means.index = [
+        f"{method}: {label}" + (f", {target}" if several else "")
+        for label, target, method in means.index
+    ]
     half = 1.96 * means[errors].set_axis([*SHOWN], axis=1)
     cells = means[[*SHOWN]].map("{:.3f}".format) + half.map(" ± {:.3f}".format)
     title = "The measures themselves, with 95 % intervals over cells"

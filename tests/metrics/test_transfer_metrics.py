@@ -176,7 +176,7 @@ def test_degenerate_groups_have_finite_measures_or_none(kind, of):
     for row in (
         measures.row(groups["predicted"]),
         measures.row(groups["observed"]),
-        measures.replicate(),
+        measures.replicates().mean().to_dict(),
     ):
         assert not np.isinf(list(row.values())).any()
         assert all(
@@ -206,7 +206,8 @@ def test_standard_errors_are_those_of_new_samples():
     table = metrics.transfer_metrics(draw(1000), draw(2000), cells["control"], n_bootstrap=25)
     for name in ("r2_variance", "rmse_log_fold_change", "wasserstein", "de_recall"):
         assert 0.4 < table.loc["prediction", f"{name}_se"] / spread[name] < 2.5, name
-    assert table.loc[REPLICATE, "rmse_se"] != table.loc[REPLICATE, "rmse_se"]
+    # A replicate varies as its two samples do.
+    assert 0 < table.loc[REPLICATE, "rmse_se"] < 3 * table.loc["prediction", "rmse_se"]
 
 
 def test_a_summary_is_printed_whole(groups):

@@ -76,8 +76,8 @@ class AllMeasures:
         """Compare predicted cells, ``n_cells x n_genes``, with the observed cells."""
         return self._compare(_sorted_by_value(predicted), self._observed)
 
-    def replicate(self) -> dict[str, float]:
-        """Compare two independent samples of the observed cells, averaged over pairs of samples.
+    def replicates(self) -> pd.DataFrame:
+        """Compare two independent samples of the observed cells: a row for each pair of samples.
 
         One has as many cells as the control, from which a prediction is made, and the other as many
         as were observed; both are drawn with replacement, so that they differ as two experiments do.
@@ -88,9 +88,9 @@ class AllMeasures:
             self._compare(*(_resampled(self._observed, rng, size) for size in sizes))
             for _ in range(_N_REPLICATES)
         ]
-        return pd.DataFrame(rows).mean().to_dict()
+        return pd.DataFrame(rows)
 
-    def standard_errors(self, predicted: np.ndarray, n_bootstrap: int) -> dict[str, float]:
+    def standard_errors(self, predicted: np.ndarray, n_bootstrap: int) -> pd.Series:
         """Bootstrap over the cells: standard deviation of each measure between resamples."""
         rng = np.random.default_rng(self._seed)
         cells = _sorted_by_value(predicted), self._observed
@@ -98,7 +98,7 @@ class AllMeasures:
             self._compare(*(_resampled(group, rng, len(group)) for group in cells))
             for _ in range(n_bootstrap)
         ]
-        return pd.DataFrame(rows).std().to_dict()
+        return pd.DataFrame(rows).std()
 
     def _compare(self, predicted: np.ndarray, observed: np.ndarray) -> dict[str, float]:
         cells = predicted, observed

@@ -115,7 +115,10 @@ class TransferComparison:
         self._n_bootstrap = n_bootstrap
         self.rows = {name: self._row(values) for name, values in predictions.items()}
         """Measures of the baselines and the replicate, by name."""
-        self.rows[REPLICATE] = self._measures.replicate()
+        replicates = self._measures.replicates()
+        self.rows[REPLICATE] = replicates.mean().to_dict()
+        if n_bootstrap:
+            self.rows[REPLICATE] |= replicates.std().add_suffix("_se").to_dict()
 
     def table(self, predicted: AnnData) -> pd.DataFrame:
         """Compare a prediction: the result of :func:`transfer_metrics`."""
@@ -131,7 +134,7 @@ class TransferComparison:
         row = self._measures.row(predicted)
         if self._n_bootstrap:
             errors = self._measures.standard_errors(predicted, self._n_bootstrap)
-            row |= {f"{name}_se": error for name, error in errors.items()}
+            row |= errors.add_suffix("_se").to_dict()
         return row
 
     def _linear_counts(self, control: AnnData, others: Centroids, seed: int) -> np.ndarray:

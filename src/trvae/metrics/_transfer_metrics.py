@@ -115,7 +115,8 @@ def transfer_metrics(
       genes that change significantly, at a false discovery rate of 5 %; ``de_rank_correlation``: of
       all genes (see :mod:`trvae.metrics`)
 
-    and, with ``n_bootstrap``, the standard error of each, named ``rmse_se`` and so on.
+    and, with ``n_bootstrap``, the standard error of each, named ``rmse_se`` and so on; of the
+    replicate, the standard deviation between its pairs.
 
     What needs other labels is NaN without a reference; ``rmse_specific`` needs two.
     :data:`MEASURES` has the best value of each, and :func:`skill_scores` puts them on one scale.
