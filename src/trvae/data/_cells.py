@@ -31,7 +31,8 @@ def loaded(adata: AnnData) -> AnnData:
     """Read a file-backed or dask-backed AnnData into memory, and return any other as it is.
 
     For whatever needs all values at once. Unlike :meth:`anndata.AnnData.to_memory`, it leaves a file
-    open, which the user may still read. Raises a ``ValueError`` for a lazy AnnData, or anything else.
+    open, which the user may still read. Raises a ``ValueError`` for a lazy AnnData, and for what is
+    none.
     """
     check_anndata(adata)
     check_not_lazy(adata)

@@ -116,8 +116,9 @@ def evaluate(
     out
         Folder in which each result is saved as soon as it is available. Results that are there
         already are not computed again, so an interrupted evaluation can be resumed. Results of
-        other cells, settings or versions of the package are refused, also those of a :class:`~trvae.TRVAEMethod` of the same
-        name with other settings. Other methods are identified by name only.
+        other cells, settings or versions of the package are refused, also those of a
+        :class:`~trvae.TRVAEMethod` of the same name with other settings. Other methods are
+        identified by name only.
     progress_bar
         Whether to show a progress bar.
 
