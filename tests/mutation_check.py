@@ -468,6 +468,13 @@ MUTATIONS = [
         "data/test_registration.py evaluation/test_evaluate.py",
     ),
     Mutation(
+        "cells without counts lower the profile of their group",
+        "counterfactual/_label_response.py",
+        "n_counted.clip(min=1)",
+        "n_cells",
+        "counterfactual/test_label_response.py",
+    ),
+    Mutation(
         "labels that are a covariate, too, become the first label",
         "model/_base.py",
         "labels_key is not None and labels_key not in known.categories()",

@@ -190,6 +190,25 @@ def test_group_means(convert, monkeypatch):
     assert (plain.modelled_share == 1).all()
 
 
+@pytest.mark.parametrize("has_library", [False, True])
+def test_cells_without_counts_have_no_profile(has_library):
+    """They are no cells with shares of 0, and only tell that less of the library is modelled."""
+    counts = RNG.poisson(2.0, (40, 5)) + 1.0
+    library = 3.0 * counts.sum(1) if has_library else None
+    codes = np.repeat([0, 1], 20), np.zeros(40, int), (2, 1)
+    full = group_means(counts, *codes, is_counts=True, library=library)
+    counts[:5], counts[20:] = 0, 0
+    means = group_means(counts, *codes, is_counts=True, library=library)
+    without = group_means(
+        counts[5:20], *np.zeros((2, 15), int), (1, 1), is_counts=True,
+        library=None if library is None else library[5:20],
+    )  # fmt: skip
+    np.testing.assert_allclose(means.profile[0], without.profile[0])
+    share = full.modelled_share[0] * (0.75 if has_library else 1)
+    np.testing.assert_allclose(means.modelled_share[0], share)
+    assert (means.profile[1] == 0).all()
+
+
 def test_group_means_of_more_groups_than_a_short_integer_counts():
     label, condition = np.divmod(np.arange(10 * 40), 40)
     values = np.arange(400.0)[:, None]
@@ -318,6 +337,40 @@ def test_intervals_of_genes_without_counts_start_at_0():
         assert (means["low"] <= means["transferred"]).all()
         assert (means["transferred"] <= means["high"]).all()
         assert (means["low"][20:] > 0).any()
+
+
+def test_empty_cells_change_no_prediction_but_their_own():
+    adata = types()
+    treated = (adata.obs["condition"] == "treated").to_numpy()
+    some = np.flatnonzero(treated)[::3]
+    emptied = adata.copy()
+    emptied.X = emptied.X.toarray()
+    emptied.X[some] = 0
+    sums = [
+        fit(each, linear_weight=1.0).get_transferred_expression(adata, **BETWEEN).to_numpy().sum()
+        for each in (adata, emptied)
+    ]
+    assert sums[1] == pytest.approx(sums[0], rel=0.1)
+
+    # Nor that of others on a common scale.
+    model, cells = fit(adata), adata[~treated].copy()
+    full = cells[20:].copy()
+    cells.X = cells.X.toarray()
+    cells.X[:20] = 0
+    scaled = model.get_transferred_expression(cells, "treated", library_size=1e4)
+    np.testing.assert_allclose(scaled.sum(1), [0] * 20 + [1e4] * full.n_obs, rtol=1e-4)
+    means = [
+        model.get_transferred_means(each, "treated", library_size=1e4) for each in (cells, full)
+    ]
+    for side in ("source", "transferred"):
+        expected = means[1][side] * full.n_obs / cells.n_obs
+        np.testing.assert_allclose(means[0][side], expected, rtol=1e-4)
+    change = [
+        model.assess_transfer(each, "treated", groupby="condition")["change"]
+        for each in (cells, full)
+    ]
+    # The median library size, at which changes are measured, is of all cells.
+    np.testing.assert_allclose(change[0], change[1], rtol=0.05)
 
 
 def test_library_sizes_change_the_share_of_the_modelled_genes():

@@ -59,6 +59,21 @@ def test_layers_groups_and_library_sizes(adata):
     assert len(model.rank_transferred_genes(adata, **FROM_CONTROL)) == 60
 
 
+def test_fold_changes_undo_the_base_of_the_logarithm(adata):
+    sc.pp.normalize_total(adata)
+    changes = []
+    for base in (None, 2):
+        cells = sc.pp.log1p(adata, base=base, copy=True)
+        model = fit(cells, gene_likelihood="normal")
+        # The same cells, so that only the base differs.
+        treated = cells[cells.obs["condition"] == "treated"].copy()
+        table = model.rank_transferred_genes(
+            treated, "treated", reference=cells[cells.obs["condition"] == "control"].copy()
+        )
+        changes.append(table.set_index(["group", "names"])["logfoldchanges"].sort_index())
+    np.testing.assert_allclose(changes[1], changes[0], rtol=1e-3, atol=1e-3)
+
+
 def test_the_own_condition_changes_no_log_normalised_value(adata):
     adata.X = adata.X.log1p()
     model = fit(adata, gene_likelihood="normal")

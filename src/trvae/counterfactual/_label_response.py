@@ -26,6 +26,9 @@ TARGET_SUM = 1e4
 # Of the modelled genes in all counts, lest labels without counts divide by it.
 _LOWEST_SHARE = 1e-6
 
+# Cells with a smaller sum have no counts; what is expected of them is not exactly 0.
+LEAST_COUNTS = 1e-3
+
 # A gene may always change by this much, on the scale of log_share or of log-normalised values.
 _MIN_CHANGE_LIMIT = 0.5
 
@@ -242,15 +245,15 @@ class GroupMeans(NamedTuple):
     """Mean profile of the cells of each label and condition; NaN where there are no cells."""
 
     profile: np.ndarray
-    """``n_labels x n_conditions x n_genes``; of counts, mean shares of the library."""
+    """``n_labels x n_conditions x n_genes``; of counts, mean shares of the modelled genes' sum."""
     modelled_share: np.ndarray
-    """Share of the modelled genes in all counts, ``n_labels x n_conditions``; 1 if unknown."""
+    """Mean share of the modelled genes in all counts, ``n_labels x n_conditions``; 1 if unknown."""
     n_cells: np.ndarray
     """``n_labels x n_conditions``."""
 
     @property
     def of_library(self) -> np.ndarray:
-        """Mean shares of the whole library, or values, ``n_labels x n_conditions x n_genes``."""
+        """The profile as shares of the library, or values, ``n_labels x n_conditions x n_genes``."""
         return self.profile * self.modelled_share[..., None]
 
 
@@ -274,7 +277,7 @@ def group_means(
     shape
         Number of labels and of conditions.
     is_counts
-        Whether to scale cells to a sum of one.
+        Whether to scale cells to a sum of one; cells without counts are left out.
     library
         Counts of each cell over all measured genes, ``n_cells``.
     """
@@ -304,7 +307,7 @@ def group_means_of_blocks(
         See :func:`group_means`: number of labels and conditions, and whether to scale cells.
     """
     n_groups = shape[0] * shape[1]
-    n_cells, share = np.zeros(n_groups), np.zeros(n_groups)
+    n_cells, n_counted, share = np.zeros((3, n_groups))
     total: Any = 0.0
     for block, label, condition, library in blocks:
         # scvi-tools stores codes as short integers, which would overflow.
@@ -315,12 +318,16 @@ def group_means_of_blocks(
         )
         if is_counts:
             # In double precision: half precision ends at 65,504.
-            sums = np.maximum(np.ravel(block.sum(1, dtype=np.float64)), 1e-12)
-            block = sparse.diags_array(1 / sums) @ block
+            sums = np.ravel(block.sum(1, dtype=np.float64))
+            counted = sums > LEAST_COUNTS
+            n_counted += indicator @ counted
+            block = sparse.diags_array(counted / np.where(counted, sums, 1)) @ block
             share += indicator @ (np.ones(len(sums)) if library is None else sums / library)
         total = total + dense(indicator @ block)
     divisor = np.where(n_cells > 0, n_cells, np.nan)
     modelled_share = share / divisor if is_counts else np.ones(n_groups)
+    if is_counts:
+        divisor = np.where(n_cells > 0, n_counted.clip(min=1), np.nan)
     return GroupMeans(
         (total / divisor[:, None]).reshape(*shape, -1),
         modelled_share.reshape(shape),

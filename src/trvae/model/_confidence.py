@@ -15,7 +15,7 @@ from trvae._utils._arguments import (
     join_names,
 )
 from trvae._utils._minimums import MIN_LABELS
-from trvae.counterfactual._label_response import share_of_log
+from trvae.counterfactual._label_response import LEAST_COUNTS, share_of_log
 from trvae.counterfactual._left_out import log_normalized_after
 from trvae.counterfactual._support import support_of_cells
 from trvae.model._labels import (
@@ -78,7 +78,8 @@ class ConfidenceMixin(TransferMixin):
         One row per cell, with the columns ``distance`` from the nearest training cells of the
         target condition, in units of the median distance between such cells; and ``support``, the
         share of those training cells that lie at least as far from the others. The support of cells
-        like those seen is uniform between 0 and 1. For a list of conditions, the condition is in
+        like those seen is uniform between 0 and 1, and closer to a half in an ensemble, whose models'
+        it is the mean of. For a list of conditions, the condition is in
         the index before the cell.
 
         Raises
@@ -315,11 +316,12 @@ class ConfidenceMixin(TransferMixin):
 
 
 def _mean_of(cells: Any, library_size: float | Literal["observed"]) -> np.ndarray:
-    """Mean of cells, ``n_genes``, each scaled to a sum if one is given."""
+    """Mean of cells, ``n_genes``, each with counts scaled to a sum if one is given."""
     if library_size == "observed":
         return np.ravel(cells.mean(0, dtype=float))
-    sums = np.ravel(cells.sum(1, dtype=float)).clip(min=1e-12)
-    return np.ravel((library_size / sums) @ cells) / len(sums)
+    sums = np.ravel(cells.sum(1, dtype=float))
+    scale = np.divide(library_size, sums, out=np.zeros_like(sums), where=sums > LEAST_COUNTS)
+    return np.ravel(scale @ cells) / len(sums)
 
 
 def _support_by(

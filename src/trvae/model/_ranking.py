@@ -11,8 +11,9 @@ from anndata import AnnData
 
 from trvae._utils._arguments import join_names
 from trvae.data._cells import loaded
-from trvae.data._checks import check_obs_column, check_unique_genes
+from trvae.data._checks import check_obs_column, check_unique_genes, get_matrix
 from trvae.metrics import log_normalized, median_library_size
+from trvae.metrics._normalize import is_counts, stated_base
 from trvae.model._labels import groups_of
 from trvae.model._selection import chosen_cells, own_data
 from trvae.model._transfer import TransferMixin
@@ -108,13 +109,13 @@ class RankingMixin(TransferMixin):
         if len(missing) > 0:
             raise ValueError(f"reference lacks transferred genes: {join_names(missing)}.")
         sides = {"reference": reference[:, transferred.var_names], "transferred": transferred}
-        values = _on_one_scale(known, sides)
+        values, base = _on_one_scale(known, sides), _base_of_logarithms(known, reference)
         groups = _groups(known, sides, groupby)
         tables = []
         for group in np.unique(groups["transferred"]):
             rows = {side: values[side][groups[side] == group] for side in sides}
             if all(len(cells) >= 2 for cells in rows.values()):
-                table = _compare(rows, transferred.var_names, method=method, **kwargs)
+                table = _compare(rows, transferred.var_names, base, method=method, **kwargs)
                 tables.append(table.assign(group=group)[["group", *table.columns]])
         if not tables:
             raise ValueError("no group has 2 cells in both transferred and reference.")
@@ -143,12 +144,20 @@ def _on_one_scale(known: RegisteredData, sides: dict[str, AnnData]) -> dict[str,
     }
 
 
-def _compare(rows: dict[str, np.ndarray], var_names: pd.Index, **kwargs) -> pd.DataFrame:
+def _base_of_logarithms(known: RegisteredData, measured: AnnData) -> float | None:
+    """What :func:`scanpy.pp.log1p` noted of values that are no counts."""
+    return None if is_counts(get_matrix(measured, known.layer)) else stated_base(measured)
+
+
+def _compare(
+    rows: dict[str, np.ndarray], var_names: pd.Index, base: float | None, **kwargs
+) -> pd.DataFrame:
     sides = np.repeat(list(rows), [len(cells) for cells in rows.values()])
     cells = AnnData(
         np.concatenate(list(rows.values())),
         obs=pd.DataFrame({"side": pd.Categorical(sides)}, index=np.arange(len(sides)).astype(str)),
         var=pd.DataFrame(index=var_names),
+        uns={"log1p": {"base": base}},
     )
     sc.tl.rank_genes_groups(cells, "side", groups=["transferred"], reference="reference", **kwargs)
     return sc.get.rank_genes_groups_df(cells, "transferred")

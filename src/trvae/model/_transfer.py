@@ -22,6 +22,7 @@ from trvae._utils._arguments import (
 )
 from trvae._utils._choices import Estimate
 from trvae._utils._matrices import stacked
+from trvae.counterfactual._label_response import LEAST_COUNTS
 from trvae.data._checks import is_list_of_conditions
 from trvae.io._chunks import check_output
 from trvae.model._decoding import decode_both, predict, with_columns
@@ -304,6 +305,9 @@ class TransferMixin:
                 expected = first._expected(minibatch, selection.estimate)
                 if library_size != "observed" and first.module.is_count_model:
                     sums = expected.sum(1, keepdim=True)
-                    expected = expected * (library_size / sums.clamp(min=1e-12))
+                    # Cells without counts stay so.
+                    expected = expected * (
+                        (sums > LEAST_COUNTS) * library_size / sums.clamp(min=1e-12)
+                    )
                 blocks.append(with_columns(expected, columns).float().cpu().numpy())
             yield np.concatenate(blocks)

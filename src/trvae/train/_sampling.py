@@ -50,7 +50,7 @@ class ConditionBalancedSampler(Sampler[list[int]]):
 
     An epoch visits every cell once, in random order. Cells of conditions that are too rare for
     that are repeated, so that each minibatch has ``min_per_condition`` of them. All minibatches
-    have about the same size, and none has a single cell.
+    have the same size, up to one cell of each condition, and none has a single cell.
 
     Parameters
     ----------
