@@ -84,7 +84,7 @@ def print_others(table: pd.DataFrame, tuned_on: list[str]) -> None:
         )
         print_beside(table, tools)
         n_labels = table[table["method"].isin(tools)].groupby("method")["label"].nunique()
-        compared = n_labels.index[n_labels >= MIN_LABELS]
+        compared = n_labels.index[n_labels == table["label"].nunique()]
         print_verdicts(table, "each tool that was run for all labels", compared, tuned_on)
     if settings:
         print("### And other settings?\n")

@@ -421,8 +421,8 @@ MUTATIONS = [
     Mutation(
         "the large group's cells count for the small one's error",
         "metrics/_differential_expression.py",
-        "return squared_errors.sum(0) ** 2 / in_groups",
-        "return 0 * in_groups + len(control) + len(treated) - 2",
+        "squared_error**2 / of_groups",
+        "0 * of_groups + len(control) + len(treated) - 2",
         "metrics/test_measures.py",
     ),
     Mutation(

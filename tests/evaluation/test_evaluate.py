@@ -154,6 +154,7 @@ class StopAfter(Callback):
 
     def __init__(self, n_epochs, owner=None):
         self.n_epochs, self.owner = np.full(2000, n_epochs), owner or self
+        self.best = torch.tensor(torch.inf)
 
 
 class Other(trvae.TRVAEMethod):
@@ -171,6 +172,10 @@ class Other(trvae.TRVAEMethod):
         lambda x: trvae.TRVAEMethod(train_kwargs={"callbacks": [StopAfter(0, StopAfter(x))]}),
         lambda x: trvae.TRVAEMethod(transfer_kwargs={"indices": np.arange(2000) == 1000 + x}),
         lambda x: trvae.TRVAEMethod(model_kwargs={"weights": torch.arange(2000) == 1000 + x}),
+        lambda x: trvae.TRVAEMethod(train_kwargs={"callbacks": (StopAfter(x),)}),
+        lambda x: trvae.TRVAEMethod(
+            transfer_kwargs={"indices": pd.Series(range(2000)) == 1000 + x}
+        ),
         Other,
     ],
 )
@@ -205,16 +210,28 @@ def test_conditions_are_found_by_their_value(adata):
         target_conditions=[True], methods={"none": Unchanged}, seeds=[0], progress_bar=False,
     )  # fmt: skip
     assert set(table["target_condition"]) == {1}
+    assert set(table["source_condition"]) == {0}
 
 
-def test_a_group_without_counts_can_be_compared_with_logarithms(adata):
-    sc.pp.normalize_total(adata)
+@pytest.mark.parametrize("condition", ["control", "treated"])
+@pytest.mark.parametrize("target_sum", [None, 1e4])
+def test_a_group_without_counts_can_be_compared_with_logarithms(adata, condition, target_sum):
+    sc.pp.normalize_total(adata, target_sum=target_sum)
     sc.pp.log1p(adata)
+    if target_sum is not None:
+        adata.uns["log1p"]["target_sum"] = target_sum
     adata.X = adata.X.toarray()
-    empty = (adata.obs["cell_type"] == "type_1") & (adata.obs["condition"] == "treated")
-    adata.X[empty.to_numpy()] = 0
+    cells = {
+        name: ((adata.obs["cell_type"] == "type_1") & (adata.obs["condition"] == name)).to_numpy()
+        for name in ("control", "treated")
+    }
+    adata.X[cells[condition]] = 0
+    means = [adata.X[group].mean(0) for group in cells.values()]
     table = evaluate(adata, methods={"none": Unchanged}, seeds=[0])
-    assert table["rmse"].notna().all()
+    assert "linear counts" not in set(table["method"])
+    of_empty = table[(table["label"] == "type_1") & (table["method"] == "no change")]
+    rmse = np.sqrt(np.square(means[1] - means[0]).mean())
+    np.testing.assert_allclose(of_empty["rmse"], rmse, rtol=1e-6)
 
 
 def test_seeds_count_once(adata):

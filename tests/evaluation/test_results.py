@@ -91,8 +91,10 @@ def test_rows_of_runs_that_write_together_are_complete(tmp_path):
     file = tmp_path / "results.jsonl"
     runs = [Results(tmp_path, SETTINGS) for _ in range(4)]
     file.write_text('{"key": "unfinished')
+    start = threading.Barrier(4)
 
     def add(number):
+        start.wait()
         for seed in range(20):
             runs[number].add(("NK", "treated", str(number), seed), ROW)
 

@@ -304,6 +304,9 @@ def test_paired_differences_have_known_answers():
     failed = table.assign(rmse=table["rmse"].where(table["seed"].ne(1) | table["label"].ne("A")))
     row = metrics.paired_differences(failed, "ours").loc["rmse"]
     assert (row["n"], row["n_missing"], row["verdict"]) == (2, 1, "undecided")
+    absent = table[(table["method"] != "ours") | (table["label"] != "A")]
+    row = metrics.paired_differences(absent, "ours").loc["rmse"]
+    assert (row["n"], row["n_missing"], row["verdict"]) == (1, 1, "undecided")
     with pytest.raises(ValueError, match="no method 'theirs', only 'ours'"):
         metrics.paired_differences(table, "theirs")
 

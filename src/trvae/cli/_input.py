@@ -29,9 +29,6 @@ def read_for(model: TRVAE, path: Path, modality: str, *, lazily: bool = False) -
 
 def read(path: Path, *, lazily: bool = False) -> AnnData | MuData:
     """Read a file or a zarr store; lazily, leave the matrices on disk."""
-    formats = (".h5ad", ".h5mu", ".zarr")
-    if path.suffix not in formats:
-        raise ValueError(f"{path} must be an .h5ad, .h5mu or .zarr file.")
     try:
         match path.suffix:
             case ".zarr" if zarr.open_group(path, mode="r").attrs.get("encoding-type") == "MuData":
@@ -40,13 +37,16 @@ def read(path: Path, *, lazily: bool = False) -> AnnData | MuData:
                 return read_lazy(path) if lazily else read_zarr(path)
             case ".h5ad":
                 return read_h5ad(path, backed="r" if lazily else None)
-            case _:
+            case ".h5mu":
                 return read_h5mu(path, backed="r" if lazily else None)
     except OSError as error:
         raise OSError(f"{path} can't be read: {error}") from error
+    except (ImportError, MemoryError):
+        raise
     except Exception as error:
         # Of other files in these formats, packages raise errors of many kinds.
         raise ValueError(f"{path} is not an AnnData or MuData: {error}") from error
+    raise ValueError(f"{path} must be an .h5ad, .h5mu or .zarr file.")
 
 
 def as_anndata(

@@ -23,7 +23,7 @@ from trvae.data._cells import loaded
 from trvae.data._checks import check_obs_column, get_matrix
 from trvae.evaluation._methods import TransferMethod, TRVAEMethod, settings_of
 from trvae.evaluation._results import Results, fingerprint_of
-from trvae.evaluation._split import hold_out, pairs_to_hold_out, predict_held_out
+from trvae.evaluation._split import hold_out, pairs_to_hold_out, predict_held_out, value_in
 from trvae.metrics._baselines import BASELINES, REPLICATE
 from trvae.metrics._comparison import baselines_of
 
@@ -117,8 +117,8 @@ def evaluate(
         Folder in which each result is saved as soon as it is available. Results that are there
         already are not computed again, so an interrupted evaluation can be resumed. Results of
         other cells, settings or versions of the package are refused, also those of a
-        :class:`~trvae.TRVAEMethod` of the same name with other settings. Other methods are
-        identified by name only.
+        :class:`~trvae.TRVAEMethod` of the same name with other settings, to which callbacks that
+        were trained with belong: make them anew. Other methods are identified by name only.
     progress_bar
         Whether to show a progress bar.
 
@@ -135,7 +135,10 @@ def evaluate(
         is the source condition; a label to hold out has fewer than two cells under one of the
         conditions, or no other label has cells under both; the cells can't be compared (see
         :func:`trvae.metrics.transfer_metrics`); a method has the name of a baseline; or ``out`` has
-        results of other data, settings or versions of the package, or a damaged file.
+        results of other data, settings or versions of the package, or a damaged file. After a
+        training, if a method returns no AnnData.
+    TypeError
+        If a :class:`~trvae.TRVAEMethod` is given arguments that its model's methods lack.
     KeyboardInterrupt, SystemExit
         If Ctrl-C or SIGTERM interrupts the training of a :class:`~trvae.TRVAEMethod`, which is
         then discarded. Earlier results remain in ``out``.
@@ -154,13 +157,10 @@ def evaluate(
     reserved = set(methods) & {*BASELINES, REPLICATE}
     if reserved:
         raise ValueError(f"methods has names of baselines: {join_names(sorted(reserved))}.")
-    pairs = pairs_to_hold_out(
-        check_obs_column(adata, "labels_key", labels_key),
-        check_obs_column(adata, "condition_key", condition_key),
-        source_condition,
-        labels,
-        target_conditions,
-    )
+    of_labels = check_obs_column(adata, "labels_key", labels_key)
+    conditions = check_obs_column(adata, "condition_key", condition_key)
+    source_condition = value_in("source_condition", source_condition, conditions)
+    pairs = pairs_to_hold_out(of_labels, conditions, source_condition, labels, target_conditions)
     settings: dict[str, Any] = {
         "condition_key": condition_key,
         "labels_key": labels_key,

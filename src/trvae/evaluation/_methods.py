@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+from joblib.hashing import NumpyHasher
 
 from trvae._utils._matrices import digest
 from trvae.model._trvae import TRVAE
@@ -81,30 +83,28 @@ def settings_of(method: Callable[[], TransferMethod], adata: AnnData) -> str | N
     ]
     hashes = [f"{name} {digest(adata.obs[name].to_numpy(dtype=str))}" for name in columns]
     settings = {name: value for name, value in vars(made).items() if name != "_model"}
-    named = [f"{name}={_described(value, ())}" for name, value in settings.items()]
-    return ", ".join([f"{type(made).__qualname__}({', '.join(named)})", *hashes])
+    shown = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+    if " at 0x" in shown or "..." in shown:
+        # Callbacks only show their address, which is another in each process, and arrays their ends.
+        shown = f"{re.sub(' at 0x[0-9a-fA-F]+', '', shown)}, hash={_hash_of(settings)}"
+    return ", ".join([f"{type(made).__qualname__}({shown})", *hashes])
 
 
-def _described(value: Any, within: tuple) -> str:
-    """Like ``repr``, but of all that an object has, and the same in each process.
+class _Hasher(NumpyHasher):
+    """Hashes tensors by their values, too; as pickled, they have an address."""
 
-    ``within`` are the objects that the value is part of.
-    """
-    if any(value is outer for outer in within):
-        return "..."
-    within = (*within, value)
-    if isinstance(value, dict):
-        items = (f"{key!r}: {_described(each, within)}" for key, each in value.items())
-        return f"{{{', '.join(items)}}}"
-    if isinstance(value, list):
-        return f"[{', '.join(_described(each, within) for each in value)}]"
-    if isinstance(value, torch.Tensor | np.ndarray):
-        array = value.numpy(force=True) if isinstance(value, torch.Tensor) else value
-        return f"array({array.tolist() if array.size < 10 else digest(array)}, {array.dtype})"
-    if type(value).__repr__ is object.__repr__ and hasattr(value, "__dict__"):
-        return f"{type(value).__qualname__}({_described(vars(value), within)})"
-    # An address is another in each process.
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+    def save(self, value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            value = value.double().numpy(force=True)
+        super().save(value)
+
+
+def _hash_of(settings: dict[str, Any]) -> str | None:
+    try:
+        return _Hasher("md5").hash(settings)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        # Lambdas and the like can't be told from others.
+        return None
 
 
 @dataclass

@@ -135,13 +135,12 @@ def pairs_to_hold_out(
     By default these are all other conditions, and all labels with enough cells under both, if another
     label has cells under both, too.
     """
-    # Such as 0 in place of False, of which a table's columns know only one.
-    source_condition = _known("source_condition", source_condition, conditions)
+    source_condition = value_in("source_condition", source_condition, conditions)
     # A column of type category has counts of unused categories, too.
     counts = pd.crosstab(labels.astype(object), conditions.astype(object))
     targets = [target for target in counts.columns if target != source_condition]
     if chosen_targets is not None:
-        known = (_known("target_condition", target, conditions) for target in chosen_targets)
+        known = (value_in("target_condition", target, conditions) for target in chosen_targets)
         targets = list(dict.fromkeys(known))
         if source_condition in targets:
             raise ValueError(
@@ -162,7 +161,7 @@ def pairs_to_hold_out(
                 "condition, under which another label was measured, too."
             )
     else:
-        known = (_known("label", label, labels) for label in chosen_labels)
+        known = (value_in("label", label, labels) for label in chosen_labels)
         chosen_labels = list(dict.fromkeys(known))
         pairs = [(label, target) for target in targets for label in chosen_labels]
     for label, target in pairs:
@@ -193,9 +192,12 @@ def _has_others(counts: pd.DataFrame, label: Any, source: Any, target: Any) -> b
     return bool(((others[source] > 0) & (others[target] > 0)).any())
 
 
-def _known(argument: str, value: Any, column: pd.Series) -> Any:
-    """Return the column's own value that equals this one, or raise a ``ValueError``."""
-    own = column[column == value]
+def value_in(argument: str, value: Any, column: pd.Series) -> Any:
+    """Return the column's own value that equals this one, such as 0 for ``False``.
+
+    Raises a ``ValueError`` if there is none.
+    """
+    own = column.astype(object)[column == value]
     if own.empty:
         raise ValueError(
             f"{argument} {value!r} is not in adata.obs[{column.name!r}]: "

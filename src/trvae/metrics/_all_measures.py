@@ -17,8 +17,7 @@ from trvae.metrics._differential_expression import (
     de_recall,
     rank_by_magnitude,
     significant_genes,
-    welch_degrees_of_freedom,
-    welch_t,
+    welch_test,
 )
 from trvae.metrics._distances import energy_distance_and_mmd, wasserstein_distance
 from trvae.metrics._moments import (
@@ -61,10 +60,10 @@ class AllMeasures:
         self._control, self._observed, self._others = control, observed, others
         self._n_top_genes, self._seed = n_top_genes, seed
         self._is_natural_log = is_natural_log
-        # Values that are no logarithms have a unit of their own.
+        # Only natural logarithms have a known unit.
         unit = 1.0 if is_natural_log else np.concatenate([control, observed]).var(0).mean()
-        self._of_test = {"one_count": one_count, "least_variance": 0.01 * unit or 1.0}
-        t = self._t(observed)
+        self._of_test = one_count, 0.01 * unit or 1.0
+        t, _ = welch_test(control, observed, *self._of_test)
         self._top = rank_by_magnitude(t)[:n_top_genes]
         self._weights = t**2 if t.any() else None
         self._specific = None
@@ -109,10 +108,12 @@ class AllMeasures:
         top_subsets = [subset[:, self._top] for subset in subsets]
         spaces = {"": projected, "_genes": subsets, "_top": top_subsets}
         distances = {space: energy_distance_and_mmd(*groups) for space, groups in spaces.items()}
-        t = self._t(predicted), self._t(observed)
+        of_predicted, of_observed = (
+            welch_test(self._control, group, *self._of_test) for group in cells
+        )
+        t = of_predicted[0], of_observed[0]
         signs = [
-            np.sign(values) * significant_genes(values, self._degrees_of_freedom(group))
-            for values, group in zip(t, cells, strict=True)
+            np.sign(test[0]) * significant_genes(*test) for test in (of_predicted, of_observed)
         ]
         return {
             "r2_mean": r2_of_means(*cells),
@@ -174,12 +175,6 @@ class AllMeasures:
         is_within = length <= 1e-9 * np.linalg.norm(change)
         more = [] if is_within else [beyond / length]
         return np.array([*pca.components_, *more]).T
-
-    def _t(self, cells: np.ndarray) -> np.ndarray:
-        return welch_t(self._control, cells, **self._of_test)
-
-    def _degrees_of_freedom(self, cells: np.ndarray) -> np.ndarray:
-        return welch_degrees_of_freedom(self._control, cells, **self._of_test)
 
     def _subset(self, values: np.ndarray) -> np.ndarray:
         """A random subset if there are too many cells for distances between all of them."""

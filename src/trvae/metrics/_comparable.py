@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -37,7 +37,8 @@ def check_comparable(
     be normalised, they can't be compared with values of an unknown scale.
     """
     genes = groups["observed"].var_names
-    matrices = {}
+    counts: list[str] = []
+    logarithms: list[str] = []
     for name, adata in groups.items():
         if adata.n_obs < 2:
             raise ValueError(f"{name} has {adata.n_obs} cells; 2 or more are needed.")
@@ -45,35 +46,34 @@ def check_comparable(
         missing = genes.difference(adata.var_names)
         if len(missing):
             raise ValueError(f"{name} lacks genes that observed has: {join_names(missing)}.")
-        matrices[name] = matrix = get_matrix(adata[:, genes], layer)
-        where = f"{name}: {name_of_matrix(layer)}"
-        _, largest = value_range(matrix, where)
-        if not normalize:
+        matrix, where = get_matrix(adata[:, genes], layer), f"{name}: {name_of_matrix(layer)}"
+        # Cells without any counts have the same logarithms.
+        if not any(value_range(matrix, where)) or not normalize:
             continue
-        if not is_counts(matrix):
-            _check_logarithms(largest, where)
-        elif library_key is not None:
+        (counts if is_counts(matrix) else logarithms).append(name)
+        if name in counts and library_key is not None:
             check_numbers(adata, "library_key", library_key, positive=True)
             # More counts can be predicted than the cell has that they are predicted from.
             if name != "predicted":
                 check_library(matrix, adata.obs[library_key], where)
-    if normalize:
-        _check_same_scale(groups, matrices)
+    _check_same_scale(groups, counts, logarithms)
 
 
-def _check_logarithms(largest: float, where: str) -> None:
-    if largest > _LARGEST_LOGARITHM:
+def check_logarithms(control: AnnData, layer: str | None) -> None:
+    """Raise a ``ValueError`` if values to be compared as logarithms can't be any."""
+    matrix, where = get_matrix(control, layer), f"control: {name_of_matrix(layer)}"
+    low, high = value_range(matrix, where)
+    if high > _LARGEST_LOGARITHM and low == 0 and not is_counts(matrix):
         raise ValueError(
-            f"{where} has values that are neither integers nor logarithms (up to {largest:g}). Round "
+            f"{where} has values that are neither integers nor logarithms (up to {high:g}). Round "
             "counts that were estimated, or compare all values as they are: normalize=False."
         )
 
 
-def _check_same_scale(groups: dict[str, AnnData], matrices: dict[str, Any]) -> None:
-    # Cells without any counts have the same logarithms.
-    with_values = [name for name, matrix in matrices.items() if any(value_range(matrix, name))]
-    counts = [name for name in with_values if is_counts(matrices[name])]
-    logarithms = [name for name in with_values if name not in counts]
+def _check_same_scale(
+    groups: dict[str, AnnData], counts: list[str], logarithms: list[str]
+) -> None:
+    """Raise a ``ValueError`` unless these groups of counts and of logarithms can be compared."""
     unknown = [name for name in logarithms if stated_target_sum(groups[name]) is None]
     if counts and unknown:
         raise ValueError(

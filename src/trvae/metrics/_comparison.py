@@ -22,7 +22,7 @@ from trvae.metrics._baselines import (
     linear_counts,
     shifted_cells,
 )
-from trvae.metrics._comparable import check_comparable
+from trvae.metrics._comparable import check_comparable, check_logarithms
 from trvae.metrics._normalize import (
     is_counts,
     library_sizes,
@@ -85,16 +85,19 @@ class TransferComparison:
         self._keys = {"layer": layer, "library_key": library_key}
         self._normalize = normalize
         check_comparable(self._groups | trained_on, normalize=normalize, **self._keys)
+        if normalize:
+            check_logarithms(control[:, observed.var_names], layer)
         compared = control[:, observed.var_names]
         self._target_sum = median_library_size(compared, layer, library_key) if normalize else None
         before = self._values(control)
         predictions = {"no change": before}
         others = None
         self._nearest: str | None = None
-        counted = LINEAR_COUNTS in baselines_of(get_matrix(control, layer), normalize=normalize)
+        learnt_from = [get_matrix(cells, layer) for cells in (control, *trained_on.values())]
+        counted = normalize and all(map(is_counts, learnt_from))
         if reference is not None:
-            of = condition_key, labels_key, source_condition, target_condition
-            groups, values = _other_labels(reference, control, *of), self._values(reference)
+            named = condition_key, labels_key, source_condition, target_condition
+            groups, values = _other_labels(reference, control, *named), self._values(reference)
             others = centroids(values, *groups)
             predictions |= shifted_cells(before, others)
             if counted:

@@ -22,8 +22,8 @@ def welch_t(
     .. math:: t = \frac{\bar y - \bar x}{\sqrt{v_x / n_x + v_y / n_y}}, \qquad
         v_x = \frac{10\,v_0 + (n_x - 1) \max(s_x^2,\; \bar x\,(c - \bar x))}{10 + n_x - 1}
 
-    The prior variance :math:`v_0` is the mean over genes and both groups, at least 0.01, and has
-    the weight of ten cells. Counts have a second floor: a gene with a mean :math:`\bar x` below the
+    The prior variance :math:`v_0` is the mean over genes and both groups, at least
+    ``least_variance``, and has the weight of ten cells. Counts have a second floor: a gene with a mean :math:`\bar x` below the
     value of a single count, :math:`c`, varies at least as if a cell had one count or none. Without
     floors, adding a constant to a gene without counts would be the clearest change of all.
 
@@ -35,7 +35,8 @@ def welch_t(
         Value of a single count in a typical cell, :math:`c`: ``log(2)`` for values scaled to the
         median library size. 0 for data that are not counts.
     least_variance
-        Least prior variance, in squared units of the values. 0.01 is for log-normalised values.
+        Least prior variance, above 0, in squared units of the values. 0.01 is for log-normalised
+        values.
 
     Returns
     -------
@@ -51,11 +52,7 @@ def welch_t(
     Welch, *Biometrika* 34, 28 (1947); Baldi & Long, *Bioinformatics* 17, 509 (2001), equation 5:
     the variance with a prior.
     """
-    squared_errors = _squared_errors(control, treated, one_count, least_variance)
-    change = treated.mean(0) - control.mean(0)
-    # Rounding errors are no change.
-    change[np.abs(change) < 1e-12 * np.abs(control.mean(0))] = 0.0
-    return change / np.sqrt(squared_errors.sum(0))
+    return welch_test(control, treated, one_count, least_variance)[0]
 
 
 def welch_degrees_of_freedom(
@@ -91,28 +88,29 @@ def welch_degrees_of_freedom(
     Satterthwaite, *Biometrics Bulletin* 2, 110 (1946), equation 17; Smyth, *Statistical Applications
     in Genetics and Molecular Biology* 3, 3 (2004), section 3: cells of the prior count as well.
     """
-    squared_errors = _squared_errors(control, treated, one_count, least_variance)
-    n_cells = np.array([[len(control)], [len(treated)]])
-    in_groups = (squared_errors**2 / (_PRIOR_CELLS + n_cells - 1)).sum(0)
-    return squared_errors.sum(0) ** 2 / in_groups
+    return welch_test(control, treated, one_count, least_variance)[1]
 
 
-def _squared_errors(
+def welch_test(
     control: np.ndarray, treated: np.ndarray, one_count: float, least_variance: float
-) -> np.ndarray:
-    """Squared standard errors of the means of both groups, ``2 x n_genes``."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return :func:`welch_t` and :func:`welch_degrees_of_freedom` at once."""
     if control.shape[1] != treated.shape[1]:
         raise ValueError(f"{control.shape[1]} genes can't be compared with {treated.shape[1]}.")
     groups = control, treated
     variances = [group.var(0, ddof=1 if len(group) > 1 else 0) for group in groups]
     prior = max(float(np.mean(variances)), least_variance)
-    squared_errors = []
+    squared_error, of_groups = np.zeros((2, control.shape[1]))
     for group, variance in zip(groups, variances, strict=True):
         mean, n_others = group.mean(0), len(group) - 1
         variance = np.maximum(variance, mean * (one_count - mean))
         moderated = (_PRIOR_CELLS * prior + n_others * variance) / (_PRIOR_CELLS + n_others)
-        squared_errors.append(moderated / len(group))
-    return np.array(squared_errors)
+        squared_error += moderated / len(group)
+        of_groups += (moderated / len(group)) ** 2 / (_PRIOR_CELLS + n_others)
+    change = treated.mean(0) - control.mean(0)
+    # Rounding errors are no change.
+    change[np.abs(change) < 1e-12 * np.abs(control.mean(0))] = 0.0
+    return change / np.sqrt(squared_error), squared_error**2 / of_groups
 
 
 def significant_genes(

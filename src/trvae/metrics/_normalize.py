@@ -28,8 +28,9 @@ def log_normalized(
     ----------
     adata
         Cells with counts, or with log-normalised values, which are returned unchanged unless
-        ``adata.uns["log1p"]["target_sum"]`` states the library size that they are scaled to. If
-        they are file-backed, they are read into memory.
+        ``adata.uns["log1p"]["target_sum"]`` states the library size that they are scaled to. They
+        keep the base that ``adata.uns["log1p"]["base"]`` states, by default ``e``. If the cells are
+        file-backed, they are read into memory.
     target_sum
         Library size to scale to, from :func:`median_library_size`.
     layer
@@ -45,12 +46,12 @@ def log_normalized(
     Raises
     ------
     ValueError
-        If ``adata`` has no such layer or column.
+        If ``adata`` is not an AnnData, or has no such layer or column.
     """
     adata = loaded(adata)
     matrix = get_matrix(adata, layer)
     values = dense(matrix).astype(float)
-    if not values.any():
+    if not has_values(values):
         return values
     if is_counts(values):
         return log_of_counts(values, library_sizes(adata, layer, library_key), target_sum)
@@ -84,19 +85,29 @@ def median_library_size(
     Raises
     ------
     ValueError
-        If ``adata`` has no such layer or column.
+        If ``adata`` is not an AnnData, or has no such layer or column.
     """
     adata = loaded(adata)
     matrix = get_matrix(adata, layer)
-    if not is_counts(matrix):
-        return stated_target_sum(adata)
+    stated = stated_target_sum(adata)
+    # Cells without any counts have the same logarithms.
+    if not is_counts(matrix) or (stated is not None and not has_values(matrix)):
+        return stated
     return max(float(np.median(library_sizes(adata, layer, library_key))), 1.0)
 
 
 def is_counts(matrix: Any) -> bool:
     """Whether all values of a dense or sparse matrix are integers, unlike log-normalised values."""
-    values = matrix.data if sparse.issparse(matrix) else np.asarray(matrix)
-    return bool(np.all(values % 1 == 0))
+    return bool(np.all(_stored(matrix) % 1 == 0))
+
+
+def has_values(matrix: Any) -> bool:
+    """Whether a value of a dense or sparse matrix is not 0."""
+    return bool(_stored(matrix).any())
+
+
+def _stored(matrix: Any) -> np.ndarray:
+    return matrix.data if sparse.issparse(matrix) else np.asarray(matrix)
 
 
 def stated_target_sum(adata: AnnData) -> float | None:

@@ -43,8 +43,8 @@ def paired_differences(
     One row per measure, with the columns
 
     * ``n``: number of pairs of label and conditions for which both have the measure;
-    * ``n_missing``: number of pairs for which the other has the measure and the method lacks it in
-      any seed, as ``de_precision`` where no gene is predicted to change;
+    * ``n_missing``: number of pairs for which the other has the measure and the method lacks it, in
+      any seed or altogether, as ``de_precision`` where no gene is predicted to change;
     * ``advantage``: mean of the other's error minus the method's; positive if the method is better;
     * ``low``, ``high``: Student's interval of the advantage, NaN for a single pair;
     * ``n_better``: number of pairs for which the method is better;
@@ -82,8 +82,8 @@ def paired_differences(
     of_method = table[table["method"] == method].groupby(pair, **named)[list(MEASURES)]
     difference = others.reindex(own.index) - own
     n, mean = difference.count(), difference.mean()
-    is_missing = of_method.agg(lambda values: values.isna().any()).astype(bool)
-    n_missing = (is_missing & others.reindex(own.index).notna()).sum()
+    is_complete = of_method.count().eq(of_method.size(), axis=0)
+    n_missing = (others.notna() & ~is_complete.reindex(others.index, fill_value=False)).sum()
     half = stats.t.ppf((1 + level) / 2, (n - 1).clip(lower=1)) * difference.std() / np.sqrt(n)
     result = pd.DataFrame(
         {

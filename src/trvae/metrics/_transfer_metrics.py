@@ -118,7 +118,8 @@ def transfer_metrics(
     and, with ``n_bootstrap``, the standard error of each, named ``rmse_se`` and so on; of the
     replicate, the standard deviation between its pairs.
 
-    What needs other labels is NaN without a reference; ``rmse_specific`` needs two.
+    What needs other labels is NaN without a reference; ``rmse_specific`` needs two, and
+    ``rmse_log_fold_change`` counts or natural logarithms.
     :data:`MEASURES` has the best value of each, and :func:`skill_scores` puts them on one scale.
     Counts are compared as ``log(1 + count / library size * median library size of control)``.
 
@@ -126,9 +127,10 @@ def transfer_metrics(
     ------
     ValueError
         If a gene of ``observed`` is missing from another group, a group has fewer than two cells,
-        counts would be compared with values of an unknown scale, a key is missing, ``library_key``
-        is given without normalisation, no other label was measured under both conditions, or a
-        number is out of range.
+        counts would be compared with values of an unknown scale or to another base than ``e``, the
+        values are neither integers nor logarithms, a key is missing, library sizes are not positive
+        or smaller than the counts, ``library_key`` is given without normalisation, no other label
+        was measured under both conditions, or a number is out of range.
 
     References
     ----------

@@ -78,8 +78,8 @@ class ConfidenceMixin(TransferMixin):
         One row per cell, with the columns ``distance`` from the nearest training cells of the
         target condition, in units of the median distance between such cells; and ``support``, the
         share of those training cells that lie at least as far from the others. The support of cells
-        like those seen is uniform between 0 and 1, and closer to a half in an ensemble, whose models'
-        it is the mean of. For a list of conditions, the condition is in
+        like those seen is uniform between 0 and 1; in an ensemble it is the mean over the models, and
+        so closer to a half. For a list of conditions, the condition is in
         the index before the cell.
 
         Raises

@@ -208,7 +208,8 @@ def read_checkpoint(
     if not has_kinds(checkpoint, _KINDS) or not has_kinds(checkpoint.get(_KEY), _KINDS_OF_OURS):
         raise ValueError(f"{path} is not a checkpoint written by train(checkpoint_dir=...).")
     own = checkpoint[_KEY]
-    differing = [name for name in identity if own["identity"].get(name) != identity[name]]
+    names = own["identity"] | identity
+    differing = [name for name in names if own["identity"].get(name) != identity.get(name)]
     weights = {f"module.{name}": weight for name, weight in module.state_dict().items()}
     saved = checkpoint["state_dict"]
     if not all(map(torch.is_tensor, saved.values())) or shapes_of(saved) != shapes_of(weights):
