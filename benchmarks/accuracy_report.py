@@ -77,8 +77,8 @@ def print_others(table: pd.DataFrame, tuned_on: list[str]) -> None:
         print(
             "Each number is followed by trVAE's for the same labels and seeds. The tools use the "
             "settings of their tutorials and at most 100 epochs; CPA its own early stopping. By the clock, "
-            "a type took trVAE one minute on one core, scGen 10, CPA 12 to 17, biolord 16 and scPRAM 40; the "
-            "last two were run for NK only.\n\n"
+            "a type took trVAE one minute on one core, scGen 10, CPA 12 to 17, biolord 16 and scPRAM 40, which "
+            "was run for NK only.\n\n"
             "Not run: CellFlow, whose tutorial's network is too large for a CPU; CellOT and inVAE, which have "
             "no package. `benchmarks/scperturbench.md` has published numbers of all but CellFlow.\n"
         )
