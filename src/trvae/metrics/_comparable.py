@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from trvae._utils._arguments import join_names
 from trvae.data._checks import (
@@ -82,7 +81,9 @@ def _check_same_scale(
             "values with log-normalised values, or state in uns['log1p']['target_sum'] which "
             "library size log-normalised values are scaled to."
         )
-    bases = {name: stated_base(groups[name]) for name in logarithms} | dict.fromkeys(counts, np.e)
+    bases = {name: stated_base(groups[name]) for name in logarithms} | dict.fromkeys(
+        counts, math.e
+    )
     if len({base for base in bases.values() if base is not None}) > 1:
         shown = (f"{name} {base:.4g}" for name, base in bases.items() if base is not None)
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -113,7 +114,7 @@ class TransferComparison:
             seed,
             # Of a cell with the median library size, which all are scaled to.
             one_count=np.log(2) if counted else 0.0,
-            is_natural_log=normalize and (counted or stated_base(observed) in (None, np.e)),
+            is_natural_log=normalize and (counted or stated_base(observed) in (None, math.e)),
         )
         self._n_bootstrap = n_bootstrap
         self.rows = {name: self._row(values) for name, values in predictions.items()}

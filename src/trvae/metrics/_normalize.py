@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,7 +59,7 @@ def log_normalized(
     scaled_to = stated_target_sum(adata)
     if scaled_to is None or target_sum is None:
         return values
-    unit = np.log(stated_base(adata) or np.e)
+    unit = np.log(stated_base(adata) or math.e)
     return np.log1p(np.expm1(values * unit) * (target_sum / scaled_to)) / unit
 
 
@@ -119,7 +120,7 @@ def stated_base(adata: AnnData) -> float | None:
     """Base of the logarithms, ``e`` if ``uns`` says that they are natural, ``None`` if nothing."""
     if "log1p" not in adata.uns:
         return None
-    return adata.uns["log1p"].get("base") or np.e
+    return adata.uns["log1p"].get("base") or math.e
 
 
 def library_sizes(adata: AnnData, layer: str | None, library_key: str | None) -> np.ndarray:
