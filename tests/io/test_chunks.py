@@ -1,5 +1,7 @@
+import errno
 import functools
 import itertools
+import shutil
 import warnings
 
 import anndata
@@ -16,6 +18,7 @@ from scipy import sparse
 
 import trvae
 from trvae.io import _chunks
+from trvae.io._atomic import remove
 from trvae.model import _streaming
 
 QUESTION = {"target_condition": "treated", "source_condition": "control", "seed": 3}
@@ -267,6 +270,22 @@ def test_a_result_that_fails_keeps_the_chunks(tmp_path, monkeypatch, suffix, roo
     path = model.transfer(cells, **QUESTION, **out)
     monkeypatch.undo()
     assert_same(path, model.transfer(cells, **QUESTION))
+
+
+def test_what_is_still_written_to_is_removed(tmp_path, monkeypatch):
+    """As by threads that have not seen yet that another one failed."""
+    (folder := tmp_path / "p.zarr").mkdir()
+    fails = iter([OSError(errno.ENOTEMPTY, "Directory not empty")] * 2)
+    rmtree = shutil.rmtree
+
+    def still_written_to(path):
+        if (error := next(fails, None)) is not None:
+            raise error
+        rmtree(path)
+
+    monkeypatch.setattr(shutil, "rmtree", still_written_to)
+    remove(folder)
+    assert not folder.exists()
 
 
 def test_a_chunk_that_fails_leaves_nothing(tmp_path):

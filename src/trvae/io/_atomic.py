@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import time
 import uuid
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+_TRIES, _SECONDS_BETWEEN_TRIES = 20, 0.05
 
 
 @contextmanager
@@ -130,10 +133,18 @@ def check_writable(folder: Path) -> None:
 
 def remove(path: Path) -> None:
     """Remove a file, or a folder with everything in it, if it exists."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
+    if not path.is_dir():
         path.unlink(missing_ok=True)
+        return
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            shutil.rmtree(path)
+            return
+        except OSError as error:
+            # Some of zarr's threads still write when another one has failed.
+            if error.errno != errno.ENOTEMPTY or tries_left == 0:
+                raise
+            time.sleep(_SECONDS_BETWEEN_TRIES)
 
 
 def remove_files(folder: Path, files: Iterable[Path]) -> None:
