@@ -118,7 +118,7 @@ def print_labels(table: pd.DataFrame, tuned_on: list[str]) -> None:
     cells = mean.map("{:.2f}".format) + sd.map(" ({:.2f})".format).replace(" (nan)", "")
     several = mean.index.get_level_values("target_condition").nunique() > 1
     cells.index = [
-        (f"{label}, {target}" if several else str(label)) + (" *" if label in tuned_on else "")
+        name_of(label, target, several) + (" *" if label in tuned_on else "")
         for label, target in mean.index
     ]
     averages = {"average": mean.mean()}
@@ -129,26 +129,20 @@ def print_labels(table: pd.DataFrame, tuned_on: list[str]) -> None:
     print(as_markdown(pd.concat([cells, averages]).rename(columns=SHOWN)))
 
 
+def name_of(label: str, target: str, several: bool) -> str:
+    """What was held out; the condition only if there are several."""
+    return f"{label}, {target}" if several else str(label)
+
+
 def print_intervals(table: pd.DataFrame) -> None:
     """The model's and the baselines' measures with intervals over cells, to be unfolded."""
     errors = [f"{name}_se" for name in SHOWN]
     methods = [name for name in (OWN, *BASELINES) if name in table["method"].unique()]
-    keys = ["label", "target_condition", "method"]
-    shown = table[table["method"].isin(methods)].groupby(keys, sort=False)
-    means = (
-        shown[[*SHOWN, *errors]]
-        .mean()
-        .sort_index(
-            level="method",
-            key=lambda names: names.map(methods.index),
-            kind="stable",
-            sort_remaining=False,
-        )
-    )
+    by_label = table.groupby(["method", "label", "target_condition"], sort=False)
+    means = by_label[[*SHOWN, *errors]].mean().loc[methods]
     several = table["target_condition"].nunique() > 1
     means.index = [
-        f"{method}: {label}" + (f", {target}" if several else "")
-        for label, target, method in means.index
+        f"{method}: {name_of(label, target, several)}" for method, label, target in means.index
     ]
     half = 1.96 * means[errors].set_axis([*SHOWN], axis=1)
     cells = means[[*SHOWN]].map("{:.3f}".format) + half.map(" ± {:.3f}".format)

@@ -81,7 +81,7 @@ def test_damaged_files_are_named_and_left_alone(kept, name, damage):
 
 def test_results_of_other_measures_or_versions_are_refused(adata, tmp_path, monkeypatch):
     Results(tmp_path, fingerprint_of(adata, SETTINGS))
-    monkeypatch.setattr("trvae.evaluation._results.version", lambda name: "9.9")
+    monkeypatch.setattr("trvae.evaluation._results.__version__", "9.9")
     monkeypatch.setattr("trvae.evaluation._results.MEASURES", ["rmse"])
     with pytest.raises(ValueError, match="they differ in version, measures"):
         Results(tmp_path, fingerprint_of(adata, SETTINGS))

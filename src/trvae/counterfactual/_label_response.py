@@ -324,9 +324,9 @@ def group_means_of_blocks(
             block = sparse.diags_array(counted / np.where(counted, sums, 1)) @ block
             share += indicator @ (np.ones(len(sums)) if library is None else sums / library)
         total = total + dense(indicator @ block)
-    divisor = np.where(n_cells > 0, n_cells, np.nan)
-    modelled_share = share / divisor if is_counts else np.ones(n_groups)
+    divisor, modelled_share = np.where(n_cells > 0, n_cells, np.nan), np.ones(n_groups)
     if is_counts:
+        modelled_share = share / divisor
         divisor = np.where(n_cells > 0, n_counted.clip(min=1), np.nan)
     return GroupMeans(
         (total / divisor[:, None]).reshape(*shape, -1),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from filelock import FileLock
 
+from trvae import __version__
 from trvae._utils._arguments import join_names
 from trvae._utils._matrices import digest, digest_of_matrix
 from trvae.data._checks import check_obs_column, get_matrix
@@ -106,7 +106,7 @@ def fingerprint_of(adata: AnnData, settings: dict[str, Any]) -> dict[str, Any]:
     ]
     names = [values.to_numpy(dtype=str) for values in (adata.obs_names, adata.var_names)]
     return {
-        "version": version("trvae-tools"),
+        "version": __version__,
         "measures": ", ".join(MEASURES),
         "cells_and_genes": digest(*names, *columns),
         "values": digest_of_matrix(get_matrix(adata, settings["layer"])),

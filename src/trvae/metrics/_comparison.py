@@ -86,16 +86,17 @@ class TransferComparison:
         self._keys = {"layer": layer, "library_key": library_key}
         self._normalize = normalize
         check_comparable(self._groups | trained_on, normalize=normalize, **self._keys)
+        self._target_sum = None
         if normalize:
-            check_logarithms(control[:, observed.var_names], layer)
-        compared = control[:, observed.var_names]
-        self._target_sum = median_library_size(compared, layer, library_key) if normalize else None
+            compared = control[:, observed.var_names]
+            check_logarithms(compared, layer)
+            self._target_sum = median_library_size(compared, **self._keys)
         before = self._values(control)
         predictions = {"no change": before}
         others = None
         self._nearest: str | None = None
         learnt_from = [get_matrix(cells, layer) for cells in (control, *trained_on.values())]
-        counted = normalize and all(map(is_counts, learnt_from))
+        counted = LINEAR_COUNTS in baselines_of(*learnt_from, normalize=normalize)
         if reference is not None:
             named = condition_key, labels_key, source_condition, target_condition
             groups, values = _other_labels(reference, control, *named), self._values(reference)
@@ -156,11 +157,10 @@ class TransferComparison:
         return log_normalized(cells, target_sum=self._target_sum, **self._keys)
 
 
-def baselines_of(matrix: Any, *, normalize: bool) -> list[str]:
+def baselines_of(*matrices: Any, normalize: bool) -> list[str]:
     """Names of the baselines for cells with these values: one of them changes counts."""
-    return [
-        name for name in BASELINES if name != LINEAR_COUNTS or (normalize and is_counts(matrix))
-    ]
+    counted = normalize and all(map(is_counts, matrices))
+    return [name for name in BASELINES if name != LINEAR_COUNTS or counted]
 
 
 def _other_labels(

@@ -306,8 +306,6 @@ class TransferMixin:
                 if library_size != "observed" and first.module.is_count_model:
                     sums = expected.sum(1, keepdim=True)
                     # Cells without counts stay so.
-                    expected = expected * (
-                        (sums > LEAST_COUNTS) * library_size / sums.clamp(min=1e-12)
-                    )
+                    expected = expected * torch.where(sums > LEAST_COUNTS, library_size / sums, 0)
                 blocks.append(with_columns(expected, columns).float().cpu().numpy())
             yield np.concatenate(blocks)
